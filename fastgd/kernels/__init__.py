@@ -1,0 +1,142 @@
+"""The kernels: which backend runs them, on how many threads, and what this build can do.
+
+A backend is the same Cython loops compiled for one level of instruction set, or ``"numpy"``, the
+reference itself.  All give the same bits.  The best one that processor and operating system support
+is chosen at import, unless the environment variable ``FASTGD_BACKEND`` names another.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from importlib.util import find_spec
+from operator import index
+
+import numpy as np
+
+from fastgd.kernels import _engine
+
+__all__ = [
+    "available_backends",
+    "get_backend",
+    "get_num_threads",
+    "set_backend",
+    "set_num_threads",
+    "show_config",
+]
+
+# The x86-64 level that each backend needs, best first; 0 is any processor.
+_LEVELS = {"x86_64_v4": 4, "x86_64_v3": 3, "baseline": 0, "numpy": 0}
+
+_backend = ""
+
+
+def _why_not(name: str) -> str | None:
+    """Why a backend cannot run here, or None if it can."""
+    if name not in _LEVELS:
+        return "no such backend"
+    level = _engine.x86_64_level()
+    if _LEVELS[name] > level:
+        found = f"is at x86-64 level {level}" if level else "is no x86-64"
+        return f"it needs x86-64 level {_LEVELS[name]}, and this CPU and operating system {found}"
+    if name != "numpy" and find_spec(f"{__name__}._{name}") is None:
+        return "it was not built"
+    return None
+
+
+def available_backends() -> tuple[str, ...]:
+    """The backends that can run here, the fastest first.
+
+    Examples
+    --------
+    >>> import fastgd
+    >>> fastgd.available_backends()[-2:]
+    ('baseline', 'numpy')
+    """
+    return tuple(name for name in _LEVELS if _why_not(name) is None)
+
+
+def get_backend() -> str:
+    """The backend in use."""
+    return _backend
+
+
+def set_backend(name: str) -> None:
+    """Run all steps from now on with a backend.
+
+    Parameters
+    ----------
+    name : str
+        One of `available_backends`.  ``"numpy"`` runs the NumPy reference.
+
+    Raises
+    ------
+    ValueError
+        If there is no such backend, or it cannot run here; the one in use stays.
+
+    Examples
+    --------
+    >>> import fastgd
+    >>> before = fastgd.get_backend()
+    >>> fastgd.set_backend("numpy")
+    >>> fastgd.get_backend()
+    'numpy'
+    >>> fastgd.set_backend(before)
+    """
+    global _backend
+    problem = _why_not(name)
+    if problem is not None:
+        raise ValueError(
+            f"backend {name!r}: {problem}; available here: {', '.join(available_backends())}"
+        )
+    _engine.use_backend(None if name == "numpy" else import_module(f"{__name__}._{name}"))
+    _backend = name
+
+
+def get_num_threads() -> int:
+    """The number of threads that a large step uses.
+
+    This is what `set_num_threads` said, else OpenMP's own limit, which follows
+    ``OMP_NUM_THREADS``, the affinity mask and threadpoolctl.  It is 1 in a forked child (OpenMP's
+    threads don't survive a fork) and in a build without OpenMP.
+    """
+    return _engine.get_num_threads()
+
+
+def set_num_threads(n: int | None) -> None:
+    """Use at most `n` threads for a step; None follows OpenMP's own limit again.
+
+    Results do not depend on it, to the bit.  Steps of fewer than 32,768 elements use one thread.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `n` is not an integer of at least 1, or None.
+    """
+    if n is None:
+        _engine.set_num_threads(0)
+        return
+    try:
+        count = index(n)
+    except TypeError:
+        raise TypeError(f"n: expected an integer or None, found {type(n).__name__}") from None
+    if not 1 <= count <= 1024:
+        raise ValueError(f"n: expected a number of threads from 1 to 1024, found {n}")
+    _engine.set_num_threads(count)
+
+
+def show_config() -> None:
+    """Print version, backend, threads, and which backends can run here, or why not."""
+    from fastgd import __version__
+
+    level = _engine.x86_64_level()
+    print(f"fastgd {__version__}, NumPy {np.__version__}")
+    print(f"processor  {f'x86-64 level {level}' if level else 'not x86-64'}")
+    print(f"threads    {get_num_threads()} (OpenMP: {'yes' if _engine.has_openmp() else 'no'})")
+    for name in _LEVELS:
+        problem = _why_not(name)
+        mark = "in use" if name == _backend else "available" if problem is None else f"no: {problem}"
+        print(f"backend    {name:<10} {mark}")
+
+
+set_backend(os.environ.get("FASTGD_BACKEND") or available_backends()[0])

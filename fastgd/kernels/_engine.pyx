@@ -1,0 +1,499 @@
+"""The engine: checks of every tensor, then one sweep over all of them without the GIL.
+
+A `Plan` resolves the tensors of an optimizer to pointers once and cuts them into chunks.  A step
+then reads the gradients' pointers, asks for the coefficients, and runs the rules of the chosen
+backend chunk by chunk, on one thread or several.  Nothing is written before everything is checked.
+"""
+
+import os
+from collections.abc import Mapping
+
+cimport numpy as cnp
+from cpython.dict cimport PyDict_GetItemWithError
+from cpython.object cimport PyObject
+from cpython.pythread cimport (
+    NOWAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock,
+    PyThread_release_lock, PyThread_type_lock)
+from cython.parallel cimport prange
+from libc.stdlib cimport calloc, free
+
+from fastgd.kernels._types cimport *
+
+from fastgd.kernels import checks, reference
+
+cnp.import_array()
+
+cdef extern from "cpu.h" nogil:
+    int fastgd_x86_64_level()
+
+cdef extern from "threads.h" nogil:
+    int fastgd_max_threads()
+    const int FASTGD_OPENMP
+
+# Elements a thread works on at a time.  Chunks are cut at multiples of the tile.
+cdef Py_ssize_t CHUNK = 32768
+# With fewer elements than this in all, waking a second thread costs more than it saves.
+cdef Py_ssize_t PARALLEL_FROM = 32768
+
+# ------------------------------------------------------------------------- backend and threads
+
+# The rule loops of the chosen backend, {name: (f32, f64)}, or None for the NumPy reference.
+cdef dict _rules = None
+cdef void* _staged[2]
+
+
+def use_backend(module):
+    """Take rules and stages from a compiled backend module; None means the NumPy reference."""
+    global _rules
+    if module is None:
+        _rules = None
+        return
+    _staged[0] = <void*> <size_t> module.STAGED[0]
+    _staged[1] = <void*> <size_t> module.STAGED[1]
+    _rules = module.RULES
+
+
+def x86_64_level():
+    """The x86-64 level (1, 3 or 4) that processor and operating system support; 0 elsewhere."""
+    return fastgd_x86_64_level()
+
+
+cdef int _num_threads = 0      # 0: as many as OpenMP would take
+cdef bint _forked = False      # OpenMP's threads don't survive a fork, and waking them would hang
+
+
+def _after_fork_in_child():
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def set_num_threads(int n):
+    """Let steps use up to `n` threads; 0 means as many as OpenMP would take."""
+    global _num_threads
+    _num_threads = n
+
+
+def get_num_threads():
+    """The number of threads a large step would use now."""
+    if _forked or not FASTGD_OPENMP:
+        return 1
+    return _num_threads or fastgd_max_threads()
+
+
+def has_openmp():
+    """Whether the engine was built with OpenMP."""
+    return bool(FASTGD_OPENMP)
+
+
+# --------------------------------------------------------------------------------- the records
+
+cdef struct Tensor:
+    char* p
+    const char* g              # this step's gradient, or NULL: no gradient, not updated
+    const char* bound          # the gradient bound when the plan was made, or NULL
+    const char* cleared        # the last gradient found not to overlap anything that is written
+    char* s[MAX_STATES]
+    int n_states
+    int is_double
+    int order                  # the contiguity flag that parameter and gradient share
+    Py_ssize_t n
+    Py_ssize_t group
+    Py_ssize_t setting         # this step's
+
+cdef struct Chunk:
+    Py_ssize_t tensor
+    Py_ssize_t offset
+    Py_ssize_t n
+    Py_ssize_t before          # elements in all chunks before this one
+
+# What the tensors of one group at the same step count share.
+cdef struct Setting:
+    void* rule[2]              # float32, float64
+    void* staged[2]
+    float c32[MAX_COEFFICIENTS]
+    double c64[MAX_COEFFICIENTS]
+    Stages stages
+
+ctypedef fused real:
+    float
+    double
+
+
+cdef inline void run_chunk(real* p, Tensor* t, Chunk* chunk, Setting* setting, const real* c,
+                           void* rule, void* staged) noexcept nogil:
+    cdef real* s[MAX_STATES]
+    cdef const real* g = <const real*> t.g + chunk.offset
+    cdef int j
+    p += chunk.offset
+    for j in range(t.n_states):
+        s[j] = <real*> t.s[j] + chunk.offset
+    if setting.stages.flags:
+        if real is float:
+            (<staged_f32> staged)(rule, p, g, s, chunk.n, c, &setting.stages)
+        else:
+            (<staged_f64> staged)(rule, p, g, s, chunk.n, c, &setting.stages)
+    else:
+        if real is float:
+            (<rule_f32> rule)(p, g, s, chunk.n, c)
+        else:
+            (<rule_f64> rule)(p, g, s, chunk.n, c)
+
+
+cdef void run(Tensor* tensors, Setting* settings, Chunk* chunk, Chunk* end) noexcept nogil:
+    cdef Tensor* t
+    cdef Setting* setting
+    while chunk < end:
+        t = &tensors[chunk.tensor]
+        if t.g != NULL:
+            setting = &settings[t.setting]
+            if t.is_double:
+                run_chunk[double](<double*> t.p, t, chunk, setting, setting.c64,
+                                  setting.rule[1], setting.staged[1])
+            else:
+                run_chunk[float](<float*> t.p, t, chunk, setting, setting.c32,
+                                 setting.rule[0], setting.staged[0])
+        chunk += 1
+
+
+# ------------------------------------------------------------------------------------ the plan
+
+cdef class Plan:
+    """The tensors of an optimizer, resolved to pointers, and the step over all of them.
+
+    Parameters
+    ----------
+    structure : None, list or dict
+        The form in which gradients come: None for a bare array, else lists and dicts nested like
+        the parameters, with None in place of each array.
+    params : list of ndarray
+        The parameters in the order of `structure`; float32 or float64, contiguous, writeable.
+    labels : list of str
+        What to call each parameter in an error, less the leading ``params``.
+    groups : list of int
+        The group each parameter belongs to.
+    states : list of tuple of ndarray
+        The states of each parameter, in the order of its rule.
+    state_names : list of tuple of str
+        What they are called.
+    steps : ndarray of int64, shape (parameters,)
+        The number of steps each parameter has taken; counted up in place.
+    grads : object, optional
+        Gradients to be bound: arrays read by each `step` that is given none.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an array is not what it has to be, or two of them overlap.
+    """
+
+    cdef readonly list params, labels, states
+    cdef readonly cnp.ndarray steps
+    cdef object structure
+    cdef list bound
+    cdef cnp.int64_t* counts    # of `steps`
+    cdef Py_ssize_t n, n_chunks, n_spans
+    cdef Tensor* tensors
+    cdef Chunk* chunks
+    cdef Setting* settings
+    cdef size_t* spans          # start, end of all that a step writes, by address
+    cdef list span_labels
+    cdef PyThread_type_lock lock
+
+    def __cinit__(self, structure, list params, list labels, list groups, list states,
+                  list state_names, cnp.ndarray steps, grads=None):
+        cdef Py_ssize_t i, k
+        self.structure, self.params, self.labels, self.states = structure, params, labels, states
+        self.steps, self.counts = steps, <cnp.int64_t*> cnp.PyArray_DATA(steps)
+        self.n = len(params)
+        self.lock = PyThread_allocate_lock()
+        self.tensors = <Tensor*> calloc(self.n, sizeof(Tensor))
+        self.settings = <Setting*> calloc(self.n, sizeof(Setting))
+        if self.lock == NULL or self.tensors == NULL or self.settings == NULL:
+            raise MemoryError
+        for i in range(self.n):
+            for name, state in zip(state_names[i], states[i], strict=True):
+                checks.check_like(state, params[i], checks.state_label(labels[i], name))
+            self.plan_tensor(&self.tensors[i], params[i], states[i], groups[i])
+        self.cut_chunks()
+
+        spans = checks.check_disjoint(params, labels, states, state_names)
+        self.n_spans = len(spans)
+        self.spans = <size_t*> calloc(2 * self.n_spans, sizeof(size_t))
+        if self.spans == NULL and self.n_spans:
+            raise MemoryError
+        self.span_labels = [label for _, _, label in spans]
+        for k in range(self.n_spans):
+            self.spans[2 * k], self.spans[2 * k + 1] = spans[k][:2]
+
+        if grads is not None:
+            self.bound = self.read_gradients(grads)
+            for i in range(self.n):
+                self.tensors[i].bound = self.tensors[i].g
+
+    def __dealloc__(self):
+        free(self.tensors)
+        free(self.chunks)
+        free(self.settings)
+        free(self.spans)
+        if self.lock != NULL:
+            PyThread_free_lock(self.lock)
+
+    cdef int plan_tensor(self, Tensor* t, cnp.ndarray p, tuple states,
+                         Py_ssize_t group) except -1:
+        cdef Py_ssize_t j
+        if len(states) > MAX_STATES:
+            raise ValueError(f"a rule may have at most {MAX_STATES} states")
+        t.p = cnp.PyArray_BYTES(p)
+        t.n = p.size
+        t.group = group
+        t.is_double = cnp.PyArray_TYPE(p) == cnp.NPY_DOUBLE
+        t.order = (cnp.NPY_ARRAY_C_CONTIGUOUS if cnp.PyArray_IS_C_CONTIGUOUS(p)
+                   else cnp.NPY_ARRAY_F_CONTIGUOUS)
+        t.n_states = <int> len(states)
+        for j in range(t.n_states):
+            t.s[j] = cnp.PyArray_BYTES(<cnp.ndarray> states[j])
+
+    cdef int cut_chunks(self) except -1:
+        """Cut each tensor into equal chunks of at most CHUNK elements, at multiples of a tile."""
+        cdef Py_ssize_t i, parts, size, offset, k = 0, before = 0
+        for i in range(self.n):
+            self.n_chunks += (self.tensors[i].n + CHUNK - 1) // CHUNK
+        self.chunks = <Chunk*> calloc(self.n_chunks + 1, sizeof(Chunk))
+        if self.chunks == NULL:
+            raise MemoryError
+        for i in range(self.n):
+            parts = (self.tensors[i].n + CHUNK - 1) // CHUNK
+            if not parts:
+                continue
+            size = (self.tensors[i].n + parts - 1) // parts
+            size = (size + TILE - 1) // TILE * TILE
+            offset = 0
+            while offset < self.tensors[i].n:
+                self.chunks[k].tensor, self.chunks[k].offset = i, offset
+                self.chunks[k].n = min(size, self.tensors[i].n - offset)
+                self.chunks[k].before = before
+                before += self.chunks[k].n
+                offset += size
+                k += 1
+        self.n_chunks = k
+
+    # ------------------------------------------------------------------------ reading gradients
+
+    cdef list read_gradients(self, grads):
+        """Check all gradients and note their pointers; returns the arrays, None where none is."""
+        cdef list held = [None] * self.n
+        cdef Py_ssize_t at = 0
+        self.walk(self.structure, grads, held, &at)
+        return held
+
+    cdef int walk(self, structure, grads, list held, Py_ssize_t* at) except -1:
+        cdef PyObject* child
+        cdef Py_ssize_t k
+        if structure is None:
+            self.read_gradient(at[0], grads, held)
+            at[0] += 1
+        elif type(structure) is dict:
+            if not isinstance(grads, dict):
+                if not isinstance(grads, Mapping):
+                    checks.refuse_structure(self.structure, grads)
+                grads = dict(grads)
+            if len(<dict> grads) != len(<dict> structure):
+                checks.refuse_structure(self.structure, grads)
+            for key, inner in (<dict> structure).items():
+                child = PyDict_GetItemWithError(grads, key)
+                if child == NULL:
+                    checks.refuse_structure(self.structure, grads)
+                self.walk(inner, <object> child, held, at)
+        else:
+            if not isinstance(grads, (list, tuple)) or len(grads) != len(<list> structure):
+                checks.refuse_structure(self.structure, grads)
+            for k in range(len(<list> structure)):
+                self.walk((<list> structure)[k], grads[k], held, at)
+
+    cdef int read_gradient(self, Py_ssize_t i, grad, list held) except -1:
+        cdef Tensor* t = &self.tensors[i]
+        cdef const char* g
+        if grad is None:
+            t.g = NULL
+            return 0
+        if not (cnp.PyArray_CheckExact(grad) and fits(grad, self.params[i], t.order)):
+            grad = checks.as_gradient(grad, self.params[i], f"grads{self.labels[i]}")
+        g = cnp.PyArray_BYTES(<cnp.ndarray> grad)
+        if g != t.cleared:
+            self.check_overlap(i, <size_t> g, cnp.PyArray_NBYTES(<cnp.ndarray> grad))
+            t.cleared = g
+        t.g = g
+        held[i] = grad
+
+    cdef int check_overlap(self, Py_ssize_t i, size_t start, size_t size) except -1:
+        """Refuse a gradient that shares memory with anything that a step writes."""
+        cdef Py_ssize_t low = 0, high = self.n_spans, middle
+        while low < high:      # the first span that ends after the gradient starts
+            middle = (low + high) // 2
+            if self.spans[2 * middle + 1] <= start:
+                low = middle + 1
+            else:
+                high = middle
+        if size and low < self.n_spans and self.spans[2 * low] < start + size:
+            raise ValueError(f"grads{self.labels[i]}: shares memory with {self.span_labels[low]}, "
+                             "which the step writes; pass a gradient in memory of its own")
+
+    # ----------------------------------------------------------------------------------- a step
+
+    def step(self, grads, configure, double unscale):
+        """Update every parameter that has a gradient, and its states, in place.
+
+        Parameters
+        ----------
+        grads : object or None
+            Gradients in the plan's structure; None for those bound beforehand.
+        configure : callable
+            ``configure(group, t, unscale)``, for the step that makes a parameter's count `t`,
+            returns the rule's name, its coefficients, and what the stages are given:
+            ``(name, coefficients, grad_scale, weight_decay, decoupled)``.
+        unscale : float
+            Passed on to `configure`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a gradient does not fit; nothing has been changed then.
+        RuntimeError
+            If another thread is inside a step of this plan.
+        """
+        if not PyThread_acquire_lock(self.lock, NOWAIT_LOCK):
+            raise RuntimeError("this optimizer is being stepped in another thread; "
+                               "let one thread step it, or hold a lock of your own")
+        try:
+            self.locked_step(grads, configure, unscale)
+        finally:
+            PyThread_release_lock(self.lock)
+
+    cdef int locked_step(self, grads, configure, double unscale) except -1:
+        cdef Py_ssize_t i, elements = 0
+        cdef list held
+        cdef dict rules = _rules
+        if grads is not None:
+            held = self.read_gradients(grads)
+        elif self.bound is None:
+            raise TypeError("step() needs gradients, as no gradients were bound with grads=...")
+        else:
+            held = self.bound
+            for i in range(self.n):
+                self.tensors[i].g = self.tensors[i].bound
+        self.check_unmoved()
+        configured = self.configure(rules, configure, unscale)
+
+        # All checks have passed: from here on nothing fails.
+        for i in range(self.n):
+            if self.tensors[i].g != NULL:
+                self.counts[i] += 1
+                elements += self.tensors[i].n
+        if rules is None:
+            for i in range(self.n):
+                if self.tensors[i].g != NULL:
+                    name, *settings = configured[self.tensors[i].setting]
+                    reference.step(name, self.params[i], held[i], self.states[i], *settings)
+        else:
+            self.sweep(elements)
+
+    cdef int check_unmoved(self) except -1:
+        """Refuse parameters that were made read-only or given other memory since the plan."""
+        cdef Py_ssize_t i
+        cdef cnp.ndarray p
+        for i in range(self.n):
+            p = <cnp.ndarray> self.params[i]
+            if cnp.PyArray_BYTES(p) != self.tensors[i].p or not cnp.PyArray_ISWRITEABLE(p):
+                raise ValueError(f"params{self.labels[i]}: was made read-only or given other "
+                                 "memory after the optimizer was made")
+
+    cdef list configure(self, dict rules, configure, double unscale):
+        """Work out the settings of each distinct (group, step count), and point tensors there."""
+        cdef Py_ssize_t i, group = -1
+        cdef cnp.int64_t step = -1
+        cdef Tensor* t
+        cdef dict known = {}
+        cdef list configured = []
+        for i in range(self.n):
+            t = &self.tensors[i]
+            if t.g == NULL:
+                continue
+            if t.group != group or self.counts[i] != step:
+                group, step = t.group, self.counts[i]
+                setting = known.get((group, step))
+                if setting is None:
+                    setting = known[group, step] = len(configured)
+                    row = configure(group, step + 1, unscale)
+                    read_setting(&self.settings[<Py_ssize_t> setting], rules, row)
+                    configured.append(row)
+            t.setting = setting
+            if self.settings[t.setting].stages.n_states != t.n_states:
+                raise RuntimeError(f"params{self.labels[i]}: its states do not fit the rule")
+        return configured
+
+    cdef int sweep(self, Py_ssize_t elements) except -1:
+        cdef Py_ssize_t k, threads = 1
+        if elements >= PARALLEL_FROM and not _forked:
+            threads = _num_threads or fastgd_max_threads()
+            threads = min(threads, self.n_chunks)
+        with nogil:
+            if threads <= 1:
+                run(self.tensors, self.settings, self.chunks, self.chunks + self.n_chunks)
+            else:
+                for k in prange(threads, num_threads=threads, schedule="static", chunksize=1):
+                    run(self.tensors, self.settings,
+                        self.chunk_of_share(k, threads), self.chunk_of_share(k + 1, threads))
+
+    cdef Chunk* chunk_of_share(self, Py_ssize_t k, Py_ssize_t shares) noexcept nogil:
+        """The first chunk of the k-th of as many equal shares of all elements."""
+        cdef Chunk* last = &self.chunks[self.n_chunks - 1]
+        cdef Py_ssize_t elements = last.before + last.n, low = 0, high = self.n_chunks, middle
+        while low < high:
+            middle = (low + high) // 2
+            if self.chunks[middle].before * shares < elements * k:
+                low = middle + 1
+            else:
+                high = middle
+        return self.chunks + low
+
+
+cdef bint fits(cnp.ndarray g, cnp.ndarray p, int order) noexcept:
+    """Whether a gradient has its parameter's type, shape and layout."""
+    cdef int needed = order | cnp.NPY_ARRAY_ALIGNED
+    cdef int j
+    if (cnp.PyArray_TYPE(g) != cnp.PyArray_TYPE(p) or cnp.PyArray_NDIM(g) != cnp.PyArray_NDIM(p)
+            or (cnp.PyArray_FLAGS(g) & needed) != needed or not cnp.PyArray_ISNOTSWAPPED(g)):
+        return False
+    for j in range(cnp.PyArray_NDIM(p)):
+        if cnp.PyArray_DIM(g, j) != cnp.PyArray_DIM(p, j):
+            return False
+    return True
+
+
+cdef int read_setting(Setting* setting, dict rules, tuple row) except -1:
+    """Fill a setting from what `configure` returned."""
+    cdef Py_ssize_t j
+    name, coefficients, grad_scale, weight_decay, decoupled = row
+    rule = reference.RULES[name]
+    if len(coefficients) != len(rule.coefficients) or len(coefficients) > MAX_COEFFICIENTS:
+        raise RuntimeError(f"rule {name} takes {len(rule.coefficients)} coefficients "
+                           f"of at most {MAX_COEFFICIENTS}, not {len(coefficients)}")
+    for j in range(len(coefficients)):
+        setting.c64[j] = coefficients[j]
+        setting.c32[j] = <float> setting.c64[j]
+    setting.stages.n_states = <int> len(rule.states)
+    setting.stages.grad_scale = grad_scale
+    setting.stages.weight_decay = weight_decay
+    setting.stages.decoupled = decoupled
+    setting.stages.flags = ((SCALE if setting.stages.grad_scale != 1.0 else 0)
+                            | (L2_DECAY if setting.stages.weight_decay != 0.0 else 0)
+                            | (DECOUPLED_DECAY if setting.stages.decoupled != 1.0 else 0))
+    if rules is not None:
+        loops = rules[name]
+        for j in range(2):
+            setting.rule[j] = <void*> <size_t> loops[j]
+            setting.staged[j] = _staged[j]

@@ -1,0 +1,8 @@
+# The kernels for x86-64-v4 processors: see _baseline.pyx.
+from cython cimport floating
+from libc.math cimport sqrt, sqrtf
+
+from fastgd.kernels._types cimport *
+
+include "_rules.pxi"
+include "_stages.pxi"

@@ -1,0 +1,161 @@
+"""What an array must be before a kernel may touch it, and the words that say what it isn't.
+
+TypeError is for the wrong kind of thing (not an array, wrong dtype), ValueError for the wrong shape,
+layout or memory.  Every message begins with the array's name and says what was expected and found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def label(path: Sequence[object]) -> str:
+    """How a path into nested parameters is written after ``params`` or ``grads``."""
+    if any(isinstance(step, str) for step in path):
+        return '["' + ".".join(map(str, path)) + '"]'
+    return "".join(f"[{step!r}]" for step in path)
+
+
+def state_label(parameter: str, state: str) -> str:
+    """What to call a state of a parameter."""
+    return f'state{parameter or "[0]"}["{state}"]'
+
+
+def as_array(obj: object, name: str) -> Array:
+    """A NumPy array over the memory of `obj`; never a copy.
+
+    Takes NumPy arrays, CPU tensors (through DLPack), and what exposes its buffer.
+    """
+    if isinstance(obj, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected a plain array, found a masked array")
+    if isinstance(obj, np.ndarray):
+        return np.asarray(obj)
+    found = f"{type(obj).__module__}.{type(obj).__qualname__}"
+    try:
+        if hasattr(obj, "__dlpack__"):
+            detach = getattr(obj, "detach", None)  # tensors that record gradients
+            return np.from_dlpack(detach() if detach else obj)
+        if not isinstance(obj, np.generic):
+            return np.asarray(memoryview(obj))  # type: ignore[arg-type]
+    except Exception as error:
+        raise TypeError(f"{name}: expected an array in CPU memory, found {found} ({error})") from error
+    raise TypeError(f"{name}: expected an array, found the scalar {found}")
+
+
+def check_parameter(obj: object, name: str) -> Array:
+    """The array of a parameter: float32 or float64, contiguous, aligned, native, writeable."""
+    p = as_array(obj, name)
+    if p.dtype.newbyteorder("=") not in DTYPES:
+        raise TypeError(f"{name}: expected dtype float32 or float64, found {p.dtype}")
+    _check_memory(p, name)
+    if not (p.flags.c_contiguous or p.flags.f_contiguous):
+        raise ValueError(
+            f"{name}: expected contiguous memory, found strides {p.strides} for shape {p.shape}"
+        )
+    _check_writeable(p, name)
+    return p
+
+
+def check_like(obj: object, p: Array, name: str, writeable: bool = True) -> Array:
+    """The array of a state or gradient: like its parameter in dtype, shape and layout."""
+    a = as_array(obj, name)
+    if a.dtype.newbyteorder("=") != p.dtype:
+        raise TypeError(f"{name}: expected dtype {p.dtype} as its parameter, found {a.dtype}")
+    _check_memory(a, name)
+    if a.shape != p.shape:
+        raise ValueError(f"{name}: expected shape {p.shape} as its parameter, found {a.shape}")
+    order = "C" if p.flags.c_contiguous else "F"
+    if not a.flags[f"{order}_CONTIGUOUS"]:
+        raise ValueError(
+            f"{name}: expected contiguous memory in {order} order as its parameter, found strides "
+            f"{a.strides} for shape {a.shape}; "
+            f"np.{'ascontiguousarray' if order == 'C' else 'asfortranarray'} makes a fitting copy"
+        )
+    if writeable:
+        _check_writeable(a, name)
+    return a
+
+
+def as_gradient(obj: object, p: Array, name: str) -> Array:
+    """The array of a gradient; a NumPy scalar counts as one of shape ()."""
+    if isinstance(obj, np.generic) and p.shape == ():
+        obj = np.asarray(obj)
+    return check_like(obj, p, name, writeable=False)
+
+
+def _check_memory(a: Array, name: str) -> None:
+    if not a.dtype.isnative:
+        raise TypeError(f"{name}: expected native byte order, found {a.dtype.str}")
+    if not a.flags.aligned:
+        raise ValueError(
+            f"{name}: expected memory aligned to {a.itemsize} bytes, found address {a.ctypes.data:#x}"
+        )
+
+
+def _check_writeable(a: Array, name: str) -> None:
+    if not a.flags.writeable:
+        raise ValueError(f"{name}: expected a writeable array, found a read-only one")
+
+
+def check_disjoint(
+    params: Sequence[Array],
+    labels: Sequence[str],
+    states: Sequence[Sequence[Array]],
+    state_names: Sequence[Sequence[str]],
+) -> list[tuple[int, int, str]]:
+    """All memory that a step writes, as (start, end, name) by address; refuses overlaps."""
+    spans = []
+    for p, parameter, arrays, names in zip(params, labels, states, state_names, strict=True):
+        spans.append((p, f"params{parameter}"))
+        spans += [(a, state_label(parameter, name)) for a, name in zip(arrays, names, strict=True)]
+    placed = sorted((a.ctypes.data, a.ctypes.data + a.nbytes, name) for a, name in spans if a.size)
+    for (start, end, name), (start2, end2, name2) in zip(placed, placed[1:], strict=False):
+        if (start, end) == (start2, end2):
+            raise ValueError(f"{name2}: is the same memory as {name}; give each array once")
+        if end > start2:
+            raise ValueError(f"{name2}: overlaps {name} in memory; give arrays of their own")
+    return placed
+
+
+def refuse_structure(structure: object, grads: object) -> NoReturn:
+    """Say where gradients are nested differently from their parameters."""
+    _compare(structure, grads, ())
+    raise ValueError("grads: changed while it was read")
+
+
+def _compare(structure: object, grads: object, path: tuple[object, ...]) -> None:
+    name = f"grads{label(path)}"
+    found = type(grads).__name__
+    if isinstance(structure, dict):
+        if not isinstance(grads, Mapping):
+            raise TypeError(f"{name}: expected a dict as in params, found {found}")
+        missing = [key for key in structure if key not in grads]
+        unknown = [key for key in grads if key not in structure]
+        if missing or unknown:
+            problems = [f"missing {missing}"] * bool(missing)
+            problems += [f"unknown {unknown}"] * bool(unknown)
+            raise ValueError(
+                f"{name}: expected the keys of params, found {' and '.join(problems)}"
+                + ("; give None where there is no gradient" if missing else "")
+            )
+        for key, inner in structure.items():
+            _compare(inner, grads[key], (*path, key))
+    elif isinstance(structure, list):
+        if not isinstance(grads, (list, tuple)):
+            raise TypeError(
+                f"{name}: expected a list or tuple of {len(structure)} as in params, found {found}"
+            )
+        if len(grads) != len(structure):
+            raise ValueError(
+                f"{name}: expected {len(structure)} entries as in params, found {len(grads)}"
+            )
+        for k, inner in enumerate(structure):
+            _compare(inner, grads[k], (*path, k))

@@ -1,0 +1,286 @@
+"""Every rule and every stage in NumPy: what the compiled kernels must compute, to the bit.
+
+A rule is the formula of its paper and nothing else.  Its signature is also its declaration: after
+the parameter ``p`` and the gradient ``g`` come the states, by torch.optim's names, and after the
+``*`` the coefficients, by the papers' letters, in the order in which the compiled loop takes them.
+Arrays are updated in place.  Whatever depends on the step count (bias correction, first step) was
+worked out in double precision and arrives as a coefficient, rounded once to the type of ``p``.
+
+The compiled twins stand in ``_rules.pxi`` and ``_stages.pxi`` under the same names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Scalar = Any  # a NumPy scalar of the arrays' type
+
+
+class Rule(NamedTuple):
+    """A row of `RULES`: what a rule is called, needs and does."""
+
+    name: str
+    states: tuple[str, ...]
+    coefficients: tuple[str, ...]
+    update: Callable[..., None]
+
+
+RULES: dict[str, Rule] = {}
+
+
+def rule(update: Callable[..., None]) -> Callable[..., None]:
+    """Enter a function in `RULES`, reading states and coefficients off its signature."""
+    code = update.__code__
+    positional, total = code.co_argcount, code.co_argcount + code.co_kwonlyargcount
+    names = code.co_varnames
+    RULES[code.co_name] = Rule(code.co_name, names[2:positional], names[positional:total], update)
+    return update
+
+
+# ---------------------------------------------------------------------------------------- rules
+
+
+@rule
+def sgd(p: Array, g: Array, *, alpha: Scalar) -> None:
+    """Gradient descent: p ← p − αg."""
+    p[...] = p - alpha * g
+
+
+@rule
+def momentum(
+    p: Array, g: Array, momentum_buffer: Array, *, alpha: Scalar, beta: Scalar, gamma: Scalar
+) -> None:
+    """Descent along an accumulated direction: V ← βV + γg; p ← p − αV.
+
+    γ = 1 − β makes V the exponentially weighted average of the gradients, γ = 1 the heavy ball
+    of Polyak (1964).
+    """
+    V = momentum_buffer
+    V[...] = beta * V + gamma * g
+    p[...] = p - alpha * V
+
+
+@rule
+def nesterov(
+    p: Array,
+    g: Array,
+    momentum_buffer: Array,
+    *,
+    alpha: Scalar,
+    beta: Scalar,
+    gamma: Scalar,
+    mu: Scalar,
+) -> None:
+    """Heavy ball that looks ahead: V ← βV + γg; p ← p − α(g + μV) (Sutskever et al., 2013)."""
+    V = momentum_buffer
+    V[...] = beta * V + gamma * g
+    p[...] = p - alpha * (g + mu * V)
+
+
+@rule
+def adagrad(
+    p: Array, g: Array, sum: Array, *, alpha: Scalar, eps: Scalar, eps_root: Scalar
+) -> None:
+    """ν ← ν + g²; p ← p − αg / (√(ν + ε_root) + ε) (Duchi, Hazan and Singer, 2011)."""
+    nu = sum
+    nu[...] = nu + g * g
+    p[...] = p - alpha * g / (np.sqrt(nu + eps_root) + eps)
+
+
+@rule
+def rmsprop(
+    p: Array,
+    g: Array,
+    square_avg: Array,
+    *,
+    alpha: Scalar,
+    beta: Scalar,
+    gamma: Scalar,
+    eps: Scalar,
+    eps_root: Scalar,
+) -> None:
+    """ν ← βν + γg²; p ← p − αg / (√(ν + ε_root) + ε), γ = 1 − β (Tieleman and Hinton, 2012)."""
+    nu = square_avg
+    nu[...] = beta * nu + gamma * (g * g)
+    p[...] = p - alpha * g / (np.sqrt(nu + eps_root) + eps)
+
+
+@rule
+def rmsprop_momentum(
+    p: Array,
+    g: Array,
+    square_avg: Array,
+    momentum_buffer: Array,
+    *,
+    alpha: Scalar,
+    beta: Scalar,
+    gamma: Scalar,
+    eps: Scalar,
+    eps_root: Scalar,
+    mu: Scalar,
+) -> None:
+    """RMSProp whose scaled gradients feed a heavy ball: V ← μV + g/(√(ν + ε_root) + ε)."""
+    nu, V = square_avg, momentum_buffer
+    nu[...] = beta * nu + gamma * (g * g)
+    V[...] = mu * V + g / (np.sqrt(nu + eps_root) + eps)
+    p[...] = p - alpha * V
+
+
+@rule
+def rmsprop_centered(
+    p: Array,
+    g: Array,
+    square_avg: Array,
+    grad_avg: Array,
+    *,
+    alpha: Scalar,
+    beta: Scalar,
+    gamma: Scalar,
+    eps: Scalar,
+    eps_root: Scalar,
+) -> None:
+    """RMSProp by the variance ν − ḡ², ḡ ← βḡ + γg (Graves, 2013); rounding below 0 counts as 0."""
+    nu, mean = square_avg, grad_avg
+    nu[...] = beta * nu + gamma * (g * g)
+    mean[...] = beta * mean + gamma * g
+    p[...] = p - alpha * g / (np.sqrt(positive_part(nu - mean * mean) + eps_root) + eps)
+
+
+@rule
+def rmsprop_centered_momentum(
+    p: Array,
+    g: Array,
+    square_avg: Array,
+    grad_avg: Array,
+    momentum_buffer: Array,
+    *,
+    alpha: Scalar,
+    beta: Scalar,
+    gamma: Scalar,
+    eps: Scalar,
+    eps_root: Scalar,
+    mu: Scalar,
+) -> None:
+    """Centered RMSProp whose scaled gradients feed a heavy ball."""
+    nu, mean, V = square_avg, grad_avg, momentum_buffer
+    nu[...] = beta * nu + gamma * (g * g)
+    mean[...] = beta * mean + gamma * g
+    V[...] = mu * V + g / (np.sqrt(positive_part(nu - mean * mean) + eps_root) + eps)
+    p[...] = p - alpha * V
+
+
+@rule
+def adam(
+    p: Array,
+    g: Array,
+    exp_avg: Array,
+    exp_avg_sq: Array,
+    *,
+    alpha: Scalar,
+    beta1: Scalar,
+    gamma1: Scalar,
+    beta2: Scalar,
+    gamma2: Scalar,
+    eps: Scalar,
+    eps_root: Scalar,
+) -> None:
+    """m ← β₁m + γ₁g; v ← β₂v + γ₂g²; p ← p − αm / (√(v + ε_root) + ε) (Kingma and Ba, 2015).
+
+    γ = 1 − β.  α, ε and ε_root carry the bias corrections of the step (section 2 of the paper).
+    """
+    m, v = exp_avg, exp_avg_sq
+    m[...] = beta1 * m + gamma1 * g
+    v[...] = beta2 * v + gamma2 * (g * g)
+    p[...] = p - alpha * m / (np.sqrt(v + eps_root) + eps)
+
+
+@rule
+def amsgrad(
+    p: Array,
+    g: Array,
+    exp_avg: Array,
+    exp_avg_sq: Array,
+    max_exp_avg_sq: Array,
+    *,
+    alpha: Scalar,
+    beta1: Scalar,
+    gamma1: Scalar,
+    beta2: Scalar,
+    gamma2: Scalar,
+    eps: Scalar,
+    eps_root: Scalar,
+) -> None:
+    """Adam by the largest v so far: v̂ ← max(v̂, v) (Reddi, Kale and Kumar, 2018)."""
+    m, v, largest = exp_avg, exp_avg_sq, max_exp_avg_sq
+    m[...] = beta1 * m + gamma1 * g
+    v[...] = beta2 * v + gamma2 * (g * g)
+    largest[...] = np.where(largest > v, largest, v)  # a NaN in v wins
+    p[...] = p - alpha * m / (np.sqrt(largest + eps_root) + eps)
+
+
+def positive_part(x: Array) -> Array:
+    """x, or 0 where x < 0; NaN stays NaN."""
+    return np.where(x < 0, x.dtype.type(0), x)
+
+
+# --------------------------------------------------------------------------------------- stages
+
+
+def scale(g: Array, factor: Scalar) -> Array:
+    """The gradient times a factor."""
+    return factor * g
+
+
+def l2_decay(g: Array, p: Array, weight_decay: Scalar) -> Array:
+    """The gradient of the loss with a penalty ½λ‖p‖²: g + λp."""
+    return g + weight_decay * p
+
+
+def decoupled_decay(p: Array, factor: Scalar) -> None:
+    """Decay beside the gradient (Loshchilov and Hutter, 2019): p ← (1 − αλ)p."""
+    p[...] = factor * p
+
+
+def step(
+    name: str,
+    p: Array,
+    g: Array,
+    states: Sequence[Array],
+    coefficients: Sequence[float],
+    grad_scale: float = 1.0,
+    weight_decay: float = 0.0,
+    decoupled: float = 1.0,
+) -> None:
+    """One whole step of one tensor: scale → L2 decay → decoupled decay → rule.
+
+    Parameters
+    ----------
+    name : str
+        A key of `RULES`.
+    p : ndarray of float32 or float64
+        The parameter, updated in place.
+    g : ndarray, like `p`
+        Its gradient, only read.
+    states : sequence of ndarray, like `p`
+        The states in the rule's order, updated in place.
+    coefficients : sequence of float
+        The coefficients in the rule's order, not yet rounded.
+    grad_scale, weight_decay, decoupled : float
+        What the stages are given; at their defaults the stages are left out.
+    """
+    to = p.dtype.type
+    with np.errstate(all="ignore"):
+        if grad_scale != 1.0:
+            g = scale(g, to(grad_scale))
+        if weight_decay != 0.0:
+            g = l2_decay(g, p, to(weight_decay))
+        if decoupled != 1.0:
+            decoupled_decay(p, to(decoupled))
+        row = RULES[name]
+        rounded = dict(zip(row.coefficients, map(to, coefficients), strict=True))
+        row.update(p, g, *states, **rounded)

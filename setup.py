@@ -1,0 +1,97 @@
+"""Builds the extensions: the engine, and one module of kernels for each backend.
+
+BACKENDS is the list of instruction sets; everything else about the package is in pyproject.toml.
+"""
+
+import os
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+X86_64 = platform.machine() in {"x86_64", "AMD64"} and sys.maxsize > 2**32
+
+# The flags of each backend beside the common ones; x86_64_v4 wants whole ZMM registers.
+BACKENDS = {"baseline": []}
+if X86_64:
+    BACKENDS["x86_64_v3"] = ["-march=x86-64-v3"]
+    BACKENDS["x86_64_v4"] = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
+
+# The numeric contract: no contraction to FMA, no reassociation, but let square roots vectorise.
+# -ffast-math is not for us: linking with it flips the whole process to flush-to-zero.
+IEEE = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": False,
+    "wraparound": False,
+    "initializedcheck": False,
+    "cdivision": True,  # a check for zero in a loop keeps it from being vectorised
+    "embedsignature": True,
+    "freethreading_compatible": True,
+}
+
+KERNELS = "fastgd/kernels"
+HEADERS = ["src_c/cpu.h", "src_c/numeric.h", "src_c/threads.h"]
+SHARED = [*HEADERS, f"{KERNELS}/_types.pxd"]
+
+
+class BuildExtensions(build_ext):
+    """Build in parallel, and with OpenMP where compiler and linker know it."""
+
+    def build_extensions(self):
+        openmp = self.openmp_flags()
+        for extension in self.extensions:
+            if extension.name.endswith("._engine"):
+                extension.extra_compile_args += openmp
+                extension.extra_link_args += openmp
+        if not openmp:
+            print("fastgd: no OpenMP here; the engine will use one thread")
+        self.parallel = self.parallel or os.cpu_count()
+        super().build_extensions()
+
+    def openmp_flags(self):
+        if os.environ.get("FASTGD_OPENMP") == "0":
+            return []
+        for flags in (["-fopenmp"], ["-Xpreprocessor", "-fopenmp", "-lomp"]):
+            with tempfile.TemporaryDirectory() as folder:
+                source = Path(folder) / "openmp.c"
+                source.write_text("#include <omp.h>\nint main(void) { return !omp_get_max_threads(); }\n")
+                try:
+                    objects = self.compiler.compile(
+                        [str(source)], output_dir=folder, extra_postargs=flags[:2]
+                    )
+                    self.compiler.link_executable(
+                        objects, str(Path(folder) / "openmp"), extra_postargs=flags
+                    )
+                except Exception:  # each compiler fails with an exception of its own
+                    continue
+                return flags
+        return []
+
+
+def extension(module, sources, flags=()):
+    return Extension(
+        f"fastgd.kernels.{module}",
+        [f"{KERNELS}/{module}.pyx", *sources],
+        include_dirs=["src_c", numpy.get_include()],
+        depends=[*SHARED, f"{KERNELS}/_rules.pxi", f"{KERNELS}/_stages.pxi"],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
+        extra_compile_args=[*IEEE, *flags],
+    )
+
+
+setup(
+    ext_modules=cythonize(
+        [extension("_engine", ["src_c/cpu.c"])]
+        + [extension(f"_{name}", [], flags) for name, flags in BACKENDS.items()],
+        compiler_directives=DIRECTIVES,
+        annotate=os.environ.get("FASTGD_ANNOTATE") == "1",
+    ),
+    cmdclass={"build_ext": BuildExtensions},
+)
