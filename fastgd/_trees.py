@@ -1,0 +1,48 @@
+"""Parameters as people hold them (an array, a list, a dict, nested) as one flat list of leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Set
+from typing import Any
+
+# None for an array, a list or a dict of the same for what holds arrays.
+Structure = None | list[Any] | dict[Any, Any]
+Path = tuple[object, ...]
+
+
+def flatten(tree: object, path: Path = ()) -> tuple[Structure, list[tuple[Path, Any]]]:
+    """The structure of a tree, and its leaves with their paths, in order.
+
+    Dicts, lists, tuples and iterators hold leaves; everything else is one.
+
+    Raises
+    ------
+    TypeError
+        If something in the tree has no order (a set).
+    """
+    if isinstance(tree, Mapping):
+        pairs: list[tuple[object, Any]] = list(tree.items())
+    elif isinstance(tree, (list, tuple, Iterator)):
+        pairs = list(enumerate(tree))
+    elif isinstance(tree, Set):
+        raise TypeError(f"params: expected a list or dict, found a {type(tree).__name__} (no order)")
+    else:
+        return None, [(path, tree)]
+    leaves = []
+    children = []
+    for key, child in pairs:
+        structure, inner = flatten(child, (*path, key))
+        children.append(structure)
+        leaves += inner
+    if isinstance(tree, Mapping):
+        return dict(zip(tree, children, strict=True)), leaves
+    return children, leaves
+
+
+def name_of(path: Path) -> int | str:
+    """What a leaf is called: its index in a list, else its keys joined by dots."""
+    if not path:
+        return 0
+    if len(path) == 1 and isinstance(path[0], int):
+        return path[0]
+    return ".".join(map(str, path))

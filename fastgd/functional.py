@@ -1,0 +1,101 @@
+"""The kernels without the object, for those who keep their own states.
+
+There is one function for each optimizer, by its name in lower case: `sgd`, `momentum`, `adagrad`,
+`rmsprop`, `adam`, `adamw`.  Each updates one parameter and its states in place::
+
+    fastgd.functional.adam(p, g, exp_avg, exp_avg_sq, step=t, lr=1e-3)
+
+After the parameter and its gradient come the states that the hyper-parameters ask for, in the order
+of the rule in `fastgd.kernels.reference` and by torch.optim's names, then ``step``, the number of
+this step counted from 1, and the hyper-parameters of the optimizer, with its defaults.
+
+Examples
+--------
+>>> import numpy as np
+>>> from fastgd.functional import adam
+>>> p, g, m, v = np.ones(3), np.full(3, 0.5), np.zeros(3), np.zeros(3)
+>>> adam(p, g, m, v, step=1, lr=0.1)
+>>> p
+array([0.9, 0.9, 0.9])
+"""
+
+from __future__ import annotations
+
+import inspect
+from operator import index
+from typing import Any, Protocol
+
+import numpy as np
+
+from fastgd import optimizers
+from fastgd._optimizer import OPTIMIZERS, Optimizer
+from fastgd.kernels import checks
+from fastgd.kernels._engine import Plan
+from fastgd.kernels.reference import RULES
+
+
+class Update(Protocol):
+    """What every function of this module is."""
+
+    def __call__(self, p: Any, g: Any, *states: Any, step: int = 1, **hyper: Any) -> None:
+        """Update `p` and `states` in place by one step."""
+
+
+def __getattr__(name: str) -> Update:
+    for class_name in optimizers.__all__:
+        if class_name.lower() == name:
+            globals()[name] = function = _function(name, OPTIMIZERS[class_name])
+            return function
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {__dir__()}")
+
+
+def __dir__() -> list[str]:
+    return sorted(name.lower() for name in optimizers.__all__)
+
+
+def _function(name: str, cls: type[Optimizer]) -> Update:
+    """The function of an optimizer class, with the class's hyper-parameters and defaults."""
+    arguments = inspect.signature(cls).parameters
+    hyper = [a for key, a in arguments.items() if key in cls.domains]
+    defaults = {a.name: a.default for a in hyper}
+    domains = {key: cls.domains[key] for key in defaults}
+
+    def update(p: Any, g: Any, *states: Any, step: int = 1, **given: Any) -> None:
+        p = checks.check_parameter(p, "p")
+        if unknown := [key for key in given if key not in domains]:
+            raise TypeError(f"{name}: unknown {unknown[0]!r}; there are {', '.join(domains)}")
+        h = {key: domains[key](given.get(key, defaults[key]), key) for key in domains}
+        cls.consistent(h)
+        t = index(step)
+        if t < 1:
+            raise ValueError(f"step: expected the step's number counted from 1, found {step}")
+        rule = RULES[cls.rule(h)]
+        if len(states) != len(rule.states):
+            raise TypeError(f"{name}: expected the states {rule.states}, found {len(states)}")
+        views = tuple(
+            checks.check_like(a, p, key) for key, a in zip(rule.states, states, strict=True)
+        )
+        settings = (rule.name, cls.coefficients(h, t), *cls.stages(h, 1.0))
+        plan = Plan(None, [p], [""], [0], [views], [rule.states], np.zeros(1, np.int64))
+        plan.step(g, lambda *_: settings, 1.0)
+
+    given = [a.replace(kind=a.KEYWORD_ONLY) for a in hyper]
+    leading = list(inspect.signature(Update.__call__).parameters.values())[1:-1]
+    update.__signature__ = inspect.Signature([*leading, *given], return_annotation=None)  # type: ignore[attr-defined]
+    update.__name__ = update.__qualname__ = name
+    update.__doc__ = f"""One step of `fastgd.{cls.__name__}` on one parameter, in place.
+
+    Parameters
+    ----------
+    p : array of float32 or float64, any shape
+        The parameter, updated in place.
+    g : array like `p`
+        Its gradient, only read.
+    *states : arrays like `p`
+        The states of the rule that the hyper-parameters ask for, updated in place.
+    step : int
+        The number of this step, counted from 1.
+    {", ".join(defaults)}
+        As for `fastgd.{cls.__name__}`.
+    """
+    return update
