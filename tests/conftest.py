@@ -1,0 +1,38 @@
+"""Fixtures, and the rule that a strict run skips nothing without a reason of the machine's."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+import fastgd
+
+# With FASTGD_STRICT=1 (continuous integration) a skip for any other reason fails the run.
+MACHINE_REASONS = ("this CPU", "too little memory")
+
+
+@pytest.fixture(autouse=True)
+def restored_backend_and_threads():
+    """Leave backend and thread count as they were."""
+    backend = fastgd.get_backend()
+    yield
+    fastgd.set_backend(backend)
+    fastgd.set_num_threads(None)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    outcome = yield
+    report = outcome.get_result()
+    if report.skipped and os.environ.get("FASTGD_STRICT") == "1":
+        reason = str(report.longrepr[-1]) if isinstance(report.longrepr, tuple) else ""
+        if not any(known in reason for known in MACHINE_REASONS):
+            report.outcome = "failed"
+            report.longrepr = f"{item.nodeid} was skipped in a strict run: {reason}"

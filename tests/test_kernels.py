@@ -1,0 +1,139 @@
+"""Every rule and stage on every backend, bit for bit against the NumPy reference."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from helpers import COMPILED, SIZES, Tensors, coefficients_of
+
+import fastgd
+from fastgd.kernels import reference
+from fastgd.kernels.reference import RULES
+
+DTYPES = [np.float32, np.float64]
+# Each stage alone, and all together: factor of the gradient, L2 decay, decoupled decay.
+STAGES = {
+    "plain": (1.0, 0.0, 1.0),
+    "scale": (-0.37, 0.0, 1.0),
+    "l2": (1.0, 0.013, 1.0),
+    "decoupled": (1.0, 0.0, 0.987),
+    "all": (1.7, 0.011, 0.979),
+}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("backend", COMPILED)
+@pytest.mark.parametrize("stages", STAGES)
+@pytest.mark.parametrize("rule", RULES)
+def test_equals_the_reference_to_the_bit(rule, stages, backend, dtype, threads):
+    tensors = Tensors.random(rule, dtype)
+    gradients = [g.copy() for g in tensors.grads]
+    expected = tensors.copy().step("numpy", steps=3, stages=STAGES[stages])
+    changed = [p.copy() for p in tensors.params]
+    tensors.step(backend, threads, steps=3, stages=STAGES[stages]).assert_same(expected)
+    for before, after in zip(changed, tensors.params, strict=True):
+        # One element in many thousands may be moved by less than half its last bit.
+        assert np.sum(before == after) <= before.size // 10_000, "every element is updated"
+    for before, after in zip(gradients, tensors.grads, strict=True):
+        assert np.array_equal(before, after), "gradients are only read"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("backend", COMPILED)
+@pytest.mark.parametrize("stages", ["plain", "all"])
+@pytest.mark.parametrize("rule", RULES)
+def test_special_values_go_as_in_numpy(rule, stages, backend, dtype):
+    tiny = np.finfo(dtype).smallest_subnormal
+    special = np.array(
+        [0.0, -0.0, 1.0, -1.0, np.nan, np.inf, -np.inf, tiny, -tiny, 3 * tiny,
+         np.finfo(dtype).tiny, np.finfo(dtype).max, -np.finfo(dtype).max, 1e-20, 1e20],
+        dtype,
+    )  # fmt: skip
+    # Every combination of parameter, gradient and each state.
+    columns = np.array(list(itertools.product(special, repeat=2)), dtype).T
+    states = [np.resize(np.roll(special, k), columns.shape[1]) for k in range(3)]
+    for state in states:
+        own = tuple(np.abs(np.roll(state, k)) for k in range(len(RULES[rule].states)))
+        tensors = Tensors(rule, [columns[0].copy()], [columns[1].copy()], [own])
+        expected = tensors.copy().step("numpy", steps=2, stages=STAGES[stages])
+        tensors.step(backend, steps=2, stages=STAGES[stages]).assert_same(expected)
+
+
+@pytest.mark.parametrize("offset", [1, 2, 3, 5])
+@pytest.mark.parametrize("backend", COMPILED)
+def test_memory_at_any_element(backend, offset):
+    """Arrays need no alignment but their own."""
+    base = Tensors.random("adam", np.float32, [400 + offset])
+    views = Tensors(
+        "adam",
+        [base.params[0][offset:]],
+        [base.grads[0][:-offset]],
+        [tuple(s[offset:] for s in base.states[0])],
+    )
+    expected = views.copy().step("numpy", stages=STAGES["all"])
+    views.step(backend, stages=STAGES["all"]).assert_same(expected)
+    untouched = Tensors.random("adam", np.float32, [400 + offset])
+    assert np.array_equal(base.params[0][:offset], untouched.params[0][:offset])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 4, 8])
+def test_threads_do_not_change_a_bit(threads):
+    sizes = [5, 100_000, 0, 64, 70_001, 1]
+    tensors = Tensors.random("adam", np.float32, sizes)
+    expected = tensors.copy().step(fastgd.get_backend(), 1, steps=2, stages=STAGES["all"])
+    tensors.step(fastgd.get_backend(), threads, steps=2, stages=STAGES["all"]).assert_same(expected)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_broken_coefficient_shows(rule):
+    """The comparison has teeth: each coefficient, changed in its last bits, changes the result."""
+    p, g, *states = (np.array([0.5, -0.3]) + k / 8 for k in range(2 + len(RULES[rule].states)))
+    right = coefficients_of(rule)
+    for k in range(len(right)):
+        wrong = [c * (1 + 1e-9 * (j == k)) for j, c in enumerate(right)]
+        results = []
+        for c in (right, wrong):
+            arrays = [a.copy() for a in (p, *states)]
+            reference.step(rule, arrays[0], g, arrays[1:], c)
+            results.append(np.concatenate(arrays))
+        name = RULES[rule].coefficients[k]
+        if name not in {"eps", "eps_root"}:  # too small beside the root to show here
+            assert not np.array_equal(*results), name
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_eps_goes_outside_and_inside_the_root(rule):
+    names = RULES[rule].coefficients
+    if "eps" not in names:
+        assert "eps_root" not in names
+        return
+    for letter in ("eps", "eps_root"):
+        c = [{"eps": 0.0, "eps_root": 0.0, letter: 4.0}.get(n, v)
+             for n, v in zip(names, coefficients_of(rule), strict=True)]  # fmt: skip
+        p, g = np.zeros(1), np.ones(1)
+        states = [np.zeros(1) for _ in RULES[rule].states]
+        reference.step(rule, p, g, states, c)
+        by_name = dict(zip(RULES[rule].states, (float(s[0]) for s in states), strict=True))
+        coefficient = dict(zip(names, coefficients_of(rule), strict=True))
+        squares = ("max_exp_avg_sq", "exp_avg_sq", "square_avg", "sum")
+        square = next(by_name[n] for n in squares if n in by_name)
+        square -= by_name.get("grad_avg", 0.0) ** 2
+        direction = by_name.get("exp_avg", 1.0)
+        denominator = np.sqrt(square) + 4 if letter == "eps" else np.sqrt(square + 4)
+        assert p[0] == pytest.approx(-coefficient["alpha"] * direction / denominator, rel=1e-14)
+
+
+def test_sizes_cover_every_vector_width_and_the_tile():
+    for edge in (4, 8, 16, 32, 64, 128, 256, 512, 1024):
+        assert {edge - 1, edge, edge + 1} <= set(SIZES)
+
+
+def test_every_backend_has_every_rule():
+    from importlib import import_module
+
+    for name in fastgd.available_backends():
+        if name != "numpy":
+            assert list(import_module(f"fastgd.kernels._{name}").RULES) == list(RULES)
