@@ -1,0 +1,96 @@
+"""A multi-layer perceptron in plain NumPy, and the loop that trains it: how to embed fastgd.
+
+The parameters are a dict of layers, each a dict with weights ``"W"`` and biases ``"b"``;
+`loss_and_grads` returns gradients in the same form, and `fit` hands them to the optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from time import perf_counter_ns
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import fastgd
+
+Array = NDArray[Any]
+Layers = dict[str, dict[str, Array]]
+
+
+def init_layers(sizes: Sequence[int], rng: np.random.Generator) -> Layers:
+    """Layers of the given sizes; weights are normal with scale √(2/n) for n inputs, biases 0."""
+    return {
+        f"layer{k}": {
+            "W": rng.standard_normal((n, m), np.float32) * np.float32(np.sqrt(2 / n)),
+            "b": np.zeros(m, np.float32),
+        }
+        for k, (n, m) in enumerate(zip(sizes, sizes[1:], strict=False), 1)
+    }
+
+
+def forward(params: Layers, x: Array) -> list[Array]:
+    """The activations of every layer: ReLU in the hidden layers, class scores in the last."""
+    activations = [x]
+    for k, layer in enumerate(params.values(), 1):
+        z = activations[-1] @ layer["W"] + layer["b"]
+        activations.append(z if k == len(params) else np.maximum(z, 0))
+    return activations
+
+
+def loss_and_grads(params: Layers, x: Array, y: Array) -> tuple[float, Layers]:
+    """Mean cross-entropy of a batch, and its gradients in the form of `params`.
+
+    Parameters
+    ----------
+    params : dict of dict of ndarray
+        The layers.
+    x : ndarray of float32, shape (batch, features)
+        The inputs.
+    y : ndarray of int, shape (batch,)
+        The classes.
+    """
+    activations = forward(params, x)
+    scores = activations[-1] - activations[-1].max(axis=1, keepdims=True)
+    p = np.exp(scores)
+    total = p.sum(axis=1, keepdims=True)
+    rows = np.arange(len(y))
+    loss = float(np.mean(np.log(total[:, 0]) - scores[rows, y]))
+
+    delta = p / total
+    delta[rows, y] -= 1
+    delta /= len(y)
+    grads: Layers = {}
+    for (name, layer), a in zip(reversed(params.items()), reversed(activations[:-1]), strict=True):
+        grads[name] = {"W": a.T @ delta, "b": delta.sum(axis=0)}
+        delta = (delta @ layer["W"].T) * (a > 0)
+    return loss, grads
+
+
+def fit(
+    params: Layers,
+    opt: fastgd.Optimizer,
+    x: Array,
+    y: Array,
+    epochs: int,
+    batch_size: int,
+    rng: np.random.Generator,
+) -> Iterator[tuple[float, list[int]]]:
+    """Train in place; yields each epoch's mean loss, and nanoseconds of its optimizer steps."""
+    for _ in range(epochs):
+        losses, times = [], []
+        shuffled = rng.permutation(len(x))
+        for start in range(0, len(x), batch_size):
+            batch = shuffled[start : start + batch_size]
+            loss, grads = loss_and_grads(params, x[batch], y[batch])
+            before = perf_counter_ns()
+            opt.step(grads)
+            times.append(perf_counter_ns() - before)
+            losses.append(loss)
+        yield float(np.mean(losses)), times
+
+
+def accuracy(params: Layers, x: Array, y: Array) -> float:
+    """The share of inputs whose highest score is their class's."""
+    return float(np.mean(forward(params, x)[-1].argmax(axis=1) == y))
