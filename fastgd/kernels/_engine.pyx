@@ -287,10 +287,12 @@ cdef class Plan:
         """Check all gradients and note their pointers; returns the arrays, None where none is."""
         cdef list held = [None] * self.n
         cdef Py_ssize_t at = 0
-        self.walk(self.structure, grads, held, &at)
+        if not self.walk(self.structure, grads, held, &at):
+            checks.refuse_structure(self.structure, grads)
         return held
 
-    cdef int walk(self, structure, grads, list held, Py_ssize_t* at) except -1:
+    cdef bint walk(self, structure, grads, list held, Py_ssize_t* at) except -1:
+        """Read the gradients of a part of the structure, in order; False if it isn't the same."""
         cdef PyObject* child
         cdef Py_ssize_t k
         if structure is None:
@@ -299,20 +301,21 @@ cdef class Plan:
         elif type(structure) is dict:
             if not isinstance(grads, dict):
                 if not isinstance(grads, Mapping):
-                    checks.refuse_structure(self.structure, grads)
+                    return False
                 grads = dict(grads)
             if len(<dict> grads) != len(<dict> structure):
-                checks.refuse_structure(self.structure, grads)
+                return False
             for key, inner in (<dict> structure).items():
                 child = PyDict_GetItemWithError(grads, key)
-                if child == NULL:
-                    checks.refuse_structure(self.structure, grads)
-                self.walk(inner, <object> child, held, at)
+                if child == NULL or not self.walk(inner, <object> child, held, at):
+                    return False
         else:
             if not isinstance(grads, (list, tuple)) or len(grads) != len(<list> structure):
-                checks.refuse_structure(self.structure, grads)
+                return False
             for k in range(len(<list> structure)):
-                self.walk((<list> structure)[k], grads[k], held, at)
+                if not self.walk((<list> structure)[k], grads[k], held, at):
+                    return False
+        return True
 
     cdef int read_gradient(self, Py_ssize_t i, grad, list held) except -1:
         cdef Tensor* t = &self.tensors[i]
@@ -377,6 +380,7 @@ cdef class Plan:
         cdef Py_ssize_t i, elements = 0
         cdef list held
         cdef dict rules = _rules
+        self.check_unmoved()
         if grads is not None:
             held = self.read_gradients(grads)
         elif self.bound is None:
@@ -385,7 +389,6 @@ cdef class Plan:
             held = self.bound
             for i in range(self.n):
                 self.tensors[i].g = self.tensors[i].bound
-        self.check_unmoved()
         configured = self.configure(rules, configure, unscale)
 
         # All checks have passed: from here on nothing fails.
@@ -407,7 +410,8 @@ cdef class Plan:
         cdef cnp.ndarray p
         for i in range(self.n):
             p = <cnp.ndarray> self.params[i]
-            if cnp.PyArray_BYTES(p) != self.tensors[i].p or not cnp.PyArray_ISWRITEABLE(p):
+            if (cnp.PyArray_BYTES(p) != self.tensors[i].p or p.size != self.tensors[i].n
+                    or not cnp.PyArray_ISWRITEABLE(p)):
                 raise ValueError(f"params{self.labels[i]}: was made read-only or given other "
                                  "memory after the optimizer was made")
 

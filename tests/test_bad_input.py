@@ -1,0 +1,324 @@
+"""Bad input gets an error that names what was wrong, and changes nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import fastgd
+from fastgd._optimizer import OPTIMIZERS
+
+F32 = np.float32
+
+
+def misaligned(n, dtype=F32):
+    raw = np.zeros(n * np.dtype(dtype).itemsize + 1, np.uint8)
+    return raw[1:].view(dtype)
+
+
+def read_only(shape):
+    a = np.zeros(shape, F32)
+    a.flags.writeable = False
+    return a
+
+
+# What is wrong: (array for a parameter of shape (4, 6), error, what the message says).
+WRONG_ARRAYS = {
+    "dtype": (lambda: np.zeros((4, 6), np.int64), TypeError, "expected dtype float32.*found int64"),
+    "half": (lambda: np.zeros((4, 6), np.float16), TypeError, "expected dtype.*found float16"),
+    "complex": (lambda: np.zeros((4, 6), np.complex64), TypeError, "found complex64"),
+    "objects": (lambda: np.zeros((4, 6), object), TypeError, "found object"),
+    "strided": (lambda: np.zeros((4, 12), F32)[:, ::2], ValueError, "contiguous.*strides"),
+    "broadcast": (lambda: np.broadcast_to(F32(0), (4, 6)), ValueError, "contiguous|writeable"),
+    "byte order": (lambda: np.zeros((4, 6), ">f4"), TypeError, "native byte order, found >f4"),
+    "misaligned": (lambda: misaligned(24).reshape(4, 6), ValueError, "aligned to 4 bytes"),
+    "list": (lambda: {"deep": 0.5}, TypeError, "expected an array.*builtins.float"),
+    "string": (lambda: "abc", TypeError, "expected an array.*builtins.str"),
+    "none": (lambda: None, TypeError, "expected an array.*NoneType"),
+    "scalar": (lambda: F32(1), TypeError, "expected an array, found the scalar numpy.float32"),
+    "masked": (lambda: np.ma.zeros((4, 6), F32), TypeError, "masked array"),
+    "bytes": (lambda: b"12345678", TypeError, "expected dtype"),
+}
+
+
+@pytest.mark.parametrize("what", [*WRONG_ARRAYS, "read-only"])
+def test_parameters(what):
+    make, error, message = WRONG_ARRAYS.get(
+        what, (lambda: read_only((4, 6)), ValueError, "writeable array, found a read-only one")
+    )
+    fine = np.ones(3, F32)
+    with pytest.raises(error, match=message) as caught:
+        fastgd.Adam({"fine": fine, "layer": {"W": make()}})
+    assert str(caught.value).startswith('params["layer.W')
+    with pytest.raises(error, match=message) as caught:
+        fastgd.Adam([fine, make()] if what != "list" else [fine, 0.5])
+    assert str(caught.value).startswith("params[1]: ")
+
+
+@pytest.mark.parametrize("bound", [False, True])
+@pytest.mark.parametrize("what", [*WRONG_ARRAYS, "float64", "shape", "transposed", "extra dimension"])
+def test_gradients(what, bound):
+    wrong = {
+        "float64": (lambda: np.zeros((4, 6)), TypeError, "expected dtype float32 as its parameter"),
+        "shape": (lambda: np.zeros((4, 7), F32), ValueError, r"shape \(4, 6\).*found \(4, 7\)"),
+        "transposed": (lambda: np.zeros((6, 4), F32).T, ValueError, "C order.*ascontiguousarray"),
+        "extra dimension": (lambda: np.zeros((1, 4, 6), F32), ValueError, "shape"),
+        "list": (lambda: [[0.0] * 6] * 4, TypeError, "expected an array"),
+    }
+    make, error, message = wrong.get(what) or WRONG_ARRAYS[what]
+    params = {"fine": np.ones(3, F32), "W": np.ones((4, 6), F32)}
+    grads = {"fine": np.ones(3, F32), "W": make()}
+    if what == "none":
+        return  # that is no gradient, not a wrong one
+    opt = fastgd.Adam(params)
+    opt.step({"fine": np.ones(3, F32), "W": None})
+    before = snapshot(opt)
+    with pytest.raises(error, match=message) as caught:
+        if bound:
+            fastgd.Adam(params, grads=grads)
+        else:
+            opt.step(grads)
+    assert str(caught.value).startswith('grads["W"]: ')
+    assert_unchanged(opt, before)
+
+
+def snapshot(opt):
+    arrays = [p.copy() for g in opt.param_groups for p in g["params"]]
+    arrays += [a.copy() for s in opt.state.values() for a in s.values()]
+    return arrays, [dict(g) for g in opt.param_groups]
+
+
+def assert_unchanged(opt, before):
+    after = snapshot(opt)
+    for a, b in zip(before[0], after[0], strict=True):
+        assert np.array_equal(a, b)
+    for g, h in zip(before[1], after[1], strict=True):
+        assert g.keys() == h.keys()
+        assert all(g[k] == h[k] for k in g if k != "params")
+
+
+def test_a_gradient_in_another_layout_than_its_parameter():
+    """Where layouts differ, walking both as flat memory would mix up elements."""
+    p = np.asfortranarray(np.zeros((3, 4)))
+    opt = fastgd.SGD(p)
+    with pytest.raises(ValueError, match="F order.*asfortranarray"):
+        opt.step(np.zeros((3, 4)))
+
+
+@pytest.mark.parametrize(
+    ("grads", "error", "message"),
+    [
+        ({"a": 0}, ValueError, r"^grads: expected the keys of params, found missing \['b'\]; give None"),
+        ({"a": 0, "b": [0, 0], "c": 0}, ValueError, r"unknown \['c'\]"),
+        ({"a": 0, "B": [0, 0]}, ValueError, r"missing \['b'\] and unknown \['B'\]"),
+        ({"a": 0, "b": [0]}, ValueError, r'^grads\["b"\]: expected 2 entries as in params, found 1'),
+        ({"a": 0, "b": 0}, TypeError, r'^grads\["b"\]: expected a list or tuple of 2.*found ndarray'),
+        ([0, 0], TypeError, r"^grads: expected a dict as in params, found list"),
+        (0, TypeError, r"^grads: expected a dict as in params, found ndarray"),
+        ({"a": [0], "b": [0, 0]}, TypeError, r'^grads\["a"\]: expected an array'),
+        ({"a": 0, "b": None}, TypeError, r'^grads\["b"\]: expected a list'),
+        ({"a": 0, "b": {0: 0, 1: 0}}, TypeError, r'^grads\["b"\]: expected a list.*found dict'),
+    ],
+)
+def test_grads_in_another_structure(grads, error, message):
+    def fill(tree):
+        if isinstance(tree, dict):
+            return {k: fill(v) for k, v in tree.items()}
+        if isinstance(tree, list):
+            return [fill(v) for v in tree]
+        return None if tree is None else np.zeros(2)
+
+    opt = fastgd.Adam({"a": np.ones(2), "b": [np.ones(2), np.ones(2)]})
+    before = snapshot(opt)
+    with pytest.raises(error, match=message):
+        opt.step(fill(grads))
+    assert_unchanged(opt, before)
+
+
+def test_no_gradients_at_all():
+    with pytest.raises(TypeError, match="needs gradients, as no gradients were bound"):
+        fastgd.Adam(np.zeros(2)).step()
+
+
+@pytest.mark.parametrize("params", [[], {}, (), iter([]), [{"params": []}], {"a": {}, "b": []}])
+def test_no_parameters(params):
+    with pytest.raises(ValueError, match=r"params.*: expected at least one parameter, found none"):
+        fastgd.SGD(params)
+
+
+def test_sets_have_no_order():
+    with pytest.raises(TypeError, match="no order"):
+        fastgd.SGD({"a": {1.0, 2.0}})
+
+
+# --------------------------------------------------------------------------------------- overlap
+
+
+def test_the_same_parameter_twice():
+    a = np.zeros(4)
+    with pytest.raises(ValueError, match=r"params\[1\]: is the same memory as params\[0\]"):
+        fastgd.SGD([a, a])
+    with pytest.raises(ValueError, match=r'params\["1.W"\]: is the same memory as params\["0.W"\]'):
+        fastgd.SGD([{"params": {"W": a}}, {"params": {"W": a}}])
+
+
+def test_overlapping_parameters():
+    a = np.zeros(10)
+    with pytest.raises(ValueError, match=r'params\["y"\]: overlaps params\["x"\]'):
+        fastgd.SGD({"x": a[:6], "y": a[5:]})
+    with pytest.raises(ValueError, match="overlaps"):
+        fastgd.SGD({"x": a, "y": a[3:5]})
+    fastgd.SGD({"x": a[:5], "y": a[5:]})  # neighbours are fine
+    fastgd.SGD({"x": a, "y": a[3:3]})  # so is nothing at all
+
+
+@pytest.mark.parametrize("bound", [False, True])
+def test_gradient_that_overlaps_what_is_written(bound):
+    base = np.zeros(40)
+    params = [base[0:8], base[10:18], base[30:38]]
+    fine = np.zeros(8)
+
+    def step(grads):
+        if bound:
+            fastgd.Adam(params, grads=grads)
+        else:
+            opt.step(grads)
+
+    opt = fastgd.Adam(params)
+    before = snapshot(opt)
+    for wrong, meets in (
+        (params[0], "params[0]"),  # itself
+        (params[1], "params[1]"),  # another one
+        (base[1:9], "params[0]"),
+        (base[5:13], "params[0]"),
+        (base[9:17], "params[1]"),
+        (base[17:25], "params[1]"),
+        (base[23:31], "params[2]"),
+        (base[32:40], "params[2]"),
+    ):
+        with pytest.raises(ValueError) as caught:  # noqa: PT011
+            step([wrong, fine, fine])
+        assert str(caught.value).startswith(f"grads[0]: shares memory with {meets}, ")
+    if not bound:
+        with pytest.raises(ValueError, match=r'shares memory with state\[1\]\["exp_avg"\]'):
+            step([fine, opt.state[1]["exp_avg"], fine])
+    assert_unchanged(opt, before)
+    step([base[18:26], base[22:30], fine])  # beside them is fine
+
+
+# ------------------------------------------------------------------------------- after the plan
+
+
+def test_parameter_made_read_only_later():
+    p, q = np.zeros(3), np.zeros(3)
+    opt = fastgd.SGD([q, p], lr=1.0)
+    p.flags.writeable = False
+    with pytest.raises(ValueError, match=r"params\[1\]: was made read-only"):
+        opt.step([np.ones(3), np.ones(3)])
+    assert not q.any()
+    p.flags.writeable = True
+    opt.step([np.ones(3), np.ones(3)])
+    assert p[0] == -1
+
+
+def test_parameter_given_other_memory_later():
+    p = np.zeros(3)
+    opt = fastgd.SGD([p], lr=1.0)
+    p.resize(30000, refcheck=False)
+    with pytest.raises(ValueError, match="given other memory"):
+        opt.step([np.ones(3)])
+
+
+# ------------------------------------------------------------------------------ hyper-parameters
+
+HYPER = [
+    (name, key)
+    for name in fastgd.optimizers.__all__
+    for key in OPTIMIZERS[name](np.zeros(1)).defaults
+]
+
+
+@pytest.mark.parametrize(("name", "key"), HYPER)
+@pytest.mark.parametrize("value", [-0.1, np.nan, np.inf, "1e-3", None, [], 1j])
+def test_hyper_parameters(name, key, value):
+    if (key, value) == ("dampening", -0.1):
+        value = "-0.1"  # the one number that may be negative
+    p = np.zeros(2)
+    bad = (value, 0.9) if key == "betas" else value
+    opt = OPTIMIZERS[name](p)
+    before = snapshot(opt)
+    with pytest.raises((TypeError, ValueError), match=rf"^{key}"):
+        OPTIMIZERS[name](p, **{key: bad})
+    with pytest.raises((TypeError, ValueError), match=rf"^params\[0\]: {key}"):
+        OPTIMIZERS[name]([{"params": p, key: bad}])
+    with pytest.raises((TypeError, ValueError), match=rf"^{key}"):
+        opt.param_groups[0][key] = bad
+    with pytest.raises((TypeError, ValueError), match=rf"^{key}"):
+        opt.param_groups[0].update({"lr": 0.7, key: bad})
+    assert_unchanged(opt, before)
+
+
+@pytest.mark.parametrize("beta", [1.0, 1.5])
+def test_averages_need_weights_below_one(beta):
+    p = np.zeros(1)
+    for call in (
+        lambda: fastgd.Adam(p, betas=(0.9, beta)),
+        lambda: fastgd.Momentum(p, beta=beta),
+        lambda: fastgd.RMSprop(p, alpha=beta),
+    ):
+        with pytest.raises(ValueError, match="from 0 to below 1"):
+            call()
+    with pytest.raises(ValueError, match="expected two numbers, found 3"):
+        fastgd.Adam(p, betas=(0.9, 0.9, 0.9))
+
+
+def test_nesterov_needs_momentum_without_dampening():
+    p = np.zeros(1)
+    for options in ({}, {"momentum": 0.9, "dampening": 0.1}):
+        with pytest.raises(ValueError, match="nesterov: needs momentum above 0 and dampening of 0"):
+            fastgd.SGD(p, nesterov=True, **options)
+    opt = fastgd.SGD(p, momentum=0.9, nesterov=True)
+    with pytest.raises(ValueError, match="nesterov"):
+        opt.param_groups[0]["momentum"] = 0
+    assert opt.param_groups[0]["momentum"] == 0.9
+
+
+def test_a_typo_in_a_name():
+    p = np.zeros(1)
+    opt = fastgd.SGD(p)
+    with pytest.raises(TypeError, match="learning_rate"):
+        fastgd.SGD(p, learning_rate=0.1)
+    with pytest.raises(KeyError, match=r"params\[0\]: learning_rate: no such.*there are lr, momentum"):
+        fastgd.SGD([{"params": p, "learning_rate": 0.1}])
+    with pytest.raises(KeyError, match="no such hyper-parameter"):
+        opt.param_groups[0]["learning_rate"] = 0.1
+
+
+def test_groups_keep_all_entries():
+    group = fastgd.SGD(np.zeros(1)).param_groups[0]
+    with pytest.raises(TypeError, match="params: is fixed"):
+        group["params"] = []
+    for call in (group.clear, group.popitem, lambda: group.pop("lr"), lambda: group.__delitem__("lr")):
+        with pytest.raises(TypeError, match="always has all its entries"):
+            call()
+    group |= {"lr": 0.5}
+    assert group["lr"] == group.setdefault("lr", 3) == 0.5
+
+
+def test_numbers_of_other_kinds_are_numbers():
+    from decimal import Decimal
+    from fractions import Fraction
+
+    p = np.zeros(1)
+    for lr in (1, np.float32(0.5), np.int64(1), Fraction(1, 2), Decimal("0.5"), np.array(0.5)):
+        assert fastgd.SGD(p, lr=lr, nesterov=np.False_).lr == float(lr)
+    with pytest.raises(TypeError, match="lr: expected a number, found True"):
+        fastgd.SGD(p, lr=True)
+
+
+@pytest.mark.parametrize("scale", [0.0, np.nan, np.inf, "8", 1e-320])
+def test_grad_scale(scale):
+    p = np.zeros(1)
+    with pytest.raises((TypeError, ValueError), match="grad_scale: expected"):
+        fastgd.SGD(p).step(np.ones(1), grad_scale=scale)
+    assert p[0] == 0
