@@ -4,7 +4,7 @@
 >>> params = {"w": np.zeros(3, np.float32)}
 >>> opt = fastgd.Adam(params, lr=0.1)
 >>> opt.step({"w": np.ones(3, np.float32)})
->>> params["w"]
+>>> params["w"].round(3)
 array([-0.1, -0.1, -0.1], dtype=float32)
 """
 

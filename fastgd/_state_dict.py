@@ -54,15 +54,17 @@ def read(opt: Optimizer, state_dict: Mapping[str, Any]) -> None:
         )
     changes = [_read_group(opt, k, saved) for k, saved in enumerate(saved_groups)]
 
-    known = {number for saved in saved_groups for number in saved["params"]}
-    if unknown := set(saved_state) - known:
-        raise ValueError(f"state_dict: has states of parameters in no group: {sorted(unknown)}")
+    numbers = [number for saved in saved_groups for number in saved["params"]]
+    if len(set(numbers)) != len(numbers):
+        raise ValueError(f"state_dict: expected parameters with numbers of their own, found {numbers}")
+    if unknown := [key for key in saved_state if key not in numbers]:
+        raise ValueError(f"state_dict: has states of parameters in no group: {unknown}")
     entries: dict[int | str, tuple[int, dict[str, NDArray[Any]]]] = {}
     for group, saved, change in zip(opt.param_groups, saved_groups, changes, strict=True):
         rule = opt.rule({**group, **change})
-        numbers = _match(group["param_names"], saved)
+        number_of = _match(group["param_names"], saved)
         for name, p in zip(group["param_names"], group["params"], strict=True):
-            entry = saved_state.get(numbers[name], {})
+            entry = saved_state.get(number_of[name], {})
             entries[name] = _read_entry(entry, p, name, RULES[rule].states)
 
     # All fits: from here on nothing fails.
@@ -81,7 +83,9 @@ def _read_group(opt: Optimizer, k: int, saved: Mapping[str, Any]) -> dict[str, A
     """The checked hyper-parameters of a saved group."""
     where = f'state_dict["param_groups"][{k}]'
     group = opt.param_groups[k]
-    if len(saved.get("params", ())) != len(group["params"]):
+    if not isinstance(saved, Mapping) or not isinstance(saved.get("params"), list):
+        raise TypeError(f"{where}: expected a dict with a list of 'params', found {saved!r}")
+    if len(saved["params"]) != len(group["params"]):
         raise ValueError(
             f"{where}: expected {len(group['params'])} parameters, found {len(saved['params'])}"
         )
@@ -96,7 +100,7 @@ def _read_group(opt: Optimizer, k: int, saved: Mapping[str, Any]) -> dict[str, A
 
 def _match(names: list[int | str], saved: Mapping[str, Any]) -> dict[int | str, Any]:
     """Which saved parameter each of ours is: by name if both sides have names, else by order."""
-    theirs = saved.get("param_names", [])
+    theirs = saved.get("param_names") or []
     if not all(isinstance(name, str) for name in [*names, *theirs]) or not theirs:
         return dict(zip(names, saved["params"], strict=True))
     if set(theirs) != set(names):
@@ -112,6 +116,8 @@ def _read_entry(
 ) -> tuple[int, dict[str, NDArray[Any]]]:
     """The step count and the states of one parameter, checked against what its rule keeps."""
     label = f"state[{name!r}]".replace("'", '"')
+    if not isinstance(entry, Mapping):
+        raise TypeError(f"{label}: expected a dict of states, found {entry!r}")
     arrays = {key: value for key, value in entry.items() if key != "step" and value is not None}
     if extra := set(arrays) - set(expected):
         raise ValueError(f"{label}: has {sorted(extra)}, which this optimizer does not keep")

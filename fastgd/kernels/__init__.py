@@ -139,4 +139,13 @@ def show_config() -> None:
         print(f"backend    {name:<10} {mark}")
 
 
-set_backend(os.environ.get("FASTGD_BACKEND") or available_backends()[0])
+def _choose() -> None:
+    """Take the backend that the environment names, or the best one."""
+    name = os.environ.get("FASTGD_BACKEND")
+    try:
+        set_backend(name or available_backends()[0])
+    except ValueError as error:
+        raise ValueError(f"environment variable FASTGD_BACKEND: {error}") from None
+
+
+_choose()

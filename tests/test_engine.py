@@ -1,0 +1,232 @@
+"""The engine: threads, the GIL, forks, very large arrays, and the process's floating-point mode."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from helpers import Tensors
+
+import fastgd
+from fastgd.kernels import _engine
+
+needs_openmp = pytest.mark.skipif(not _engine.has_openmp(), reason="built without OpenMP")
+
+
+def run_python(code, **env):
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+# --------------------------------------------------------------------------------------- threads
+
+
+@needs_openmp
+def test_thread_count_follows_the_environment():
+    code = "import fastgd; print(fastgd.get_num_threads())"
+    assert run_python(code, OMP_NUM_THREADS="3").stdout == "3\n"
+    assert run_python(code, OMP_NUM_THREADS="1").stdout == "1\n"
+
+
+@needs_openmp
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this CPU's system has no affinity")
+def test_thread_count_follows_the_affinity_mask():
+    code = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "import fastgd; print(fastgd.get_num_threads())"
+    )
+    env = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.stdout == "1\n"
+
+
+@needs_openmp
+def test_thread_count_follows_threadpoolctl():
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    fastgd.set_num_threads(None)
+    with threadpoolctl.threadpool_limits(1):
+        assert fastgd.get_num_threads() == 1
+    with threadpoolctl.threadpool_limits(2):
+        assert fastgd.get_num_threads() == 2
+
+
+@needs_openmp
+def test_set_num_threads():
+    fastgd.set_num_threads(5)
+    assert fastgd.get_num_threads() == 5
+    for n, error in ((0, ValueError), (-1, ValueError), (10**6, ValueError), (1.5, TypeError)):
+        with pytest.raises(error, match="n: expected"):
+            fastgd.set_num_threads(n)
+    assert fastgd.get_num_threads() == 5
+    fastgd.set_num_threads(None)
+    assert fastgd.get_num_threads() >= 1
+
+
+@needs_openmp
+def test_threads_do_the_work():
+    """Under two threads, a large step costs the calling thread much less than all of the time."""
+    n = 1 << 22
+    opt = fastgd.Adam(np.zeros(n, np.float32), grads=np.ones(n, np.float32))
+
+    def own_share(threads):
+        fastgd.set_num_threads(threads)
+        opt.step()
+        whole, own = time.process_time(), time.thread_time()
+        for _ in range(10):
+            opt.step()
+        return (time.thread_time() - own) / (time.process_time() - whole)
+
+    assert own_share(1) > 0.95
+    assert min(own_share(2) for _ in range(3)) < 0.8
+
+
+def test_the_gil_is_released():
+    n = 1 << 24
+    opt = fastgd.Adam(np.zeros(n, np.float32), grads=np.ones(n, np.float32))
+    fastgd.set_num_threads(1)
+    opt.step()
+    ticks, inside, stop = [], [], threading.Event()
+
+    def tick():
+        while not stop.is_set():
+            ticks.append(time.perf_counter())
+            time.sleep(0.001)
+
+    ticker = threading.Thread(target=tick)
+    ticker.start()
+    for _ in range(10):
+        start = time.perf_counter()
+        opt.step()
+        inside.append((start, time.perf_counter()))
+    stop.set()
+    ticker.join()
+    during = [t for t in ticks if any(a + 0.001 < t < b - 0.001 for a, b in inside)]
+    assert len(during) >= 3, "another thread ran in the middle of steps"
+
+
+def test_one_optimizer_in_two_threads_is_refused():
+    n = 1 << 24
+    opt = fastgd.Adam(np.zeros(n, np.float32), grads=np.ones(n, np.float32))
+    fastgd.set_num_threads(1)
+    outcomes = []
+
+    def steps():
+        for _ in range(8):
+            try:
+                opt.step()
+                outcomes.append("stepped")
+            except RuntimeError as error:
+                outcomes.append(str(error))
+                time.sleep(0.002)
+
+    workers = [threading.Thread(target=steps) for _ in range(2)]
+    for w in workers:
+        w.start()
+    for w in workers:
+        w.join()
+    stepped = outcomes.count("stepped")
+    assert int(opt.state[0]["step"]) == stepped
+    refused = set(outcomes) - {"stepped"}
+    assert len(refused) == 1
+    assert "being stepped in another thread" in refused.pop()
+
+
+def test_different_optimizers_step_in_parallel():
+    tensors = [Tensors.random("adam", np.float32, [70_000, 5], seed=k) for k in range(4)]
+    expected = [t.copy().step(fastgd.get_backend(), 2, steps=20) for t in tensors]
+
+    def work(t):
+        t.step(fastgd.get_backend(), 2, steps=20)
+
+    workers = [threading.Thread(target=work, args=(t,)) for t in tensors]
+    for w in workers:
+        w.start()
+    for w in workers:
+        w.join()
+    for t, e in zip(tensors, expected, strict=True):
+        t.assert_same(e)
+
+
+# ------------------------------------------------------------------------------- forks, the mode
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this CPU's system has no fork")
+def test_a_forked_child_steps_serially():
+    code = """
+import os, sys, numpy as np, fastgd
+n = 1 << 20
+opt = fastgd.SGD(np.zeros(n, np.float32), lr=1.0, grads=np.ones(n, np.float32))
+fastgd.set_num_threads(2)
+opt.step()
+pid = os.fork()
+if pid == 0:
+    opt.step()
+    ok = fastgd.get_num_threads() == 1 and (opt.param_groups[0]["params"][0] == -2).all()
+    os._exit(0 if ok else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+    assert run_python(code).returncode == 0
+
+
+def test_the_floating_point_mode_stays_as_it_was():
+    """Subnormals stay subnormals: nothing is linked that flushes them to zero."""
+    code = """
+import numpy as np
+def subnormal(): return float(np.float32(1e-38) * np.float32(0.1))
+before = subnormal()
+import fastgd
+p = np.zeros(100000, np.float32)
+fastgd.Adam(p).step(np.ones_like(p))
+assert before == subnormal() != 0
+"""
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_import_needs_numpy_alone():
+    code = """
+import sys, numpy
+before = set(sys.modules)
+import fastgd
+fastgd.functional.adam
+added = {name.partition(".")[0] for name in set(sys.modules) - before}
+own = {"fastgd", "numpy", "cython_runtime"}  # and Cython's `_cython_...`
+added = {name for name in added if not name.startswith("_cython_")}
+print(sorted(added - set(sys.stdlib_module_names) - own))
+"""
+    done = run_python(code)
+    assert done.stdout == "[]\n", done.stdout + done.stderr
+
+
+# ----------------------------------------------------------------------------------- large arrays
+
+
+def available_gib():
+    with open("/proc/meminfo") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) / 2**20
+
+
+@pytest.mark.skipif(
+    not os.path.exists("/proc/meminfo") or available_gib() < 14, reason="too little memory"
+)
+@pytest.mark.parametrize("grad_scale", [1.0, 0.5])
+def test_more_than_2_to_the_31_elements(grad_scale):
+    """8.6 GB of parameters; the gradient's pages are untouched zeros but for a few."""
+    n = 2**31 + 1000
+    p, g = np.zeros(n, np.float32), np.zeros(n, np.float32)
+    places = [0, 2**31 - 1, 2**31, n - 1]
+    g[places] = [1, 2, 3, 4]
+    fastgd.SGD(p, lr=1.0).step(g, grad_scale=grad_scale)
+    assert p[places].tolist() == [-k / grad_scale for k in (1, 2, 3, 4)]
+    assert not p[1 : 2**20].any()
+    assert not p[2**31 + 1 : -1].any()
