@@ -30,8 +30,10 @@ cdef extern from "threads.h" nogil:
     int fastgd_max_threads()
     const int FASTGD_OPENMP
 
-# Elements a thread works on at a time.  Chunks are cut at multiples of the tile.
+# Elements a thread works on at a time, at most.
 cdef Py_ssize_t CHUNK = 32768
+# From this size on a tensor's chunks are cut to start on cache lines.
+cdef Py_ssize_t ALIGN_FROM = 1024
 # With fewer elements than this in all, waking a second thread costs more than it saves.
 cdef Py_ssize_t PARALLEL_FROM = 32768
 
@@ -258,28 +260,39 @@ cdef class Plan:
             t.s[j] = cnp.PyArray_BYTES(<cnp.ndarray> states[j])
 
     cdef int cut_chunks(self) except -1:
-        """Cut each tensor into equal chunks of at most CHUNK elements, at multiples of a tile."""
-        cdef Py_ssize_t i, parts, size, offset, k = 0, before = 0
+        """Cut each tensor into equal chunks of at most CHUNK elements, whole tiles each.
+
+        All but the first chunk of a large tensor start on a cache line, the first has what is left
+        over: 64-byte loads that straddle two lines cost AVX-512 a third of its speed.
+        """
+        cdef Py_ssize_t i, n, parts, size, head, line
+        cdef Py_ssize_t most = 0
         for i in range(self.n):
-            self.n_chunks += (self.tensors[i].n + CHUNK - 1) // CHUNK
-        self.chunks = <Chunk*> calloc(self.n_chunks + 1, sizeof(Chunk))
+            most += self.tensors[i].n // CHUNK + 2
+        self.chunks = <Chunk*> calloc(most, sizeof(Chunk))
         if self.chunks == NULL:
             raise MemoryError
         for i in range(self.n):
-            parts = (self.tensors[i].n + CHUNK - 1) // CHUNK
-            if not parts:
-                continue
-            size = (self.tensors[i].n + parts - 1) // parts
-            size = (size + TILE - 1) // TILE * TILE
-            offset = 0
-            while offset < self.tensors[i].n:
-                self.chunks[k].tensor, self.chunks[k].offset = i, offset
-                self.chunks[k].n = min(size, self.tensors[i].n - offset)
-                self.chunks[k].before = before
-                before += self.chunks[k].n
-                offset += size
-                k += 1
-        self.n_chunks = k
+            n, head = self.tensors[i].n, 0
+            if n >= ALIGN_FROM:
+                line = 64 // (8 if self.tensors[i].is_double else 4)
+                head = (64 - <Py_ssize_t> (<size_t> self.tensors[i].p % 64)) * line // 64 % line
+            self.add_chunks(i, 0, head, TILE)
+            parts = (n - head + CHUNK - 1) // CHUNK
+            if parts:
+                size = (n - head + parts - 1) // parts
+                self.add_chunks(i, head, n, (size + TILE - 1) // TILE * TILE)
+
+    cdef void add_chunks(self, Py_ssize_t tensor, Py_ssize_t offset, Py_ssize_t end,
+                         Py_ssize_t size) noexcept:
+        """Append chunks of `size` elements, the last one less, from `offset` up to `end`."""
+        cdef Chunk* chunk
+        while offset < end:
+            chunk = &self.chunks[self.n_chunks]
+            chunk.tensor, chunk.offset, chunk.n = tensor, offset, min(size, end - offset)
+            chunk.before = chunk[-1].before + chunk[-1].n if self.n_chunks else 0
+            offset += size
+            self.n_chunks += 1
 
     # ------------------------------------------------------------------------ reading gradients
 

@@ -1,0 +1,191 @@
+"""All optimizers against all peers and the machine, interleaved in one run.
+
+    python bench/compare.py                         everything (some ten minutes)
+    python bench/compare.py --optimizer Adam --shape 300x64 --threads 1
+    python bench/compare.py --json figures.json --chart figures.png
+
+For each optimizer, shape and thread count: first all contestants take three steps from the same
+start and must agree; then they are timed in turn, round after round, so that what slows the machine
+slows them all; the figures are medians over the rounds.  `stream` is the plain sweep over as many
+arrays, with as many bytes, as the rule has: what the machine allows out of cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import math
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from contestants import CASES, Case, contestants
+from stream import Stream
+
+import fastgd
+
+SHAPES: dict[str, list[tuple[int, ...]]] = {
+    "4 tensors, 7.5k": [(64, 100), (100,), (100, 10), (10,)],
+    "300x64": [(64,)] * 300,
+    "1e5": [(100_000,)],
+    "1e6": [(1_000_000,)],
+    "32e6": [(32_000_000,)],
+}
+ALL_THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def draw(shapes):
+    """Parameters and gradients; large ones repeat a drawn million.
+
+    No gradient is near 0, where libraries differ by where they add eps.
+    """
+    rng = np.random.default_rng(0)
+
+    def one(shape):
+        n = math.prod(shape)
+        return np.resize(rng.standard_normal(min(n, 1_000_000), np.float32), shape)
+
+    grads = [one(s) for s in shapes]
+    return [one(s) for s in shapes], [g + np.copysign(np.float32(0.1), g) for g in grads]
+
+
+def check_equal(results):
+    """Every contestant must have come to fastgd's parameters, within float32 rounding."""
+    for name, params in results.items():
+        for p, q in zip(params, results["fastgd"], strict=True):
+            off = float(np.max(np.abs(p - q)))
+            if not off <= 3e-6:
+                sys.exit(f"{name} is off by {off}: nothing is timed before results agree")
+
+
+def batch(step, seconds):
+    """How many steps fill so many seconds."""
+    k = 1
+    while True:
+        start = time.perf_counter()
+        for _ in range(k):
+            step()
+        took = time.perf_counter() - start
+        if took >= seconds or k >= 4096:
+            return k
+        k = min(4096, max(2 * k, int(k * seconds / max(took, 1e-7)) + 1))
+
+
+def measure(case: Case, shape: str, threads: int, rounds: int, stream: Stream):
+    """Median seconds of a step for each contestant, and of the stream."""
+    fastgd.set_num_threads(threads)
+    params, grads = draw(SHAPES[shape])
+    steps, results = {}, {}
+    for name, enter in contestants(case, threads).items():
+        steps[name], read = enter([p.copy() for p in params], grads)
+        for _ in range(3):
+            steps[name]()
+        results[name] = [p.copy() for p in read()]
+    check_equal(results)
+    del results
+    steps["stream"] = stream.over(sum(p.size for p in params), case.states, threads)
+    counts = {name: batch(step, 0.002) for name, step in steps.items()}
+    times = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            time.sleep(0.002)  # lets the threads of the one before fall asleep
+            step()
+            start = time.perf_counter()
+            for _ in range(counts[name]):
+                step()
+            times[name].append((time.perf_counter() - start) / counts[name])
+    del steps
+    gc.collect()
+    return {name: median(t) for name, t in times.items()}
+
+
+def show(seconds):
+    """A time in the unit that suits it."""
+    return f"{seconds * 1e6:.1f} µs" if seconds < 1e-3 else f"{seconds * 1e3:.1f} ms"
+
+
+def line_of(name, shape, threads, times):
+    """One line of the report: fastgd's time, then everybody's as a multiple of it."""
+    own = times["fastgd"]
+    others = "  ".join(
+        f"{who} {t / own:.2f}" for who, t in times.items() if who not in {"fastgd", "stream"}
+    )
+    return (
+        f"{name:<26}{shape:>16} {threads}T {show(own):>9}   "
+        f"{own / times['stream']:5.2f} of stream   {others}"
+    )
+
+
+def chart(rows, path):
+    """Bars: everybody's time over fastgd's, a panel for each shape, for Adam or what was run."""
+    from matplotlib.figure import Figure
+
+    optimizer = "Adam" if any(r["optimizer"] == "Adam" for r in rows) else rows[0]["optimizer"]
+    chosen = {}
+    for row in rows:  # the larger thread count wins
+        if row["optimizer"] == optimizer:
+            chosen[row["shape"]] = row
+    figure = Figure(figsize=(9, 1.2 + 1.9 * len(chosen)), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(len(chosen), 1))
+    for axes, (shape, row) in zip(panels, chosen.items(), strict=True):
+        times = sorted(row["seconds"].items(), key=lambda item: item[1])
+        names = [name for name, _ in times]
+        own = row["seconds"]["fastgd"]
+        ratios = [t / own for _, t in times]
+        colours = ["#0072B2" if name.startswith("fastgd") else
+                   "#999999" if name == "stream" else "#E69F00" for name in names]  # fmt: skip
+        bars = axes.barh(names, ratios, color=colours)
+        axes.bar_label(bars, [f"{r:.2f}" for r in ratios], padding=3, fontsize=8)
+        axes.set_xscale("log")
+        axes.set_xlim(min(*ratios, 0.5) / 1.5, max(ratios) * 3)
+        axes.invert_yaxis()
+        axes.tick_params(labelsize=8)
+        axes.set_title(
+            f"{shape}, {row['threads']} thread(s): fastgd {show(own)}", loc="left", fontsize=9
+        )
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[-1].set_xlabel("time over fastgd's (less is faster)")
+    figure.suptitle(f"One {optimizer} step, float32")
+    figure.savefig(path, dpi=150)
+
+
+def main():
+    """Run what was asked for and report."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--optimizer", action="append", choices=CASES, help="repeatable")
+    parser.add_argument("--shape", action="append", choices=SHAPES, help="repeatable")
+    parser.add_argument("--threads", type=int, action="append", help="repeatable")
+    parser.add_argument("--rounds", type=int, default=15, help="timed rounds; medians are reported")
+    parser.add_argument("--json", type=Path, help="write all figures there")
+    parser.add_argument("--chart", type=Path, help="draw bars there (PNG)")
+    arguments = parser.parse_args()
+    stream = Stream()
+    model = "unknown"
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), model)
+    machine = f"{platform.machine()} {model}, {ALL_THREADS} cores"
+    print(f"fastgd {fastgd.__version__} ({fastgd.get_backend()}) on {machine}")
+    print("fastgd's time, over the stream's; then each one's time over fastgd's")
+    rows = []
+    for name in arguments.optimizer or CASES:
+        for shape in arguments.shape or SHAPES:
+            for threads in arguments.threads or sorted({1, ALL_THREADS}):
+                times = measure(CASES[name], shape, threads, arguments.rounds, stream)
+                rows.append(
+                    {"optimizer": name, "shape": shape, "threads": threads, "seconds": times}
+                )
+                print(line_of(name, shape, threads, times), flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1))
+    if arguments.chart:
+        chart(rows, arguments.chart)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""Who runs against fastgd, on what: every optimizer here, in each library that has it.
+
+A contestant is a function ``(params, grads) -> (step, read)`` over lists of float32 arrays: `step`
+takes one optimizer step, `read` returns the parameters as NumPy arrays.  One that a library lacks,
+or whose library isn't installed, is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import numpy as np
+
+import fastgd
+
+LR = 1e-3
+
+
+class Case(NamedTuple):
+    """An optimizer with options, what its step moves, and its names elsewhere."""
+
+    optimizer: str
+    options: dict
+    states: int
+    torch: str | None = None
+    torch_options: dict | None = None
+    optax: Callable | None = None
+
+
+def _optax(name, **options):
+    def make(optax):
+        return getattr(optax, name)(LR, **options)
+
+    return make
+
+
+CASES = {
+    "SGD": Case("SGD", {}, 0, "SGD", {}, _optax("sgd")),
+    "SGD momentum": Case(
+        "SGD", {"momentum": 0.9}, 1, "SGD", {"momentum": 0.9}, _optax("sgd", momentum=0.9)
+    ),
+    "SGD nesterov": Case(
+        "SGD", {"momentum": 0.9, "nesterov": True}, 1, "SGD", {"momentum": 0.9, "nesterov": True},
+        _optax("sgd", momentum=0.9, nesterov=True),
+    ),
+    "Momentum": Case("Momentum", {}, 1),
+    "Adagrad": Case(
+        "Adagrad", {}, 1, "Adagrad", {},
+        _optax("adagrad", initial_accumulator_value=0.0, eps=1e-10),
+    ),
+    "RMSprop": Case(
+        "RMSprop", {}, 1, "RMSprop", {}, _optax("rmsprop", decay=0.99, eps=1e-8)
+    ),
+    "RMSprop momentum": Case(
+        "RMSprop", {"momentum": 0.9}, 2, "RMSprop", {"momentum": 0.9},
+        _optax("rmsprop", decay=0.99, eps=1e-8, momentum=0.9),
+    ),
+    "RMSprop centered": Case("RMSprop", {"centered": True}, 2, "RMSprop", {"centered": True}),
+    "RMSprop centered momentum": Case(
+        "RMSprop", {"centered": True, "momentum": 0.9}, 3,
+        "RMSprop", {"centered": True, "momentum": 0.9},
+    ),
+    "Adam": Case("Adam", {}, 2, "Adam", {}, _optax("adam")),
+    "Adam amsgrad": Case("Adam", {"amsgrad": True}, 3, "Adam", {"amsgrad": True}),
+    "AdamW": Case(
+        "AdamW", {}, 2, "AdamW", {}, _optax("adamw", weight_decay=1e-2)
+    ),
+}  # fmt: skip
+
+FUSED = {"SGD", "Adagrad", "Adam", "AdamW"}  # what torch fuses on the CPU
+
+
+def contestants(case: Case, threads: int) -> dict[str, Callable]:
+    """Everybody who can run a case, fastgd first."""
+    everybody = {
+        "fastgd": lambda p, g: fastgd_step(case, p, g, bound=False),
+        "fastgd bound": lambda p, g: fastgd_step(case, p, g, bound=True),
+        "NumPy": lambda p, g: numpy_step(case, p, g),
+    }
+    if case.torch and find_spec("torch"):
+        if case.torch in FUSED:
+            everybody["torch fused"] = lambda p, g: torch_step(case, p, g, threads, fused=True)
+        everybody["torch foreach"] = lambda p, g: torch_step(case, p, g, threads, foreach=True)
+    if case.optimizer == "Adam" and not case.options and find_spec("thinc"):
+        everybody["thinc"] = thinc_adam
+    if find_spec("sklearn"):
+        if case.optimizer == "Adam" and not case.options:
+            everybody["scikit-learn"] = sklearn_adam
+        if case.optimizer == "SGD" and case.options:
+            everybody["scikit-learn"] = lambda p, g: sklearn_sgd(case, p, g)
+    if case.optax and find_spec("optax"):
+        everybody["optax"] = lambda p, g: optax_step(case, p, g)
+    if case.optimizer == "Adam" and not case.options and find_spec("numba"):
+        everybody["numba"] = lambda p, g: numba_adam(p, g, threads)
+    return everybody
+
+
+def fastgd_step(case, params, grads, bound):
+    """fastgd, with gradients handed to each step, or bound beforehand."""
+    opt = getattr(fastgd, case.optimizer)(
+        params, lr=LR, **case.options, grads=grads if bound else None
+    )
+    return (opt.step if bound else lambda: opt.step(grads)), lambda: params
+
+
+def numpy_step(case, params, grads):
+    """The NumPy reference, as fastgd's backend "numpy" runs it."""
+    opt = getattr(fastgd, case.optimizer)(params, lr=LR, **case.options)
+    backend = fastgd.get_backend()
+
+    def step():
+        fastgd.set_backend("numpy")
+        opt.step(grads)
+        fastgd.set_backend(backend)
+
+    return step, lambda: params
+
+
+def torch_step(case, params, grads, threads, **how):
+    """torch.optim over the same memory."""
+    import torch
+
+    torch.set_num_threads(threads)
+    tensors = [torch.nn.Parameter(torch.from_numpy(p)) for p in params]
+    for tensor, g in zip(tensors, grads, strict=True):
+        tensor.grad = torch.from_numpy(g)
+    opt = getattr(torch.optim, case.torch)(tensors, lr=LR, **case.torch_options, **how)
+    return opt.step, lambda: params
+
+
+def optax_step(case, params, grads):
+    """optax, compiled by jax, with parameters and states donated."""
+    import jax
+    import optax
+
+    transformation = case.optax(optax)
+    held = {"p": [jax.numpy.array(p) for p in params]}
+    held["s"] = transformation.init(held["p"])
+    gradients = [jax.numpy.array(g) for g in grads]
+
+    @jax.jit
+    def _update(p, s, g):
+        updates, s = transformation.update(g, s, p)
+        return optax.apply_updates(p, updates), s
+
+    update = jax.jit(_update, donate_argnums=(0, 1))
+
+    def step():
+        held["p"], held["s"] = update(held["p"], held["s"], gradients)
+        jax.block_until_ready(held["p"])
+
+    return step, lambda: [np.asarray(p) for p in held["p"]]
+
+
+def thinc_adam(params, grads):
+    """thinc's compiled Adam, which leaves the bias correction of the learning rate to its caller.
+
+    It zeroes the gradients, so each step copies them anew, which is in its time.
+    """
+    from thinc.api import NumpyOps
+
+    ops = NumpyOps()
+    flat = [(p.reshape(-1), g.reshape(-1)) for p, g in zip(params, grads, strict=True)]
+    states = [(np.zeros_like(p), np.zeros_like(p), np.zeros_like(p)) for p, _ in flat]
+    t = 0
+
+    def step():
+        nonlocal t
+        t += 1
+        lr = LR * (1 - 0.999**t) ** 0.5 / (1 - 0.9**t)
+        for (p, g), (own, m, v) in zip(flat, states, strict=True):
+            np.copyto(own, g)
+            ops.adam(p, own, m, v, 0.9, 0.999, 1e-8, lr)
+
+    return step, lambda: params
+
+
+def sklearn_adam(params, grads):
+    """The optimizer inside scikit-learn's MLPClassifier."""
+    from sklearn.neural_network._stochastic_optimizers import AdamOptimizer
+
+    opt = AdamOptimizer(params, learning_rate_init=LR)
+    return lambda: opt.update_params(params, grads), lambda: params
+
+
+def sklearn_sgd(case, params, grads):
+    """Likewise, with momentum."""
+    from sklearn.neural_network._stochastic_optimizers import SGDOptimizer
+
+    nesterov = case.options.get("nesterov", False)
+    opt = SGDOptimizer(params, learning_rate_init=LR, momentum=0.9, nesterov=nesterov)
+    return lambda: opt.update_params(params, grads), lambda: params
+
+
+def numba_adam(params, grads, threads):
+    """A fused loop as one would write it in Numba, parallel where that pays."""
+    import math
+
+    import numba
+
+    def loop(p, g, m, v, lr, eps):
+        b1, c1 = np.float32(0.9), np.float32(0.1)
+        b2, c2 = np.float32(0.999), np.float32(0.001)
+        for i in numba.prange(p.size):
+            m[i] = b1 * m[i] + c1 * g[i]
+            v[i] = b2 * v[i] + c2 * (g[i] * g[i])
+            p[i] -= lr * m[i] / (math.sqrt(v[i]) + eps)
+
+    parallel = threads > 1 and sum(p.size for p in params) >= 32768
+    numba.set_num_threads(threads)
+    loop = numba.njit(loop, parallel=parallel, error_model="numpy")
+    flat = [(p.reshape(-1), g.reshape(-1)) for p, g in zip(params, grads, strict=True)]
+    states = [(np.zeros_like(p), np.zeros_like(p)) for p, _ in flat]
+    t = 0
+
+    def step():
+        nonlocal t
+        t += 1
+        root = (1 - 0.999**t) ** 0.5
+        lr, eps = np.float32(LR * root / (1 - 0.9**t)), np.float32(1e-8 * root)
+        for (p, g), (m, v) in zip(flat, states, strict=True):
+            loop(p, g, m, v, lr, eps)
+
+    return step, lambda: params

@@ -1,0 +1,21 @@
+/* The machine's own limit for a rule: read a gradient, read and write a parameter and `k` states,
+ * with as little arithmetic as will touch everything.  Compiled and loaded by stream.py. */
+#include <stddef.h>
+
+#define SWEEP(...)                                                                   \
+    _Pragma("omp parallel for simd num_threads(threads) schedule(static)")           \
+    for (ptrdiff_t i = 0; i < n; i++) {                                              \
+        const float x = g[i];                                                        \
+        __VA_ARGS__                                                                  \
+    }
+
+void stream(float *restrict p, const float *restrict g, float *restrict a, float *restrict b,
+            float *restrict c, int k, ptrdiff_t n, int threads)
+{
+    switch (k) {
+    case 0: SWEEP(p[i] += x;) break;
+    case 1: SWEEP(a[i] += x; p[i] += x;) break;
+    case 2: SWEEP(a[i] += x; b[i] += x; p[i] += x;) break;
+    default: SWEEP(a[i] += x; b[i] += x; c[i] += x; p[i] += x;)
+    }
+}

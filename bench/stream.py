@@ -1,0 +1,37 @@
+"""The plain stream that moves a rule's bytes: how fast this machine could go."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+
+class Stream:
+    """A compiled sweep over a parameter, a gradient and up to three states of float32."""
+
+    def __init__(self) -> None:
+        source = Path(__file__).with_name("stream.c")
+        with tempfile.TemporaryDirectory() as folder:
+            library = Path(folder) / "stream.so"
+            compiler = os.environ.get("CC", "cc")
+            flags = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
+            subprocess.run([compiler, *flags, str(source), "-o", str(library)], check=True)
+            self._stream = ctypes.CDLL(str(library)).stream
+        pointer = ctypes.c_void_p
+        self._stream.argtypes = [pointer] * 5 + [ctypes.c_int, ctypes.c_ssize_t, ctypes.c_int]
+
+    def over(self, n: int, states: int, threads: int):
+        """A function that moves the bytes of one step once."""
+        # Ones, as the pages of an untouched np.zeros are all one page in cache.
+        arrays = [np.ones(n, np.float32) for _ in range(2 + states)]
+        pointers = [a.ctypes.data for a in arrays] + [None] * (3 - states)
+
+        def run(_keep=arrays):
+            self._stream(*pointers, states, n, threads)
+
+        return run
