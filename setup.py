@@ -61,7 +61,7 @@ class BuildExtensions(build_ext):
         for flags in (["-fopenmp"], ["-Xpreprocessor", "-fopenmp", "-lomp"]):
             with tempfile.TemporaryDirectory() as folder:
                 source = Path(folder) / "openmp.c"
-                source.write_text("#include <omp.h>\nint main(void) { return !omp_get_max_threads(); }\n")
+                source.write_text("#include <omp.h>\nint main(void) { omp_get_max_threads(); }\n")
                 try:
                     objects = self.compiler.compile(
                         [str(source)], output_dir=folder, extra_postargs=flags[:2]

@@ -92,8 +92,10 @@ def contestants(case: Case, threads: int) -> dict[str, Callable]:
             everybody["scikit-learn"] = lambda p, g: sklearn_sgd(case, p, g)
     if case.optax and find_spec("optax"):
         everybody["optax"] = lambda p, g: optax_step(case, p, g)
-    if case.optimizer == "Adam" and not case.options and find_spec("numba"):
-        everybody["numba"] = lambda p, g: numba_adam(p, g, threads)
+    # On one thread only: numba's pool of threads, once made, spins beside everybody else's, and
+    # makes torch's short parallel regions take milliseconds.
+    if case.optimizer == "Adam" and not case.options and threads == 1 and find_spec("numba"):
+        everybody["numba"] = numba_adam
     return everybody
 
 
@@ -194,23 +196,21 @@ def sklearn_sgd(case, params, grads):
     return lambda: opt.update_params(params, grads), lambda: params
 
 
-def numba_adam(params, grads, threads):
-    """A fused loop as one would write it in Numba, parallel where that pays."""
+def numba_adam(params, grads):
+    """A fused loop as one would write it in Numba."""
     import math
 
     import numba
 
+    @numba.njit(error_model="numpy")
     def loop(p, g, m, v, lr, eps):
         b1, c1 = np.float32(0.9), np.float32(0.1)
         b2, c2 = np.float32(0.999), np.float32(0.001)
-        for i in numba.prange(p.size):
+        for i in range(p.size):
             m[i] = b1 * m[i] + c1 * g[i]
             v[i] = b2 * v[i] + c2 * (g[i] * g[i])
             p[i] -= lr * m[i] / (math.sqrt(v[i]) + eps)
 
-    parallel = threads > 1 and sum(p.size for p in params) >= 32768
-    numba.set_num_threads(threads)
-    loop = numba.njit(loop, parallel=parallel, error_model="numpy")
     flat = [(p.reshape(-1), g.reshape(-1)) for p, g in zip(params, grads, strict=True)]
     states = [(np.zeros_like(p), np.zeros_like(p)) for p, _ in flat]
     t = 0

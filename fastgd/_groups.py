@@ -112,7 +112,7 @@ class ParamGroup(dict[str, Any]):
     def _refuse(self, *_: Any) -> NoReturn:
         raise TypeError("a parameter group always has all its entries: set them, don't remove them")
 
-    __delitem__ = pop = popitem = clear = _refuse  # type: ignore[assignment]
+    __delitem__ = pop = popitem = clear = _refuse
 
     def setdefault(self, key: str, default: Any = None) -> Any:
         """The entry of that name; there is nothing to add."""

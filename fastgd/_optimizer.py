@@ -1,4 +1,4 @@
-"""The base of all optimizers: parameters, groups, states and steps; the rules are the subclasses'."""
+"""The base of all optimizers: parameters, groups, states and steps."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Optimizer:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.domains = {**super(cls, cls).domains, **cls.domains}
+        cls.domains = {**cls.__base__.domains, **cls.domains}  # type: ignore[union-attr]
         OPTIMIZERS[cls.__name__] = cls
 
     # ------------------------------------------------------- what a subclass says of its rule
@@ -133,7 +133,7 @@ class Optimizer:
             if name in taken:
                 raise ValueError(f"{where}: expected names of their own, found {name!r} twice")
             taken.add(name)
-        arrays = [checks.check_parameter(leaf, f"params{checks.label(path)}") for path, leaf in leaves]
+        arrays = [checks.check_parameter(p, f"params{checks.label(path)}") for path, p in leaves]
         self.param_groups.append(
             groups.ParamGroup(
                 {"params": arrays, "param_names": names},
@@ -205,7 +205,8 @@ class Optimizer:
             new = self._take_group(group, (len(self.param_groups),))
             self._structure = [*self._structure, new]
             self._bound = None if grads is None else [*self._bound, grads]  # type: ignore[misc]
-            self._make_plan(np.append(self._steps, np.zeros(len(self._paths) - len(self._steps), int)))
+            added = len(self._paths) - len(self._steps)
+            self._make_plan(np.append(self._steps, np.zeros(added, np.int64)))
         except BaseException:
             self.__dict__.update(before)
             raise

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from fastgd._groups import number
@@ -56,7 +55,7 @@ def read(opt: Optimizer, state_dict: Mapping[str, Any]) -> None:
 
     numbers = [number for saved in saved_groups for number in saved["params"]]
     if len(set(numbers)) != len(numbers):
-        raise ValueError(f"state_dict: expected parameters with numbers of their own, found {numbers}")
+        raise ValueError(f"state_dict: expected params with numbers of their own, found {numbers}")
     if unknown := [key for key in saved_state if key not in numbers]:
         raise ValueError(f"state_dict: has states of parameters in no group: {unknown}")
     entries: dict[int | str, tuple[int, dict[str, NDArray[Any]]]] = {}

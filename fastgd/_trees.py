@@ -25,7 +25,8 @@ def flatten(tree: object, path: Path = ()) -> tuple[Structure, list[tuple[Path, 
     elif isinstance(tree, (list, tuple, Iterator)):
         pairs = list(enumerate(tree))
     elif isinstance(tree, Set):
-        raise TypeError(f"params: expected a list or dict, found a {type(tree).__name__} (no order)")
+        found = type(tree).__name__
+        raise TypeError(f"params: expected a list or dict, found a {found}, which has no order")
     else:
         return None, [(path, tree)]
     leaves = []

@@ -264,7 +264,8 @@ class RMSprop(Optimizer):
 
     @staticmethod
     def rule(h: Hyper) -> str:
-        return "rmsprop" + "_centered" * h["centered"] + "_momentum" * bool(h["momentum"])
+        centered = "_centered" if h["centered"] else ""
+        return f"rmsprop{centered}_momentum" if h["momentum"] else f"rmsprop{centered}"
 
     @staticmethod
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
@@ -350,7 +351,7 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    r"""Adam with decoupled weight decay: :math:`W \leftarrow (1 - \alpha\lambda) W` before the step.
+    r"""Adam with decoupled weight decay: :math:`W \leftarrow (1 - \alpha\lambda) W` comes first.
 
     Parameters
     ----------

@@ -36,17 +36,22 @@ print(fastgd.get_backend(), hashlib.sha256(p["W"].tobytes()).hexdigest())
 
 def test_unknown_names_are_refused():
     before = fastgd.get_backend()
-    with pytest.raises(ValueError, match=r"backend 'avx9000': no such backend; available here: .*numpy"):
+    with pytest.raises(
+        ValueError, match=r"backend 'avx9000': no such backend; available here: .*numpy"
+    ):
         fastgd.set_backend("avx9000")
     assert fastgd.get_backend() == before
     done = run_python("import fastgd", FASTGD_BACKEND="avx9000")
     assert done.returncode == 1
     message = done.stderr.splitlines()[-1]
-    assert message.startswith("ValueError: environment variable FASTGD_BACKEND: backend 'avx9000': no")
+    assert message.startswith(
+        "ValueError: environment variable FASTGD_BACKEND: backend 'avx9000': no"
+    )
 
 
 @pytest.mark.parametrize(
-    ("level", "reason"), [(1, "this CPU and operating system is at x86-64 level 1"), (0, "is no x86-64")]
+    ("level", "reason"),
+    [(1, "this CPU and operating system is at x86-64 level 1"), (0, "is no x86-64")],
 )
 def test_unsupported_names_are_refused(monkeypatch, level, reason):
     monkeypatch.setattr(_engine, "x86_64_level", lambda: level)

@@ -56,7 +56,9 @@ def test_parameters(what):
 
 
 @pytest.mark.parametrize("bound", [False, True])
-@pytest.mark.parametrize("what", [*WRONG_ARRAYS, "float64", "shape", "transposed", "extra dimension"])
+@pytest.mark.parametrize(
+    "what", [*WRONG_ARRAYS, "float64", "shape", "transposed", "extra dimension"]
+)
 def test_gradients(what, bound):
     wrong = {
         "float64": (lambda: np.zeros((4, 6)), TypeError, "expected dtype float32 as its parameter"),
@@ -108,11 +110,23 @@ def test_a_gradient_in_another_layout_than_its_parameter():
 @pytest.mark.parametrize(
     ("grads", "error", "message"),
     [
-        ({"a": 0}, ValueError, r"^grads: expected the keys of params, found missing \['b'\]; give None"),
+        (
+            {"a": 0},
+            ValueError,
+            r"^grads: expected the keys of params, found missing \['b'\]; give None",
+        ),
         ({"a": 0, "b": [0, 0], "c": 0}, ValueError, r"unknown \['c'\]"),
         ({"a": 0, "B": [0, 0]}, ValueError, r"missing \['b'\] and unknown \['B'\]"),
-        ({"a": 0, "b": [0]}, ValueError, r'^grads\["b"\]: expected 2 entries as in params, found 1'),
-        ({"a": 0, "b": 0}, TypeError, r'^grads\["b"\]: expected a list or tuple of 2.*found ndarray'),
+        (
+            {"a": 0, "b": [0]},
+            ValueError,
+            r'^grads\["b"\]: expected 2 entries as in params, found 1',
+        ),
+        (
+            {"a": 0, "b": 0},
+            TypeError,
+            r'^grads\["b"\]: expected a list or tuple of 2.*found ndarray',
+        ),
         ([0, 0], TypeError, r"^grads: expected a dict as in params, found list"),
         (0, TypeError, r"^grads: expected a dict as in params, found ndarray"),
         ({"a": [0], "b": [0, 0]}, TypeError, r'^grads\["a"\]: expected an array'),
@@ -288,7 +302,9 @@ def test_a_typo_in_a_name():
     opt = fastgd.SGD(p)
     with pytest.raises(TypeError, match="learning_rate"):
         fastgd.SGD(p, learning_rate=0.1)
-    with pytest.raises(KeyError, match=r"params\[0\]: learning_rate: no such.*there are lr, momentum"):
+    with pytest.raises(
+        KeyError, match=r"params\[0\]: learning_rate: no such.*there are lr, momentum"
+    ):
         fastgd.SGD([{"params": p, "learning_rate": 0.1}])
     with pytest.raises(KeyError, match="no such hyper-parameter"):
         opt.param_groups[0]["learning_rate"] = 0.1
@@ -298,7 +314,12 @@ def test_groups_keep_all_entries():
     group = fastgd.SGD(np.zeros(1)).param_groups[0]
     with pytest.raises(TypeError, match="params: is fixed"):
         group["params"] = []
-    for call in (group.clear, group.popitem, lambda: group.pop("lr"), lambda: group.__delitem__("lr")):
+    for call in (
+        group.clear,
+        group.popitem,
+        lambda: group.pop("lr"),
+        lambda: group.__delitem__("lr"),
+    ):
         with pytest.raises(TypeError, match="always has all its entries"):
             call()
     group |= {"lr": 0.5}

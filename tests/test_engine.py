@@ -39,7 +39,9 @@ def test_thread_count_follows_the_environment():
 
 
 @needs_openmp
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this CPU's system has no affinity")
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity"), reason="this CPU's system has no affinity"
+)
 def test_thread_count_follows_the_affinity_mask():
     code = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
@@ -213,7 +215,9 @@ print(sorted(added - set(sys.stdlib_module_names) - own))
 
 def available_gib():
     with open("/proc/meminfo") as lines:
-        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) / 2**20
+        return (
+            next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) / 2**20
+        )
 
 
 @pytest.mark.skipif(

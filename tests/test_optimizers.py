@@ -147,9 +147,7 @@ def test_adagrad_learning_rate_decays():
 @pytest.mark.parametrize(("eps", "eps_root"), [(1e-3, 0.0), (0.0, 1e-3), (1e-3, 1e-3)])
 def test_adam_of_the_paper(eps, eps_root, amsgrad):
     params = np.zeros(1)
-    opt = fastgd.Adam(
-        params, lr=0.1, betas=(0.8, 0.9), eps=eps, eps_root=eps_root, amsgrad=amsgrad
-    )
+    opt = fastgd.Adam(params, lr=0.1, betas=(0.8, 0.9), eps=eps, eps_root=eps_root, amsgrad=amsgrad)
     m = v = largest = w = 0.0
     expected = []
     for t, g in enumerate(GRADIENTS, 1):
@@ -208,7 +206,11 @@ def test_names_of_states():
     a, b, c = (np.zeros(2) for _ in range(3))
     assert list(fastgd.SGD(a).state) == [0]
     assert list(fastgd.SGD([a, b]).state) == [0, 1]
-    assert list(fastgd.SGD({"W": a, "deep": {"V": b, "l": [c]}}).state) == ["W", "deep.V", "deep.l.0"]
+    assert list(fastgd.SGD({"W": a, "deep": {"V": b, "l": [c]}}).state) == [
+        "W",
+        "deep.V",
+        "deep.l.0",
+    ]
     groups = fastgd.SGD([{"params": [a, b]}, {"params": {"W": c}}])
     assert list(groups.state) == ["0.0", "0.1", "1.W"]
 
@@ -332,7 +334,11 @@ def test_grad_scale_divides():
 def test_groups_have_settings_of_their_own():
     a, b, c = (np.full(2, 1.0) for _ in range(3))
     opt = fastgd.SGD(
-        [{"params": [a], "lr": 0.5}, {"params": b, "momentum": 0.9}, {"params": c, "maximize": True}],
+        [
+            {"params": [a], "lr": 0.5},
+            {"params": b, "momentum": 0.9},
+            {"params": c, "maximize": True},
+        ],
         lr=0.1,
         weight_decay=1.0,
     )
@@ -340,7 +346,11 @@ def test_groups_have_settings_of_their_own():
     assert a == pytest.approx(1 - 0.5 * 2)
     assert b == pytest.approx(1 - 0.1 * 2)
     assert c == pytest.approx(1 - 0.1 * (-1 + 1))
-    assert [list(s) for s in opt.state.values()] == [["step"], ["step", "momentum_buffer"], ["step"]]
+    assert [list(s) for s in opt.state.values()] == [
+        ["step"],
+        ["step", "momentum_buffer"],
+        ["step"],
+    ]
     with pytest.raises(ValueError, match="differs between groups"):
         _ = opt.lr
     opt.lr = 0.25
@@ -429,7 +439,9 @@ def test_deepcopy_and_pickle(name, options):
         other.step(g)
         assert all(
             same_bits(p, q)
-            for p, q in zip(other.param_groups[0]["params"], opt.param_groups[0]["params"], strict=True)
+            for p, q in zip(
+                other.param_groups[0]["params"], opt.param_groups[0]["params"], strict=True
+            )
         )
 
 
@@ -466,7 +478,9 @@ def test_functional_signatures_are_those_of_the_classes():
 def test_functional_refuses():
     p, g, m, v = (np.zeros(3) for _ in range(4))
     adam = fastgd.functional.adam
-    with pytest.raises(TypeError, match=r"expected the states \('exp_avg', 'exp_avg_sq'\), found 1"):
+    with pytest.raises(
+        TypeError, match=r"expected the states \('exp_avg', 'exp_avg_sq'\), found 1"
+    ):
         adam(p, g, m)
     with pytest.raises(TypeError, match="unknown 'learning_rate'"):
         adam(p, g, m, v, learning_rate=1)

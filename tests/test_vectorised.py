@@ -19,7 +19,9 @@ from helpers import COMPILED
 from fastgd.kernels.reference import RULES
 
 pytestmark = [
-    pytest.mark.skipif(platform.machine() not in {"x86_64", "AMD64"}, reason="this CPU is no x86-64"),
+    pytest.mark.skipif(
+        platform.machine() not in {"x86_64", "AMD64"}, reason="this CPU is no x86-64"
+    ),
     pytest.mark.skipif(shutil.which("objdump") is None, reason="objdump is not installed"),
 ]
 

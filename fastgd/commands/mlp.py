@@ -7,6 +7,7 @@ The parameters are a dict of layers, each a dict with weights ``"W"`` and biases
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from time import perf_counter_ns
 from typing import Any
 
@@ -26,7 +27,7 @@ def init_layers(sizes: Sequence[int], rng: np.random.Generator) -> Layers:
             "W": rng.standard_normal((n, m), np.float32) * np.float32(np.sqrt(2 / n)),
             "b": np.zeros(m, np.float32),
         }
-        for k, (n, m) in enumerate(zip(sizes, sizes[1:], strict=False), 1)
+        for k, (n, m) in enumerate(pairwise(sizes), 1)
     }
 
 

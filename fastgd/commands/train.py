@@ -54,12 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     def at_least(low: int) -> Callable[[str], int]:
         def parse(text: str) -> int:
             if not text.isdecimal() or int(text) < low:
-                raise argparse.ArgumentTypeError(f"expected an integer of at least {low}, not {text!r}")
+                problem = f"expected an integer of at least {low}, not {text!r}"
+                raise argparse.ArgumentTypeError(problem)
             return int(text)
 
         return parse
 
-    parser.add_argument("--optimizer", choices=[*OPTIMIZERS, "all"], default="all", help="which to train")
+    names = [*OPTIMIZERS, "all"]
+    parser.add_argument("--optimizer", choices=names, default="all", help="which to train")
     parser.add_argument("--epochs", type=at_least(1), default=30, help="passes over the data")
     parser.add_argument("--batch-size", type=at_least(1), default=32, help="digits per step")
     parser.add_argument("--seed", type=at_least(0), default=0, help="of weights, split and order")
@@ -82,7 +84,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Train, print the table, write the picture."""
     names = list(OPTIMIZERS) if arguments.optimizer == "all" else [arguments.optimizer]
     console = Console()
-    columns = (TextColumn("{task.description:<9}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description:<9}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("", total=2 * arguments.epochs * len(names))
         outcomes = []

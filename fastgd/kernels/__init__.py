@@ -135,8 +135,8 @@ def show_config() -> None:
     print(f"threads    {get_num_threads()} (OpenMP: {'yes' if _engine.has_openmp() else 'no'})")
     for name in _LEVELS:
         problem = _why_not(name)
-        mark = "in use" if name == _backend else "available" if problem is None else f"no: {problem}"
-        print(f"backend    {name:<10} {mark}")
+        mark = "available" if problem is None else f"no: {problem}"
+        print(f"backend    {name:<10} {'in use' if name == _backend else mark}")
 
 
 def _choose() -> None:

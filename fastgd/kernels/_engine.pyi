@@ -12,14 +12,15 @@ def x86_64_level() -> int: ...
 def set_num_threads(n: int) -> None: ...
 def get_num_threads() -> int: ...
 def has_openmp() -> bool: ...
+
 @final
 class Plan:
     params: list[NDArray[Any]]
     labels: list[str]
     states: list[tuple[NDArray[Any], ...]]
     steps: NDArray[int64]
-    def __init__(
-        self,
+    def __new__(
+        cls,
         structure: object,
         params: list[NDArray[Any]],
         labels: list[str],
@@ -28,7 +29,7 @@ class Plan:
         state_names: list[tuple[str, ...]],
         steps: NDArray[int64],
         grads: object = None,
-    ) -> None: ...
+    ) -> Plan: ...
     def step(
         self,
         grads: object,

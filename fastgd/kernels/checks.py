@@ -1,12 +1,14 @@
 """What an array must be before a kernel may touch it, and the words that say what it isn't.
 
-TypeError is for the wrong kind of thing (not an array, wrong dtype), ValueError for the wrong shape,
-layout or memory.  Every message begins with the array's name and says what was expected and found.
+TypeError is for the wrong kind of thing (not an array, wrong dtype), ValueError for the wrong
+shape, layout or memory.  Every message begins with the array's name and says what was expected and
+what was found.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NoReturn
 
 import numpy as np
@@ -46,7 +48,8 @@ def as_array(obj: object, name: str) -> Array:
         if not isinstance(obj, np.generic):
             return np.asarray(memoryview(obj))  # type: ignore[arg-type]
     except Exception as error:
-        raise TypeError(f"{name}: expected an array in CPU memory, found {found} ({error})") from error
+        problem = f"expected an array in CPU memory, found {found} ({error})"
+        raise TypeError(f"{name}: {problem}") from error
     raise TypeError(f"{name}: expected an array, found the scalar {found}")
 
 
@@ -73,7 +76,7 @@ def check_like(obj: object, p: Array, name: str, writeable: bool = True) -> Arra
     if a.shape != p.shape:
         raise ValueError(f"{name}: expected shape {p.shape} as its parameter, found {a.shape}")
     order = "C" if p.flags.c_contiguous else "F"
-    if not a.flags[f"{order}_CONTIGUOUS"]:
+    if not (a.flags.c_contiguous if order == "C" else a.flags.f_contiguous):
         raise ValueError(
             f"{name}: expected contiguous memory in {order} order as its parameter, found strides "
             f"{a.strides} for shape {a.shape}; "
@@ -96,7 +99,7 @@ def _check_memory(a: Array, name: str) -> None:
         raise TypeError(f"{name}: expected native byte order, found {a.dtype.str}")
     if not a.flags.aligned:
         raise ValueError(
-            f"{name}: expected memory aligned to {a.itemsize} bytes, found address {a.ctypes.data:#x}"
+            f"{name}: expected memory aligned to {a.itemsize} bytes, found {a.ctypes.data:#x}"
         )
 
 
@@ -117,7 +120,7 @@ def check_disjoint(
         spans.append((p, f"params{parameter}"))
         spans += [(a, state_label(parameter, name)) for a, name in zip(arrays, names, strict=True)]
     placed = sorted((a.ctypes.data, a.ctypes.data + a.nbytes, name) for a, name in spans if a.size)
-    for (start, end, name), (start2, end2, name2) in zip(placed, placed[1:], strict=False):
+    for (start, end, name), (start2, end2, name2) in pairwise(placed):
         if (start, end) == (start2, end2):
             raise ValueError(f"{name2}: is the same memory as {name}; give each array once")
         if end > start2:

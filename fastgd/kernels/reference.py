@@ -225,7 +225,8 @@ def amsgrad(
 
 def positive_part(x: Array) -> Array:
     """x, or 0 where x < 0; NaN stays NaN."""
-    return np.where(x < 0, x.dtype.type(0), x)
+    clipped: Array = np.where(x < 0, x.dtype.type(0), x)
+    return clipped
 
 
 # --------------------------------------------------------------------------------------- stages
@@ -233,12 +234,14 @@ def positive_part(x: Array) -> Array:
 
 def scale(g: Array, factor: Scalar) -> Array:
     """The gradient times a factor."""
-    return factor * g
+    scaled: Array = factor * g
+    return scaled
 
 
 def l2_decay(g: Array, p: Array, weight_decay: Scalar) -> Array:
     """The gradient of the loss with a penalty ½λ‖p‖²: g + λp."""
-    return g + weight_decay * p
+    decayed: Array = g + weight_decay * p
+    return decayed
 
 
 def decoupled_decay(p: Array, factor: Scalar) -> None:

@@ -1,0 +1,31 @@
+# Verbs for developers; `make build` after an edit to Cython or C.
+.PHONY: build test bench compare lint annotate clean
+
+PYTHON ?= python
+
+build:
+	$(PYTHON) setup.py build_ext --inplace
+
+test: build
+	$(PYTHON) -m pytest
+
+bench: build
+	$(PYTHON) -m pytest bench/test_bench.py --benchmark-enable --benchmark-only \
+		--benchmark-group-by=group --benchmark-columns=median,iqr,rounds --benchmark-sort=mean
+
+compare: build
+	$(PYTHON) bench/compare.py
+
+lint:
+	ruff check .
+	ruff format --check .
+	cython-lint fastgd
+	mypy
+	$(PYTHON) -m mypy.stubtest --ignore-missing-stub fastgd.kernels._engine
+
+# HTML pages beside the sources that show the C behind each line of Cython.
+annotate:
+	FASTGD_ANNOTATE=1 $(PYTHON) setup.py build_ext --inplace --force
+
+clean:
+	rm -rf build dist *.egg-info fastgd/kernels/*.so fastgd/kernels/*.c fastgd/kernels/*.html

@@ -1,0 +1,30 @@
+"""The README's example runs, and its commands are what continuous integration reads."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", README.read_text(), flags=re.M | re.S)
+
+
+def test_examples_run():
+    for code in blocks("python"):
+        names: dict[str, object] = {}
+        exec(compile(code, str(README), "exec"), names)
+        if "error" in names:
+            assert np.abs(names["error"]).max() < 1e-2
+
+
+def test_the_two_commands():
+    commands = blocks("sh")[0].splitlines()
+    assert len(commands) == 2
+    assert all(c.startswith('pip install -e ".[') for c in commands)
+    assert "python -m fastgd train" in commands[0]
+    assert "python -m pytest" in commands[1]
