@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 import tempfile
+from glob import glob
 from pathlib import Path
 
 import numpy
@@ -37,8 +38,8 @@ DIRECTIVES = {
 }
 
 KERNELS = "fastgd/kernels"
-HEADERS = ["src_c/cpu.h", "src_c/numeric.h", "src_c/threads.h"]
-SHARED = [*HEADERS, f"{KERNELS}/_types.pxd"]
+# An edit to any of these rebuilds everything; there is little to build.
+DEPENDS = sorted([*glob("src_c/*.h"), *glob(f"{KERNELS}/*.px[di]")])
 
 
 class BuildExtensions(build_ext):
@@ -80,7 +81,7 @@ def extension(module, sources, flags=()):
         f"fastgd.kernels.{module}",
         [f"{KERNELS}/{module}.pyx", *sources],
         include_dirs=["src_c", numpy.get_include()],
-        depends=[*SHARED, f"{KERNELS}/_rules.pxi", f"{KERNELS}/_stages.pxi"],
+        depends=DEPENDS,
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
         extra_compile_args=[*IEEE, *flags],
     )

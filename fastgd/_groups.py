@@ -118,7 +118,10 @@ class ParamGroup(dict[str, Any]):
         """The entry of that name; there is nothing to add."""
         return self[key]
 
+    def hyper(self) -> dict[str, Any]:
+        """The hyper-parameters alone."""
+        return {key: self[key] for key in self._domains}
+
     def __reduce__(self) -> Any:
         fixed = {key: self[key] for key in ("params", "param_names")}
-        hyper = {key: self[key] for key in self._domains}
-        return ParamGroup, (fixed, hyper, self._domains, self._consistent, self._name)
+        return ParamGroup, (fixed, self.hyper(), self._domains, self._consistent, self._name)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgd import _groups as groups
+from fastgd import _groups, _state_dict
 from fastgd._trees import Path, Structure, flatten, name_of
 from fastgd.kernels import checks
 from fastgd.kernels._engine import Plan
@@ -20,12 +20,12 @@ Array = NDArray[Any]
 Hyper = Mapping[str, Any]
 
 # The hyper-parameters that several optimizers share.
-DOMAINS: dict[str, groups.Domain] = {
-    "lr": groups.nonnegative,
-    "eps": groups.nonnegative,
-    "eps_root": groups.nonnegative,
-    "weight_decay": groups.nonnegative,
-    "maximize": groups.flag,
+DOMAINS: dict[str, _groups.Domain] = {
+    "lr": _groups.nonnegative,
+    "eps": _groups.nonnegative,
+    "eps_root": _groups.nonnegative,
+    "weight_decay": _groups.nonnegative,
+    "maximize": _groups.flag,
 }
 
 # The subclasses, by name in the order of their definition.
@@ -61,7 +61,7 @@ class Optimizer:
         into these arrays to change them.
     """
 
-    domains: ClassVar[Mapping[str, groups.Domain]] = DOMAINS  # a subclass adds those of its own
+    domains: ClassVar[Mapping[str, _groups.Domain]] = DOMAINS  # a subclass adds those of its own
     decoupled: ClassVar[bool] = False  # whether weight decay acts beside the gradient
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -102,7 +102,7 @@ class Optimizer:
     def __init__(self, params: object, grads: object, arguments: Mapping[str, Any]) -> None:
         """Take the arguments of a subclass's ``__init__``, its ``locals()``."""
         self.defaults = {key: arguments[key] for key in arguments if key in self.domains}
-        self.param_groups: list[groups.ParamGroup] = []
+        self.param_groups: list[_groups.ParamGroup] = []
         self.state: Mapping[int | str, Mapping[str, Array]] = {}
         self._bound = grads
         self._structure: Structure = []
@@ -135,7 +135,7 @@ class Optimizer:
             taken.add(name)
         arrays = [checks.check_parameter(p, f"params{checks.label(path)}") for path, p in leaves]
         self.param_groups.append(
-            groups.ParamGroup(
+            _groups.ParamGroup(
                 {"params": arrays, "param_names": names},
                 self.defaults | {key: group[key] for key in group if key != "params"},
                 {key: self.domains[key] for key in self.defaults},
@@ -235,7 +235,7 @@ class Optimizer:
         if grad_scale == 1.0:
             unscale = 1.0
         else:
-            scale = groups.number(grad_scale, "grad_scale")
+            scale = _groups.number(grad_scale, "grad_scale")
             if scale == 0 or not math.isfinite(unscale := 1.0 / scale):
                 raise ValueError(f"grad_scale: expected a number to divide by, found {grad_scale}")
         if [self.rule(group) for group in self.param_groups] != self._rules:
@@ -260,7 +260,7 @@ class Optimizer:
 
     @lr.setter
     def lr(self, value: float) -> None:
-        checked = groups.nonnegative(value, "lr")
+        checked = _groups.nonnegative(value, "lr")
         for group in self.param_groups:
             group["lr"] = checked
 
@@ -276,9 +276,10 @@ class Optimizer:
             ``"step"``; ``"param_groups"`` lists each group's hyper-parameters, the numbers of its
             parameters (``"params"``) and their names (``"param_names"``).
         """
-        from fastgd import _state_dict
-
-        return _state_dict.write(self)
+        groups = self.param_groups
+        rules = [self.rule(group) for group in groups]
+        eager = [bool(self.initial(group)) for group in groups]
+        return _state_dict.write(groups, rules, self.state, eager)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take states, step counts and hyper-parameters from a state dict, fastgd's or torch's.
@@ -292,9 +293,19 @@ class Optimizer:
             If it doesn't fit: other groups, names, shapes, dtypes or states, or hyper-parameters
             out of range.  The optimizer stays as it was.
         """
-        from fastgd import _state_dict
-
-        _state_dict.read(self, state_dict)
+        changes, entries = _state_dict.read(
+            state_dict, self.param_groups, self.rule, self.decoupled
+        )
+        # All fits: from here on nothing fails.
+        for group, change in zip(self.param_groups, changes, strict=True):
+            group.update(change)
+        self._make_plan(self._steps)
+        for group in self.param_groups:
+            start = self.initial(group)
+            for name in group["param_names"]:
+                step, arrays = entries[name]
+                for key, own in self.state[name].items():
+                    own[...] = step if key == "step" else arrays.get(key, start.get(key, 0))
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the plan, which holds addresses."""

@@ -1,103 +1,111 @@
-"""State dicts in torch.optim's layout: written from an optimizer, checked and read back."""
+"""State dicts in torch.optim's layout: written from groups and states, and checked against them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from numpy.typing import NDArray
 
-from fastgd._groups import number
+from fastgd._groups import ParamGroup, number
 from fastgd.kernels import checks
 from fastgd.kernels.reference import RULES
 
-if TYPE_CHECKING:
-    from fastgd._optimizer import Optimizer
+Name = int | str
+# The step count and the states of a parameter.
+Entry = tuple[int, dict[str, NDArray[Any]]]
 
 # What torch.optim's groups hold beside hyper-parameters: how to compute, not what.
 _TORCH_ONLY = {"foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay"}
 
 
-def write(opt: Optimizer) -> dict[str, Any]:
-    """The state dict of an optimizer; all arrays are copies.
+def write(
+    groups: Sequence[ParamGroup],
+    rules: Sequence[str],
+    state: Mapping[Name, Mapping[str, Any]],
+    eager: Iterable[bool],
+) -> dict[str, Any]:
+    """The state dict of groups that run these rules; all arrays are copies.
 
-    A parameter that has not stepped has no entry, as in torch, unless its states start from given
-    values.
+    A parameter that has not stepped has no entry, as in torch, unless its group is eager.
     """
-    state: dict[int, dict[str, Any]] = {}
+    entries: dict[int, dict[str, Any]] = {}
     param_groups = []
     first = 0
-    for group, rule in zip(opt.param_groups, map(opt.rule, opt.param_groups), strict=True):
+    for group, rule, always in zip(groups, rules, eager, strict=True):
         for i, name in enumerate(group["param_names"], first):
-            entry = opt.state[name]
-            if entry["step"] or opt.initial(group):
-                arrays = {key: entry[key].copy() for key in RULES[rule].states}
-                state[i] = {"step": int(entry["step"]), **arrays}
-        count = len(group["params"])
-        packed = {key: group[key] for key in opt.defaults}
-        packed["params"] = list(range(first, first + count))
+            own = state[name]
+            if own["step"] or always:
+                arrays = {key: own[key].copy() for key in RULES[rule].states}
+                entries[i] = {"step": int(own["step"]), **arrays}
+        packed = group.hyper()
+        packed["params"] = list(range(first, first + len(group["params"])))
         packed["param_names"] = list(group["param_names"])
         param_groups.append(packed)
-        first += count
-    return {"state": state, "param_groups": param_groups}
+        first += len(group["params"])
+    return {"state": entries, "param_groups": param_groups}
 
 
-def read(opt: Optimizer, state_dict: Mapping[str, Any]) -> None:
-    """Check a whole state dict against an optimizer, and only then take it over."""
+def read(
+    state_dict: Any,
+    groups: Sequence[ParamGroup],
+    rule: Callable[[Mapping[str, Any]], str],
+    decoupled: bool,
+) -> tuple[list[dict[str, Any]], dict[Name, Entry]]:
+    """Check a whole state dict; returns each group's new hyper-parameters, each parameter's entry.
+
+    Parameters
+    ----------
+    state_dict : dict
+        Somebody's.
+    groups : sequence of ParamGroup
+        What it has to fit.
+    rule : callable
+        From hyper-parameters to the rule's name.
+    decoupled : bool
+        Whether the optimizer's weight decay is decoupled; torch's groups say so of themselves.
+    """
     if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
         raise ValueError("state_dict: expected a dict with 'state' and 'param_groups'")
     saved_groups, saved_state = state_dict["param_groups"], state_dict["state"]
-    if len(saved_groups) != len(opt.param_groups):
-        raise ValueError(
-            f"state_dict: expected {len(opt.param_groups)} groups, found {len(saved_groups)}"
-        )
-    changes = [_read_group(opt, k, saved) for k, saved in enumerate(saved_groups)]
+    if len(saved_groups) != len(groups):
+        raise ValueError(f"state_dict: expected {len(groups)} groups, found {len(saved_groups)}")
+    changes = [
+        _read_group(saved, group, decoupled, f'state_dict["param_groups"][{k}]')
+        for k, (saved, group) in enumerate(zip(saved_groups, groups, strict=True))
+    ]
 
     numbers = [number for saved in saved_groups for number in saved["params"]]
     if len(set(numbers)) != len(numbers):
         raise ValueError(f"state_dict: expected params with numbers of their own, found {numbers}")
     if unknown := [key for key in saved_state if key not in numbers]:
         raise ValueError(f"state_dict: has states of parameters in no group: {unknown}")
-    entries: dict[int | str, tuple[int, dict[str, NDArray[Any]]]] = {}
-    for group, saved, change in zip(opt.param_groups, saved_groups, changes, strict=True):
-        rule = opt.rule({**group, **change})
+    entries: dict[Name, Entry] = {}
+    for group, saved, change in zip(groups, saved_groups, changes, strict=True):
+        states = RULES[rule({**group, **change})].states
         number_of = _match(group["param_names"], saved)
         for name, p in zip(group["param_names"], group["params"], strict=True):
-            entry = saved_state.get(number_of[name], {})
-            entries[name] = _read_entry(entry, p, name, RULES[rule].states)
-
-    # All fits: from here on nothing fails.
-    for group, change in zip(opt.param_groups, changes, strict=True):
-        group.update(change)
-    opt._make_plan(opt._steps)
-    for group in opt.param_groups:
-        start = opt.initial(group)
-        for name in group["param_names"]:
-            step, arrays = entries[name]
-            for key, own in opt.state[name].items():
-                own[...] = step if key == "step" else arrays.get(key, start.get(key, 0))
+            entries[name] = _read_entry(saved_state.get(number_of[name], {}), p, name, states)
+    return changes, entries
 
 
-def _read_group(opt: Optimizer, k: int, saved: Mapping[str, Any]) -> dict[str, Any]:
+def _read_group(saved: Any, group: ParamGroup, decoupled: bool, where: str) -> dict[str, Any]:
     """The checked hyper-parameters of a saved group."""
-    where = f'state_dict["param_groups"][{k}]'
-    group = opt.param_groups[k]
     if not isinstance(saved, Mapping) or not isinstance(saved.get("params"), list):
         raise TypeError(f"{where}: expected a dict with a list of 'params', found {saved!r}")
     if len(saved["params"]) != len(group["params"]):
         raise ValueError(
             f"{where}: expected {len(group['params'])} parameters, found {len(saved['params'])}"
         )
-    decoupled = saved.get("decoupled_weight_decay", opt.decoupled)
-    if decoupled != opt.decoupled:
+    if saved.get("decoupled_weight_decay", decoupled) != decoupled:
         raise ValueError(
-            f"{where}: decoupled_weight_decay is {decoupled}, which is not {type(opt).__name__}'s"
+            f"{where}: expected decoupled_weight_decay to be {decoupled}, found {not decoupled}"
         )
     ignored = _TORCH_ONLY | {"params", "param_names"}
     return group.checked({key: saved[key] for key in saved if key not in ignored})
 
 
-def _match(names: list[int | str], saved: Mapping[str, Any]) -> dict[int | str, Any]:
+def _match(names: list[Name], saved: Mapping[str, Any]) -> dict[Name, Any]:
     """Which saved parameter each of ours is: by name if both sides have names, else by order."""
     theirs = saved.get("param_names") or []
     if not all(isinstance(name, str) for name in [*names, *theirs]) or not theirs:
@@ -110,9 +118,7 @@ def _match(names: list[int | str], saved: Mapping[str, Any]) -> dict[int | str, 
     return {name: numbers[name] for name in names}
 
 
-def _read_entry(
-    entry: Mapping[str, Any], p: NDArray[Any], name: int | str, expected: tuple[str, ...]
-) -> tuple[int, dict[str, NDArray[Any]]]:
+def _read_entry(entry: Any, p: NDArray[Any], name: Name, expected: tuple[str, ...]) -> Entry:
     """The step count and the states of one parameter, checked against what its rule keeps."""
     label = f"state[{name!r}]".replace("'", '"')
     if not isinstance(entry, Mapping):

@@ -23,13 +23,6 @@ from fastgd.kernels import checks, reference
 
 cnp.import_array()
 
-cdef extern from "cpu.h" nogil:
-    int fastgd_x86_64_level()
-
-cdef extern from "threads.h" nogil:
-    int fastgd_max_threads()
-    const int FASTGD_OPENMP
-
 # Elements a thread works on at a time, at most.
 cdef Py_ssize_t CHUNK = 32768
 # From this size on a tensor's chunks are cut to start on cache lines.
@@ -37,131 +30,8 @@ cdef Py_ssize_t ALIGN_FROM = 1024
 # With fewer elements than this in all, waking a second thread costs more than it saves.
 cdef Py_ssize_t PARALLEL_FROM = 32768
 
-# ------------------------------------------------------------------------- backend and threads
-
-# The rule loops of the chosen backend, {name: (f32, f64)}, or None for the NumPy reference.
-cdef dict _rules = None
-cdef void* _staged[2]
-
-
-def use_backend(module):
-    """Take rules and stages from a compiled backend module; None means the NumPy reference."""
-    global _rules
-    if module is None:
-        _rules = None
-        return
-    _staged[0] = <void*> <size_t> module.STAGED[0]
-    _staged[1] = <void*> <size_t> module.STAGED[1]
-    _rules = module.RULES
-
-
-def x86_64_level():
-    """The x86-64 level (1, 3 or 4) that processor and operating system support; 0 elsewhere."""
-    return fastgd_x86_64_level()
-
-
-cdef int _num_threads = 0      # 0: as many as OpenMP would take
-cdef bint _forked = False      # OpenMP's threads don't survive a fork, and waking them would hang
-
-
-def _after_fork_in_child():
-    global _forked
-    _forked = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-def set_num_threads(int n):
-    """Let steps use up to `n` threads; 0 means as many as OpenMP would take."""
-    global _num_threads
-    _num_threads = n
-
-
-def get_num_threads():
-    """The number of threads a large step would use now."""
-    if _forked or not FASTGD_OPENMP:
-        return 1
-    return _num_threads or fastgd_max_threads()
-
-
-def has_openmp():
-    """Whether the engine was built with OpenMP."""
-    return bool(FASTGD_OPENMP)
-
-
-# --------------------------------------------------------------------------------- the records
-
-cdef struct Tensor:
-    char* p
-    const char* g              # this step's gradient, or NULL: no gradient, not updated
-    const char* bound          # the gradient bound when the plan was made, or NULL
-    const char* cleared        # the last gradient found not to overlap anything that is written
-    char* s[MAX_STATES]
-    int n_states
-    int is_double
-    int order                  # the contiguity flag that parameter and gradient share
-    Py_ssize_t n
-    Py_ssize_t group
-    Py_ssize_t setting         # this step's
-
-cdef struct Chunk:
-    Py_ssize_t tensor
-    Py_ssize_t offset
-    Py_ssize_t n
-    Py_ssize_t before          # elements in all chunks before this one
-
-# What the tensors of one group at the same step count share.
-cdef struct Setting:
-    void* rule[2]              # float32, float64
-    void* staged[2]
-    float c32[MAX_COEFFICIENTS]
-    double c64[MAX_COEFFICIENTS]
-    Stages stages
-
-ctypedef fused real:
-    float
-    double
-
-
-cdef inline void run_chunk(real* p, Tensor* t, Chunk* chunk, Setting* setting, const real* c,
-                           void* rule, void* staged) noexcept nogil:
-    cdef real* s[MAX_STATES]
-    cdef const real* g = <const real*> t.g + chunk.offset
-    cdef int j
-    p += chunk.offset
-    for j in range(t.n_states):
-        s[j] = <real*> t.s[j] + chunk.offset
-    if setting.stages.flags:
-        if real is float:
-            (<staged_f32> staged)(rule, p, g, s, chunk.n, c, &setting.stages)
-        else:
-            (<staged_f64> staged)(rule, p, g, s, chunk.n, c, &setting.stages)
-    else:
-        if real is float:
-            (<rule_f32> rule)(p, g, s, chunk.n, c)
-        else:
-            (<rule_f64> rule)(p, g, s, chunk.n, c)
-
-
-cdef void run(Tensor* tensors, Setting* settings, Chunk* chunk, Chunk* end) noexcept nogil:
-    cdef Tensor* t
-    cdef Setting* setting
-    while chunk < end:
-        t = &tensors[chunk.tensor]
-        if t.g != NULL:
-            setting = &settings[t.setting]
-            if t.is_double:
-                run_chunk[double](<double*> t.p, t, chunk, setting, setting.c64,
-                                  setting.rule[1], setting.staged[1])
-            else:
-                run_chunk[float](<float*> t.p, t, chunk, setting, setting.c32,
-                                 setting.rule[0], setting.staged[0])
-        chunk += 1
-
-
-# ------------------------------------------------------------------------------------ the plan
+include "_machine.pxi"
+include "_sweep.pxi"
 
 cdef class Plan:
     """The tensors of an optimizer, resolved to pointers, and the step over all of them.
