@@ -2,7 +2,7 @@
 
     python bench/compare.py                         everything (some ten minutes)
     python bench/compare.py --optimizer Adam --shape 300x64 --threads 1
-    python bench/compare.py --json figures.json --chart figures.png
+    python bench/compare.py --json figures.json --chart figures.png --markdown RESULTS.md
 
 For each optimizer, shape and thread count: first all contestants take three steps from the same
 start and must agree; then they are timed in turn, round after round, so that what slows the machine
@@ -121,6 +121,34 @@ def line_of(name, shape, threads, times):
     )
 
 
+def markdown(rows, machine):
+    """All figures as a table."""
+    who = dict.fromkeys(name for row in rows for name in row["seconds"])
+    others = [name for name in who if name not in {"fastgd", "stream"}]
+    lines = [
+        "# Measured",
+        "",
+        f"`python bench/compare.py --markdown bench/RESULTS.md`, with the extra `peers`, on {machine},",
+        f"backend {fastgd.get_backend()}; float32; medians of rounds in which all took turns.",
+        "",
+        "*of stream*: fastgd's time over that of a plain sweep that moves the same bytes; it says",
+        "something out of cache, at 32e6. Everybody else: their time over fastgd's, so more than 1 is",
+        "slower than fastgd. *fastgd bound*: `grads=` given once, then `step()`.",
+        "",
+        f"| optimizer | shape | threads | fastgd | of stream | {' | '.join(others)} |",
+        "|---|---|--:|--:|--:|" + "--:|" * len(others),
+    ]
+    for row in rows:
+        times = row["seconds"]
+        own = times["fastgd"]
+        cells = [f"{times[name] / own:.2f}" if name in times else "" for name in others]
+        lines.append(
+            f"| {row['optimizer']} | {row['shape']} | {row['threads']} | {show(own)} "
+            f"| {own / times['stream']:.2f} | {' | '.join(cells)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def chart(rows, path):
     """Bars: everybody's time over fastgd's, a panel for each shape, for Adam or what was run."""
     from matplotlib.figure import Figure
@@ -162,6 +190,7 @@ def main():
     parser.add_argument("--threads", type=int, action="append", help="repeatable")
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds; medians are reported")
     parser.add_argument("--json", type=Path, help="write all figures there")
+    parser.add_argument("--markdown", type=Path, help="write them there as a table")
     parser.add_argument("--chart", type=Path, help="draw bars there (PNG)")
     arguments = parser.parse_args()
     stream = Stream()
@@ -183,6 +212,8 @@ def main():
                 print(line_of(name, shape, threads, times), flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1))
+    if arguments.markdown:
+        arguments.markdown.write_text(markdown(rows, machine))
     if arguments.chart:
         chart(rows, arguments.chart)
 
