@@ -27,6 +27,11 @@ if X86_64:
 # -ffast-math is not for us: linking with it flips the whole process to flush-to-zero.
 IEEE = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 
+# Ways to ask for OpenMP, the last that of Apple's clang.
+OPENMP = [["-fopenmp"], ["-Xpreprocessor", "-fopenmp", "-lomp"]]
+OPENMP = [] if os.environ.get("FASTGD_OPENMP") == "0" else OPENMP
+USES_OPENMP = "#include <omp.h>\nint main(void) { return omp_get_max_threads() == 0; }"
+
 DIRECTIVES = {
     "language_level": 3,
     "boundscheck": False,
@@ -43,37 +48,37 @@ DEPENDS = sorted([*glob("src_c/*.h"), *glob(f"{KERNELS}/*.px[di]")])
 
 
 class BuildExtensions(build_ext):
-    """Build in parallel, and with OpenMP where compiler and linker know it."""
+    """Build in parallel: with OpenMP, and the backends, that the compiler knows."""
 
     def build_extensions(self):
-        openmp = self.openmp_flags()
-        for extension in self.extensions:
-            if extension.name.endswith("._engine"):
-                extension.extra_compile_args += openmp
-                extension.extra_link_args += openmp
+        openmp = next((f for f in OPENMP if self.builds(USES_OPENMP, f)), [])
         if not openmp:
             print("fastgd: no OpenMP here; the engine will use one thread")
+        for extension in list(self.extensions):
+            if extension.name.endswith("._engine"):
+                extension.extra_compile_args += openmp[:2]
+                extension.extra_link_args += openmp
+            elif not self.builds("int main(void) { return 0; }", extension.extra_compile_args):
+                print(f"fastgd: {extension.name} is left out, as the compiler lacks its flags")
+                self.extensions.remove(extension)
         self.parallel = self.parallel or os.cpu_count()
         super().build_extensions()
 
-    def openmp_flags(self):
-        if os.environ.get("FASTGD_OPENMP") == "0":
-            return []
-        for flags in (["-fopenmp"], ["-Xpreprocessor", "-fopenmp", "-lomp"]):
-            with tempfile.TemporaryDirectory() as folder:
-                source = Path(folder) / "openmp.c"
-                source.write_text("#include <omp.h>\nint main(void) { omp_get_max_threads(); }\n")
-                try:
-                    objects = self.compiler.compile(
-                        [str(source)], output_dir=folder, extra_postargs=flags[:2]
-                    )
-                    self.compiler.link_executable(
-                        objects, str(Path(folder) / "openmp"), extra_postargs=flags
-                    )
-                except Exception:  # each compiler fails with an exception of its own
-                    continue
-                return flags
-        return []
+    def builds(self, source, flags):
+        """Whether a program compiles and links with these flags."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "probe.c"
+            file.write_text(source + "\n")
+            try:
+                objects = self.compiler.compile(
+                    [str(file)], output_dir=folder, extra_postargs=flags[:]
+                )
+                self.compiler.link_executable(
+                    objects, str(Path(folder) / "probe"), extra_postargs=flags
+                )
+            except Exception:  # each compiler fails with an exception of its own
+                return False
+        return True
 
 
 def extension(module, sources, flags=()):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from numbers import Real
-from typing import Any, NoReturn, SupportsFloat
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
 
 # From a hyper-parameter's value and what to call it to the clean value; raises if it isn't one.
 Domain = Callable[[Any, str], Any]
@@ -13,9 +15,14 @@ Domain = Callable[[Any, str], Any]
 
 def number(value: Any, name: str) -> float:
     """Any finite number."""
-    if isinstance(value, bool) or not isinstance(value, (Real, SupportsFloat)):
-        raise TypeError(f"{name}: expected a number, found {value!r}")
-    result = float(value)
+    try:
+        if isinstance(value, (bool, np.bool, str)):
+            raise TypeError
+        result = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected a number, found {reprlib.repr(value)}") from None
+    except OverflowError:
+        raise ValueError(f"{name}: expected a finite number, found {reprlib.repr(value)}") from None
     if not math.isfinite(result):
         raise ValueError(f"{name}: expected a finite number, found {value}")
     return result
@@ -39,8 +46,8 @@ def fraction(value: Any, name: str) -> float:
 
 def two_fractions(value: Any, name: str) -> tuple[float, float]:
     """The weights of two exponential averages."""
-    if not isinstance(value, Iterable):
-        raise TypeError(f"{name}: expected two numbers, found {value!r}")
+    if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, str):
+        raise TypeError(f"{name}: expected two numbers, found {reprlib.repr(value)}")
     values = tuple(fraction(v, f"{name}[{k}]") for k, v in enumerate(value))
     if len(values) != 2:
         raise ValueError(f"{name}: expected two numbers, found {len(values)}")
@@ -49,7 +56,7 @@ def two_fractions(value: Any, name: str) -> tuple[float, float]:
 
 def flag(value: Any, name: str) -> bool:
     """True or False."""
-    if type(value).__name__ not in {"bool", "bool_"}:  # Python's, and NumPy's under both names
+    if not isinstance(value, (bool, np.bool)):
         raise TypeError(f"{name}: expected True or False, found {value!r}")
     return bool(value)
 
@@ -57,8 +64,8 @@ def flag(value: Any, name: str) -> bool:
 class ParamGroup(dict[str, Any]):
     """Parameters that share hyper-parameters: a dict that refuses what its optimizer can't use.
 
-    ``group["lr"] = 0.01`` takes effect with the next step.  ``group["params"]`` is the flat list of
-    arrays and ``group["param_names"]`` their names; these two are fixed.
+    ``group["lr"] = 0.01`` takes effect with the next step.  ``group["params"]`` is the flat tuple
+    of arrays and ``group["param_names"]`` their names in the group; these two are fixed.
 
     Parameters
     ----------

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from threading import RLock
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastgd import _groups, _state_dict
-from fastgd._trees import Path, Structure, flatten, name_of
+from fastgd._trees import Name, Path, Structure, flatten, name_of, unflatten
 from fastgd.kernels import checks
 from fastgd.kernels._engine import Plan
 from fastgd.kernels.reference import RULES
@@ -52,7 +53,7 @@ class Optimizer:
 
     Attributes
     ----------
-    param_groups : list of dict
+    param_groups : tuple of dict
         The groups.  ``param_groups[0]["lr"] = 0.01`` takes effect with the next step; a value that
         is out of range is refused there and then.
     state : mapping
@@ -63,6 +64,7 @@ class Optimizer:
 
     domains: ClassVar[Mapping[str, _groups.Domain]] = DOMAINS  # a subclass adds those of its own
     decoupled: ClassVar[bool] = False  # whether weight decay acts beside the gradient
+    restarts: ClassVar[bool] = False  # whether steps count from when states were made
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -102,76 +104,93 @@ class Optimizer:
     def __init__(self, params: object, grads: object, arguments: Mapping[str, Any]) -> None:
         """Take the arguments of a subclass's ``__init__``, its ``locals()``."""
         self.defaults = {key: arguments[key] for key in arguments if key in self.domains}
-        self.param_groups: list[_groups.ParamGroup] = []
-        self.state: Mapping[int | str, Mapping[str, Array]] = {}
-        self._bound = grads
-        self._structure: Structure = []
-        self._paths: list[Path] = []
+        self.param_groups: tuple[_groups.ParamGroup, ...] = ()
+        self.state: Mapping[Name, Mapping[str, Array]] = {}
+        self._names: tuple[tuple[Name, ...], ...] = ()  # of each group's parameters, in `state`
+        self._paths: tuple[Path, ...] = ()  # where each parameter stands in what was given
+        self._structure: Structure = None
+        self._lock = RLock()
         if isinstance(params, Iterator):
             params = list(params)
-        self._grouped = isinstance(params, (list, tuple)) and any(
+        if isinstance(params, (list, tuple)) and any(
             isinstance(entry, Mapping) and "params" in entry for entry in params
-        )
-        if self._grouped:
-            self._structure = [self._take_group(g, (k,)) for k, g in enumerate(params)]  # type: ignore[arg-type,var-annotated]
+        ):
+            self._structure = [self._take_group(g, (k,)) for k, g in enumerate(params)]
+            self._grouped = True
         else:
             self._structure = self._take_group({"params": params}, ())
-        self._make_plan(np.zeros(len(self._paths), np.int64))
+            self._grouped = False
+        self._make_plan(self.param_groups, np.zeros(len(self._paths), np.int64), grads)
 
     def _take_group(self, group: Any, prefix: Path) -> Structure:
         """Check a group and append it; returns its structure."""
         where = f"params{checks.label(prefix)}"
         if not isinstance(group, Mapping) or "params" not in group:
             raise TypeError(f"{where}: expected a group, a dict with 'params', found {group!r}")
-        structure, leaves = flatten(group["params"], prefix)
+        structure, leaves = flatten(group["params"])
         if not leaves:
             raise ValueError(f"{where}: expected at least one parameter, found none")
-        paths = [path for path, _ in leaves]
-        names = [name_of(path) for path in paths]
-        taken = {name for g in self.param_groups for name in g["param_names"]}
+        paths = tuple((*prefix, *path) for path, _ in leaves)
+        names = tuple(name_of(path) for path in paths)
+        taken = {name for group_names in self._names for name in group_names}
         for name in names:
             if name in taken:
                 raise ValueError(f"{where}: expected names of their own, found {name!r} twice")
             taken.add(name)
-        arrays = [checks.check_parameter(p, f"params{checks.label(path)}") for path, p in leaves]
-        self.param_groups.append(
-            _groups.ParamGroup(
-                {"params": arrays, "param_names": names},
-                self.defaults | {key: group[key] for key in group if key != "params"},
-                {key: self.domains[key] for key in self.defaults},
-                self.consistent,
-                f"{where}: " if prefix else "",
-            )
+        arrays = tuple(
+            checks.check_parameter(leaf, f"params{checks.label(path)}")
+            for path, (_, leaf) in zip(paths, leaves, strict=True)
         )
+        new = _groups.ParamGroup(
+            {"params": arrays, "param_names": tuple(name_of(path) for path, _ in leaves)},
+            self.defaults | {key: group[key] for key in group if key != "params"},
+            {key: self.domains[key] for key in self.defaults},
+            self.consistent,
+            f"{where}: " if prefix else "",
+        )
+        self.param_groups += (new,)
+        self._names += (names,)
         self._paths += paths
         return structure
 
-    def _make_plan(self, steps: NDArray[np.int64]) -> None:
-        """Lay out the states that the groups' rules ask for, and resolve all to pointers."""
-        rules = [self.rule(group) for group in self.param_groups]
-        state: dict[int | str, Mapping[str, Array]] = {}
+    def _make_plan(
+        self, hypers: Sequence[Hyper], steps: NDArray[np.int64], grads: object = None
+    ) -> None:
+        """Lay out the states that each group's rule asks for, and resolve all to pointers.
+
+        Changes nothing if it raises.
+        """
+        rules = [self.rule(h) for h in hypers]
+        steps = steps.copy()
+        state: dict[Name, Mapping[str, Array]] = {}
         params: list[Array] = []
         arrays: list[tuple[Array, ...]] = []
         owners: list[int] = []
-        for k, (group, rule) in enumerate(zip(self.param_groups, rules, strict=True)):
-            start = self.initial(group)
-            for name, p in zip(group["param_names"], group["params"], strict=True):
-                kept = {**self.state.get(name, {}), "step": steps[len(params), ...]}
+        for k, (group, h, rule) in enumerate(zip(self.param_groups, hypers, rules, strict=True)):
+            for name, p in zip(self._names[k], group["params"], strict=True):
+                i = len(params)
+                kept = {**self.state.get(name, {}), "step": steps[i, ...]}
                 for key in RULES[rule].states:
                     if key not in kept:
                         kept[key] = zeros_beside(p)
-                        if start.get(key):
-                            kept[key].fill(start[key])
+                        if start := self.initial(h).get(key):
+                            kept[key].fill(start)
+                        if self.restarts:
+                            steps[i] = 0
                 state[name] = MappingProxyType(kept)
                 arrays.append(tuple(kept[key] for key in RULES[rule].states))
                 params.append(p)
                 owners.append(k)
         names = [RULES[rules[k]].states for k in owners]
         labels = [checks.label(path) for path in self._paths]
-        self._plan = Plan(
-            self._structure, params, labels, owners, arrays, names, steps, self._bound
-        )
+        plan = Plan(self._structure, params, labels, owners, arrays, names, steps, grads)
         self.state, self._rules, self._steps = MappingProxyType(state), rules, steps
+        self._plan = plan
+
+    def _bound(self) -> object:
+        """The bound gradients in the structure of the parameters, or None."""
+        held = self._plan.bound
+        return None if held is None else unflatten(self._structure, iter(held))
 
     def add_param_group(self, group: Mapping[str, Any], grads: object = None) -> None:
         """Add parameters, with hyper-parameters of their own if wanted.
@@ -192,24 +211,26 @@ class Optimizer:
         TypeError, ValueError, KeyError
             As for the constructor; the optimizer stays as it was.
         """
-        if (grads is None) != (self._bound is None):
-            raise TypeError("grads: bind the gradients of all groups, or of none")
-        before = dict(self.__dict__)
-        self.param_groups, self._paths = list(self.param_groups), list(self._paths)
-        try:
-            if not self._grouped:
-                self._structure, self._bound = [self._structure], [self._bound]
-                self._paths = [(0, *path) for path in self._paths]
-                self._grouped = True
-            assert isinstance(self._structure, list)
-            new = self._take_group(group, (len(self.param_groups),))
-            self._structure = [*self._structure, new]
-            self._bound = None if grads is None else [*self._bound, grads]  # type: ignore[misc]
-            added = len(self._paths) - len(self._steps)
-            self._make_plan(np.append(self._steps, np.zeros(added, np.int64)))
-        except BaseException:
-            self.__dict__.update(before)
-            raise
+        with self._lock:
+            bound = self._bound()
+            if (grads is None) != (bound is None):
+                raise TypeError("grads: bind the gradients of all groups, or of none")
+            before = dict(self.__dict__)
+            try:
+                if not self._grouped:
+                    self._structure, bound = [self._structure], [bound]
+                    self._paths = tuple((0, *path) for path in self._paths)
+                    self._grouped = True
+                new = self._take_group(group, (len(self.param_groups),))
+                self._structure = [*self._structure, new]  # type: ignore[misc]
+                if grads is not None:
+                    grads = [*bound, grads]  # type: ignore[misc]
+                added = len(self._paths) - len(self._steps)
+                steps = np.append(self._steps, np.zeros(added, np.int64))
+                self._make_plan(self.param_groups, steps, grads)
+            except BaseException:
+                self.__dict__.update(before)
+                raise
 
     # --------------------------------------------------------------------------------- the step
 
@@ -230,7 +251,11 @@ class Optimizer:
         TypeError, ValueError
             If a gradient is missing or doesn't fit its parameter.  Nothing was changed then.
         RuntimeError
-            If another thread is stepping this optimizer.
+            If called from within itself, say by a hyper-parameter or an array-like.
+
+        Notes
+        -----
+        Threads that step the same optimizer take turns; different optimizers run in parallel.
         """
         if grad_scale == 1.0:
             unscale = 1.0
@@ -238,9 +263,11 @@ class Optimizer:
             scale = _groups.number(grad_scale, "grad_scale")
             if scale == 0 or not math.isfinite(unscale := 1.0 / scale):
                 raise ValueError(f"grad_scale: expected a number to divide by, found {grad_scale}")
-        if [self.rule(group) for group in self.param_groups] != self._rules:
-            self._make_plan(self._steps)  # a hyper-parameter that picks the rule was changed
-        self._plan.step(grads, self._configure, unscale)
+        with self._lock:
+            if [self.rule(group) for group in self.param_groups] != self._rules:
+                # A hyper-parameter that picks the rule was changed.
+                self._make_plan(self.param_groups, self._steps, self._bound())
+            self._plan.step(grads, self._configure, unscale)
 
     def _configure(self, k: int, t: int, unscale: float) -> tuple[Any, ...]:
         """What the engine asks of group `k` for a parameter's t-th step."""
@@ -277,9 +304,11 @@ class Optimizer:
             parameters (``"params"``) and their names (``"param_names"``).
         """
         groups = self.param_groups
-        rules = [self.rule(group) for group in groups]
-        eager = [bool(self.initial(group)) for group in groups]
-        return _state_dict.write(groups, rules, self.state, eager)
+        with self._lock:
+            rules = [self.rule(group) for group in groups]
+            eager = [bool(self.initial(group)) for group in groups]
+            entries = [[self.state[name] for name in names] for names in self._names]
+            return _state_dict.write(groups, rules, entries, eager, self.decoupled)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take states, step counts and hyper-parameters from a state dict, fastgd's or torch's.
@@ -293,28 +322,37 @@ class Optimizer:
             If it doesn't fit: other groups, names, shapes, dtypes or states, or hyper-parameters
             out of range.  The optimizer stays as it was.
         """
-        changes, entries = _state_dict.read(
-            state_dict, self.param_groups, self.rule, self.decoupled
-        )
-        # All fits: from here on nothing fails.
-        for group, change in zip(self.param_groups, changes, strict=True):
-            group.update(change)
-        self._make_plan(self._steps)
-        for group in self.param_groups:
-            start = self.initial(group)
-            for name in group["param_names"]:
-                step, arrays = entries[name]
-                for key, own in self.state[name].items():
-                    own[...] = step if key == "step" else arrays.get(key, start.get(key, 0))
+        groups = self.param_groups
+        with self._lock:
+            live = [array for entry in self.state.values() for array in entry.values()]
+            changes, entries = _state_dict.read(state_dict, groups, self.rule, self.decoupled, live)
+            hypers = [{**group, **change} for group, change in zip(groups, changes, strict=True)]
+            self._make_plan(hypers, self._steps, self._bound())
+            # All fits: from here on nothing fails.
+            for group, change, names, own in zip(
+                groups, changes, self._names, entries, strict=True
+            ):
+                group.update(change)
+                start = self.initial(group)
+                for name, (step, arrays) in zip(names, own, strict=True):
+                    for key, array in self.state[name].items():
+                        array[...] = step if key == "step" else arrays.get(key, start.get(key, 0))
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the plan, which holds addresses."""
-        content = {key: value for key, value in self.__dict__.items() if key != "_plan"}
-        return {**content, "state": {name: dict(entry) for name, entry in self.state.items()}}
+        """All but the plan, which holds addresses, and the lock."""
+        with self._lock:
+            content = {key: self.__dict__[key] for key in self.__dict__.keys() - {"_plan", "_lock"}}
+            state = {name: dict(entry) for name, entry in self.state.items()}
+            return {**content, "state": state, "bound": self._bound()}
 
     def __setstate__(self, content: dict[str, Any]) -> None:
-        self.__dict__.update(content)
-        self._make_plan(self._steps)
+        grads = content.pop("bound")
+        saved = content.pop("state")
+        self.__dict__.update(content, state={}, _lock=RLock())
+        self._make_plan(self.param_groups, self._steps, grads)
+        for name, entry in saved.items():
+            for key, array in self.state[name].items():
+                array[...] = entry[key]
 
     def __repr__(self) -> str:
         lines = []

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
 
 from fastgd._groups import ParamGroup, number
+from fastgd._trees import Name
 from fastgd.kernels import checks
 from fastgd.kernels.reference import RULES
 
-Name = int | str
 # The step count and the states of a parameter.
 Entry = tuple[int, dict[str, NDArray[Any]]]
 
@@ -22,28 +23,31 @@ _TORCH_ONLY = {"foreach", "capturable", "differentiable", "fused", "decoupled_we
 def write(
     groups: Sequence[ParamGroup],
     rules: Sequence[str],
-    state: Mapping[Name, Mapping[str, Any]],
-    eager: Iterable[bool],
+    entries: Sequence[Sequence[Mapping[str, Any]]],
+    eager: Sequence[bool],
+    decoupled: bool,
 ) -> dict[str, Any]:
-    """The state dict of groups that run these rules; all arrays are copies.
+    """The state dict of groups that run these rules, with these states; all arrays are copies.
 
-    A parameter that has not stepped has no entry, as in torch, unless its group is eager.
+    A parameter that has not stepped has no entry, as in torch, unless its group is eager, or
+    somebody wrote into its states.
     """
-    entries: dict[int, dict[str, Any]] = {}
+    state: dict[int, dict[str, Any]] = {}
     param_groups = []
     first = 0
-    for group, rule, always in zip(groups, rules, eager, strict=True):
-        for i, name in enumerate(group["param_names"], first):
-            own = state[name]
-            if own["step"] or always:
-                arrays = {key: own[key].copy() for key in RULES[rule].states}
-                entries[i] = {"step": int(own["step"]), **arrays}
+    for group, rule, own, always in zip(groups, rules, entries, eager, strict=True):
+        for i, entry in enumerate(own, first):
+            arrays = {key: entry[key] for key in RULES[rule].states}
+            if entry["step"] or always or any(a.any() for a in arrays.values()):
+                copies = {key: a.copy() for key, a in arrays.items()}
+                state[i] = {"step": int(entry["step"]), **copies}
         packed = group.hyper()
-        packed["params"] = list(range(first, first + len(group["params"])))
+        packed["decoupled_weight_decay"] = decoupled
+        packed["params"] = list(range(first, first + len(own)))
         packed["param_names"] = list(group["param_names"])
         param_groups.append(packed)
-        first += len(group["params"])
-    return {"state": entries, "param_groups": param_groups}
+        first += len(own)
+    return {"state": state, "param_groups": param_groups}
 
 
 def read(
@@ -51,8 +55,9 @@ def read(
     groups: Sequence[ParamGroup],
     rule: Callable[[Mapping[str, Any]], str],
     decoupled: bool,
-) -> tuple[list[dict[str, Any]], dict[Name, Entry]]:
-    """Check a whole state dict; returns each group's new hyper-parameters, each parameter's entry.
+    live: Iterable[NDArray[Any]],
+) -> tuple[list[dict[str, Any]], list[list[Entry]]]:
+    """Check a whole state dict; returns each group's new hyper-parameters and its entries.
 
     Parameters
     ----------
@@ -63,11 +68,16 @@ def read(
     rule : callable
         From hyper-parameters to the rule's name.
     decoupled : bool
-        Whether the optimizer's weight decay is decoupled; torch's groups say so of themselves.
+        Whether weight decay acts beside the gradient, which the state dict may say of itself.
+    live : iterable of ndarray
+        The optimizer's own states, which may stand in the state dict, and then must be copied
+        before any is written.
     """
     if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
         raise ValueError("state_dict: expected a dict with 'state' and 'param_groups'")
     saved_groups, saved_state = state_dict["param_groups"], state_dict["state"]
+    if not isinstance(saved_groups, Sequence) or not isinstance(saved_state, Mapping):
+        raise TypeError("state_dict: expected a list of 'param_groups' and a dict of 'state'")
     if len(saved_groups) != len(groups):
         raise ValueError(f"state_dict: expected {len(groups)} groups, found {len(saved_groups)}")
     changes = [
@@ -80,12 +90,17 @@ def read(
         raise ValueError(f"state_dict: expected params with numbers of their own, found {numbers}")
     if unknown := [key for key in saved_state if key not in numbers]:
         raise ValueError(f"state_dict: has states of parameters in no group: {unknown}")
-    entries: dict[Name, Entry] = {}
+    memory = {id(array.base) for array in live}
+    entries = []
     for group, saved, change in zip(groups, saved_groups, changes, strict=True):
         states = RULES[rule({**group, **change})].states
         number_of = _match(group["param_names"], saved)
-        for name, p in zip(group["param_names"], group["params"], strict=True):
-            entries[name] = _read_entry(saved_state.get(number_of[name], {}), p, name, states)
+        entries.append(
+            [
+                _read_entry(saved_state.get(number_of[name], {}), p, name, states, memory)
+                for name, p in zip(group["param_names"], group["params"], strict=True)
+            ]
+        )
     return changes, entries
 
 
@@ -105,10 +120,11 @@ def _read_group(saved: Any, group: ParamGroup, decoupled: bool, where: str) -> d
     return group.checked({key: saved[key] for key in saved if key not in ignored})
 
 
-def _match(names: list[Name], saved: Mapping[str, Any]) -> dict[Name, Any]:
+def _match(names: Sequence[Name], saved: Mapping[str, Any]) -> dict[Name, Any]:
     """Which saved parameter each of ours is: by name if both sides have names, else by order."""
     theirs = saved.get("param_names") or []
-    if not all(isinstance(name, str) for name in [*names, *theirs]) or not theirs:
+    positions = re.compile(r"[\d.]+")  # names made up from places in lists
+    if not theirs or any(positions.fullmatch(str(name)) for name in [*names, *theirs]):
         return dict(zip(names, saved["params"], strict=True))
     if set(theirs) != set(names):
         raise ValueError(
@@ -118,7 +134,9 @@ def _match(names: list[Name], saved: Mapping[str, Any]) -> dict[Name, Any]:
     return {name: numbers[name] for name in names}
 
 
-def _read_entry(entry: Any, p: NDArray[Any], name: Name, expected: tuple[str, ...]) -> Entry:
+def _read_entry(
+    entry: Any, p: NDArray[Any], name: Name, expected: tuple[str, ...], memory: set[int]
+) -> Entry:
     """The step count and the states of one parameter, checked against what its rule keeps."""
     label = f"state[{name!r}]".replace("'", '"')
     if not isinstance(entry, Mapping):
@@ -130,8 +148,8 @@ def _read_entry(entry: Any, p: NDArray[Any], name: Name, expected: tuple[str, ..
         raise ValueError(f"{label}: has no {sorted(missing)}")
     # torch counts the steps of some optimizers in a tensor, of SGD not at all.
     step = number(entry.get("step", 1 if arrays else 0), f"{label}: step")
-    if step < 0 or step != int(step):
-        raise ValueError(f"{label}: step: expected a whole number of at least 0, found {step}")
+    if not 0 <= step < 2**53 or step != int(step):
+        raise ValueError(f"{label}: step: expected a whole number from 0 to 2^53, found {step}")
     checked = {}
     for key, value in arrays.items():
         a = checks.as_array(value, f'{label}["{key}"]')
@@ -139,5 +157,5 @@ def _read_entry(entry: Any, p: NDArray[Any], name: Name, expected: tuple[str, ..
             raise TypeError(f'{label}["{key}"]: expected dtype {p.dtype}, found {a.dtype}')
         if a.shape != p.shape:
             raise ValueError(f'{label}["{key}"]: expected shape {p.shape}, found {a.shape}')
-        checked[key] = a
+        checked[key] = a.copy() if id(a.base) in memory else a
     return int(step), checked

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Set, ValuesView
 from typing import Any
 
 # None for an array, a list or a dict of the same for what holds arrays.
 Structure = None | list[Any] | dict[Any, Any]
 Path = tuple[object, ...]
+Name = int | str
 
 
 def flatten(tree: object, path: Path = ()) -> tuple[Structure, list[tuple[Path, Any]]]:
     """The structure of a tree, and its leaves with their paths, in order.
 
-    Dicts, lists, tuples and iterators hold leaves; everything else is one.
+    Dicts, lists, tuples, iterators and a dict's values hold leaves; everything else is one.
 
     Raises
     ------
@@ -22,7 +23,7 @@ def flatten(tree: object, path: Path = ()) -> tuple[Structure, list[tuple[Path, 
     """
     if isinstance(tree, Mapping):
         pairs: list[tuple[object, Any]] = list(tree.items())
-    elif isinstance(tree, (list, tuple, Iterator)):
+    elif isinstance(tree, (list, tuple, Iterator, ValuesView)):
         pairs = list(enumerate(tree))
     elif isinstance(tree, Set):
         found = type(tree).__name__
@@ -40,7 +41,16 @@ def flatten(tree: object, path: Path = ()) -> tuple[Structure, list[tuple[Path, 
     return children, leaves
 
 
-def name_of(path: Path) -> int | str:
+def unflatten(structure: Structure, leaves: Iterator[Any]) -> Any:
+    """The tree of that structure with these leaves."""
+    if isinstance(structure, dict):
+        return {key: unflatten(child, leaves) for key, child in structure.items()}
+    if isinstance(structure, list):
+        return [unflatten(child, leaves) for child in structure]
+    return next(leaves)
+
+
+def name_of(path: Path) -> Name:
     """What a leaf is called: its index in a list, else its keys joined by dots."""
     if not path:
         return 0

@@ -28,7 +28,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fastgd import optimizers
-from fastgd._optimizer import OPTIMIZERS, Optimizer
+from fastgd._optimizer import Optimizer
 from fastgd.kernels import checks
 from fastgd.kernels._engine import Plan
 from fastgd.kernels.reference import RULES
@@ -37,14 +37,14 @@ from fastgd.kernels.reference import RULES
 class Update(Protocol):
     """What every function of this module is."""
 
-    def __call__(self, p: Any, g: Any, *states: Any, step: int = 1, **hyper: Any) -> None:
+    def __call__(self, p: Any, g: Any, *states: Any, step: int, **hyper: Any) -> None:
         """Update `p` and `states` in place by one step."""
 
 
 def __getattr__(name: str) -> Update:
     for class_name in optimizers.__all__:
         if class_name.lower() == name:
-            globals()[name] = function = _function(name, OPTIMIZERS[class_name])
+            globals()[name] = function = _function(name, getattr(optimizers, class_name))
             return function
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {__dir__()}")
 
@@ -60,7 +60,7 @@ def _function(name: str, cls: type[Optimizer]) -> Update:
     defaults = {a.name: a.default for a in hyper}
     domains = {key: cls.domains[key] for key in defaults}
 
-    def update(p: Any, g: Any, *states: Any, step: int = 1, **given: Any) -> None:
+    def update(p: Any, g: Any, *states: Any, step: int, **given: Any) -> None:
         p = checks.check_parameter(p, "p")
         if unknown := [key for key in given if key not in domains]:
             raise TypeError(f"{name}: unknown {unknown[0]!r}; there are {', '.join(domains)}")
@@ -75,6 +75,7 @@ def _function(name: str, cls: type[Optimizer]) -> Update:
         views = tuple(
             checks.check_like(a, p, key) for key, a in zip(rule.states, states, strict=True)
         )
+        checks.as_gradient(g, p, "g")
         settings = (rule.name, cls.coefficients(h, t), *cls.stages(h, 1.0))
         plan = Plan(None, [p], [""], [0], [views], [rule.states], np.zeros(1, np.int64))
         plan.step(g, lambda *_: settings, 1.0)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import sqrt
 
-from fastgd._groups import flag, fraction, nonnegative, number, two_fractions
+from fastgd._groups import flag, fraction, nonnegative, two_fractions
 from fastgd._optimizer import Hyper, Optimizer
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Momentum", "RMSprop"]
@@ -36,7 +36,7 @@ class SGD(Optimizer):
     momentum : float
         μ; 0 keeps no velocity.
     dampening : float
-        d, which does not apply to a parameter's first step.
+        d, which does not apply to a velocity's first step.
     weight_decay : float
         λ of an L2 penalty: λW is added to the gradient.
     nesterov : bool
@@ -66,7 +66,8 @@ class SGD(Optimizer):
     array([0.5, 1.5])
     """
 
-    domains = {"momentum": nonnegative, "dampening": number, "nesterov": flag}
+    domains = {"momentum": nonnegative, "dampening": nonnegative, "nesterov": flag}
+    restarts = True  # the first step is that of a new velocity, as in torch
 
     def __init__(
         self,
@@ -175,7 +176,7 @@ class Adagrad(Optimizer):
     lr_decay : float
         How fast the learning rate falls with the step count.
     initial_accumulator_value : float
-        What ν starts from.
+        What ν starts from when the optimizer is made.
     eps, eps_root : float
         Added to the root, and inside it.
 

@@ -27,12 +27,24 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item, call):
-    outcome = yield
-    report = outcome.get_result()
+def refuse_skip(report, name):
+    """Turn a skip into a failure in a strict run, unless its reason is the machine's."""
     if report.skipped and os.environ.get("FASTGD_STRICT") == "1":
         reason = str(report.longrepr[-1]) if isinstance(report.longrepr, tuple) else ""
         if not any(known in reason for known in MACHINE_REASONS):
             report.outcome = "failed"
-            report.longrepr = f"{item.nodeid} was skipped in a strict run: {reason}"
+            report.longrepr = f"{name} was skipped in a strict run: {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    refuse_skip(report, item.nodeid)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    report = yield
+    refuse_skip(report, collector.nodeid)
+    return report

@@ -57,7 +57,16 @@ def test_parameters(what):
 
 @pytest.mark.parametrize("bound", [False, True])
 @pytest.mark.parametrize(
-    "what", [*WRONG_ARRAYS, "float64", "shape", "transposed", "extra dimension"]
+    "what",
+    [
+        *WRONG_ARRAYS,
+        "float64",
+        "shape",
+        "transposed",
+        "extra dimension",
+        "dimension behind",
+        "fewer dimensions",
+    ],
 )
 def test_gradients(what, bound):
     wrong = {
@@ -65,6 +74,8 @@ def test_gradients(what, bound):
         "shape": (lambda: np.zeros((4, 7), F32), ValueError, r"shape \(4, 6\).*found \(4, 7\)"),
         "transposed": (lambda: np.zeros((6, 4), F32).T, ValueError, "C order.*ascontiguousarray"),
         "extra dimension": (lambda: np.zeros((1, 4, 6), F32), ValueError, "shape"),
+        "dimension behind": (lambda: np.zeros((4, 6, 1), F32), ValueError, "shape"),
+        "fewer dimensions": (lambda: np.zeros(4, F32), ValueError, "shape"),
         "list": (lambda: [[0.0] * 6] * 4, TypeError, "expected an array"),
     }
     make, error, message = wrong.get(what) or WRONG_ARRAYS[what]
@@ -160,6 +171,11 @@ def test_no_parameters(params):
         fastgd.SGD(params)
 
 
+def test_names_that_two_parameters_share():
+    with pytest.raises(ValueError, match="expected names of their own, found 'a.b' twice"):
+        fastgd.SGD({"a.b": np.zeros(1), "a": {"b": np.zeros(1)}})
+
+
 def test_sets_have_no_order():
     with pytest.raises(TypeError, match="no order"):
         fastgd.SGD({"a": {1.0, 2.0}})
@@ -239,11 +255,113 @@ def test_parameter_given_other_memory_later():
     p = np.zeros(3)
     opt = fastgd.SGD([p], lr=1.0)
     p.resize(30000, refcheck=False)
-    with pytest.raises(ValueError, match="given other memory"):
+    with pytest.raises(
+        ValueError,
+        match=r"params\[0\]: was made read-only, or given another dtype, shape or memory",
+    ):
         opt.step([np.ones(3)])
 
 
+@pytest.mark.parametrize("size", [2, 4, 1 << 20])
+def test_parameter_resized_later(size):
+    p = np.zeros(3)
+    opt = fastgd.SGD([p], lr=1.0)
+    p.resize(size, refcheck=False)
+    with pytest.raises(ValueError, match="given another"):
+        opt.step([np.ones(size)])
+
+
+@pytest.mark.parametrize("size", [2, 1 << 22])
+def test_bound_gradient_resized_later(size):
+    g = np.ones(1 << 20)
+    opt = fastgd.SGD([np.zeros(1 << 20)], grads=[g])
+    opt.step()
+    g.resize(size, refcheck=False)
+    with pytest.raises(ValueError, match=r"grads\[0\]: was given another.*after it was bound"):
+        opt.step()
+
+
+def test_a_gradient_is_checked_wherever_it_moves():
+    """A gradient array that was fine once says nothing of the next one."""
+    p = np.zeros(4)
+    opt = fastgd.SGD([p], lr=1.0)
+    opt.step([np.ones(4)])
+    with pytest.raises(ValueError, match="shares memory"):
+        opt.step([p])
+
+
+def test_a_list_that_changes_while_it_is_read():
+    class Shortens:
+        def __dlpack__(self, **_):
+            del grads[1:]
+            return np.ones(2).__dlpack__()
+
+        def __dlpack_device__(self):
+            return (1, 0)
+
+    grads = [Shortens(), np.ones(2), np.ones(2)]
+    opt = fastgd.SGD([np.zeros(2) for _ in range(3)])
+    with pytest.raises(IndexError):
+        opt.step(grads)
+    assert not any(p.any() for p in opt.param_groups[0]["params"])
+
+
+def test_a_step_within_a_step():
+    class Steps:
+        def __dlpack__(self, **_):
+            opt.step([np.ones(2)])
+
+        def __dlpack_device__(self):
+            return (1, 0)
+
+    p = np.zeros(2)
+    opt = fastgd.SGD([p])
+    with pytest.raises((RuntimeError, TypeError), match="called from within a step"):
+        opt.step([Steps()])
+    assert not p.any()
+    opt.step([np.ones(2)])
+
+
+def test_a_negative_step_count():
+    opt = fastgd.Adam({"W": np.zeros(2)})
+    opt.state["W"]["step"][...] = -5
+    with pytest.raises(
+        ValueError, match=r'state\["W"\]\["step"\]: expected a number of at least 0'
+    ):
+        opt.step({"W": np.ones(2)})
+
+
 # ------------------------------------------------------------------------------ hyper-parameters
+
+
+def test_out_of_float32s_range():
+    """What float64 can hold and float32 can't must not become inf, or quietly 0."""
+    for options, scale in (
+        ({"lr": 1e300}, 1.0),
+        ({}, 1e-40),
+        ({}, 1e50),
+        ({"weight_decay": 1e39}, 1),
+    ):
+        p = np.ones(2, F32)
+        with pytest.raises(ValueError, match=r'params\["W"\]: .*out of float32\'s range'):
+            fastgd.SGD({"W": p}, **options).step({"W": np.ones(2, F32)}, grad_scale=scale)
+        assert p.tolist() == [1, 1]
+        fastgd.SGD(np.ones(2), **options).step(np.ones(2), grad_scale=scale)  # float64 can
+
+
+def test_numbers_that_are_none():
+    p = np.zeros(1)
+    for bad in (np.array([0.1]), np.array([1.0, 2.0]), np.True_, 10**400, object(), p):
+        if getattr(bad, "size", 0) == 1 and bad is not np.True_:
+            continue  # NumPy turns one element into a number, with a warning
+        with pytest.raises((TypeError, ValueError), match="^lr: expected a"):
+            fastgd.SGD(p, lr=bad)
+    for bad in ({0.9, 0.999}, "ab", 0.9, {0.9: 1, 0.99: 2}):
+        with pytest.raises(TypeError, match="^betas: expected two numbers"):
+            fastgd.Adam(p, betas=bad)
+    with pytest.raises(ValueError, match="no such backend"):
+        fastgd.set_backend([])
+
 
 HYPER = [
     (name, key)
@@ -311,7 +429,16 @@ def test_a_typo_in_a_name():
 
 
 def test_groups_keep_all_entries():
-    group = fastgd.SGD(np.zeros(1)).param_groups[0]
+    opt = fastgd.SGD(np.zeros(1))
+    group = opt.param_groups[0]
+    with pytest.raises(TypeError):
+        group["params"][0] = np.zeros(1)
+    with pytest.raises(TypeError):
+        opt.param_groups[0] = {"lr": -1}
+    with pytest.raises(TypeError):
+        opt.state[0] = {}
+    with pytest.raises(TypeError):
+        opt.state[0]["step"] = 3
     with pytest.raises(TypeError, match="params: is fixed"):
         group["params"] = []
     for call in (

@@ -176,6 +176,7 @@ def test_centered_rmsprop_survives_a_constant_gradient():
 FORMS = {
     "list": (lambda a, b: [a, b], lambda a, b: (a, b)),
     "tuple": (lambda a, b: (a, b), lambda a, b: [a, b]),
+    "values": (lambda a, b: {"a": a, "b": b}.values(), lambda a, b: [a, b]),
     "iterator": (lambda a, b: iter([a, b]), lambda a, b: [a, b]),
     "dict": (lambda a, b: {"a": a, "b": b}, lambda a, b: {"b": b, "a": a}),
     "nested": (lambda a, b: {"x": {"a": a}, "y": [b]}, lambda a, b: {"x": {"a": a}, "y": (b,)}),
@@ -297,6 +298,21 @@ def test_bound_gradients():
     assert np.array_equal(p, q)
 
 
+def test_what_is_bound_is_the_arrays():
+    """Whatever happens later to the dict that held them, even if the rule changes meanwhile."""
+    p, g = np.zeros(2), np.ones(2)
+    grads = {"W": g}
+    opt = fastgd.SGD({"W": p}, lr=1.0, grads=grads)
+    grads["W"] = np.full(2, 100.0)
+    opt.step()
+    opt.param_groups[0]["momentum"] = 0.5
+    opt.step()
+    opt.load_state_dict(opt.state_dict())
+    g *= 2
+    opt.step()
+    assert p.tolist() == [-1 - 1 - 2.5] * 2
+
+
 def test_bound_gradients_may_be_none():
     p, q = np.zeros(2), np.zeros(2)
     opt = fastgd.SGD([p, q], lr=1.0, grads=[None, np.ones(2)])
@@ -415,6 +431,18 @@ def test_add_param_group_refused_changes_nothing():
     assert a[0] == -1
 
 
+def test_defaults():
+    """Those that are not torch's, which tests/test_torch.py compares."""
+    h = fastgd.Momentum(np.zeros(1)).param_groups[0]
+    assert {k: h[k] for k in h if not k.startswith("param")} == {
+        "lr": 1e-2,
+        "beta": 0.9,
+        "weight_decay": 0.0,
+        "bias_correction": False,
+        "maximize": False,
+    }
+
+
 def test_repr_says_what_it_is():
     assert repr(fastgd.SGD([np.zeros(3), np.zeros((2, 2))], lr=0.5)).startswith(
         "SGD(2 parameters, 7 elements, lr=0.5, momentum=0.0"
@@ -481,14 +509,18 @@ def test_functional_refuses():
     with pytest.raises(
         TypeError, match=r"expected the states \('exp_avg', 'exp_avg_sq'\), found 1"
     ):
-        adam(p, g, m)
+        adam(p, g, m, step=1)
+    with pytest.raises(TypeError, match="missing 1 required keyword-only argument: 'step'"):
+        adam(p, g, m, v)
+    with pytest.raises(TypeError, match="^g: expected an array"):
+        adam(p, None, m, v, step=1)
     with pytest.raises(TypeError, match="unknown 'learning_rate'"):
-        adam(p, g, m, v, learning_rate=1)
+        adam(p, g, m, v, step=1, learning_rate=1)
     with pytest.raises(ValueError, match="step: expected"):
         adam(p, g, m, v, step=0)
     with pytest.raises(ValueError, match="lr: expected a number of at least 0"):
-        adam(p, g, m, v, lr=-1)
+        adam(p, g, m, v, step=1, lr=-1)
     with pytest.raises(ValueError, match="exp_avg_sq: expected shape"):
-        adam(p, g, m, np.zeros(4))
+        adam(p, g, m, np.zeros(4), step=1)
     with pytest.raises(ValueError, match="is the same memory as"):
-        adam(p, g, m, m)
+        adam(p, g, m, m, step=1)

@@ -109,6 +109,29 @@ def test_state_dict_to_torch(name, options, before):
         new.assert_close()
 
 
+def test_momentum_switched_on_later_starts_like_torchs():
+    pair = Pair("SGD", {"lr": 0.1, "dampening": 0.5})
+    pair.step()
+    for group in (*pair.opt.param_groups, *pair.torch_opt.param_groups):
+        group["momentum"] = 0.9
+    for _ in range(3):
+        pair.step()
+        pair.assert_close()
+
+
+def test_named_parameters_of_torch_load_into_a_list():
+    model = torch.nn.Linear(3, 2)
+    theirs = torch.optim.SGD(model.named_parameters(), momentum=0.9)
+    model(torch.ones(1, 3)).sum().backward()
+    theirs.step()
+    for params in ([np.zeros((2, 3), "f4"), np.zeros(2, "f4")],) * 2:
+        for given in (params, [{"params": params}]):
+            ours = OPTIMIZERS["SGD"](given)
+            ours.load_state_dict(theirs.state_dict())
+            buffers = [s["momentum_buffer"] for s in ours.state.values()]
+            assert np.array_equal(buffers[0], np.ones((2, 3)))
+
+
 @pytest.mark.parametrize("name", OPTIONS)
 def test_defaults_are_torchs(name):
     ours = OPTIMIZERS[name]([np.zeros(1)]).param_groups[0]

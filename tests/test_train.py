@@ -69,8 +69,9 @@ def test_one_optimizer(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--epochs", "0"], "expected an integer of at least 1, not '0'"),
-        (["--batch-size", "x"], "expected an integer of at least 1, not 'x'"),
+        (["--epochs", "0"], "expected an integer of at least 1, below 2^32, not '0'"),
+        (["--batch-size", "x"], "not 'x'"),
+        (["--seed", "5000000000"], "below 2^32"),
         (["--seed", "-1"], "expected an integer of at least 0"),
         (["--optimizer", "adam"], "invalid choice: 'adam'"),
         (["--output", "curve.bmp"], "ending in .png"),

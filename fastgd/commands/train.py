@@ -51,10 +51,10 @@ class Outcome(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
 
-    def at_least(low: int) -> Callable[[str], int]:
+    def integer(low: int) -> Callable[[str], int]:
         def parse(text: str) -> int:
-            if not text.isdecimal() or int(text) < low:
-                problem = f"expected an integer of at least {low}, not {text!r}"
+            if not text.isdecimal() or not low <= int(text) < 2**32:
+                problem = f"expected an integer of at least {low}, below 2^32, not {text!r}"
                 raise argparse.ArgumentTypeError(problem)
             return int(text)
 
@@ -62,17 +62,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     names = [*OPTIMIZERS, "all"]
     parser.add_argument("--optimizer", choices=names, default="all", help="which to train")
-    parser.add_argument("--epochs", type=at_least(1), default=30, help="passes over the data")
-    parser.add_argument("--batch-size", type=at_least(1), default=32, help="digits per step")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of weights, split and order")
+    parser.add_argument("--epochs", type=integer(1), default=30, help="passes over the data")
+    parser.add_argument("--batch-size", type=integer(1), default=32, help="digits per step")
+    parser.add_argument("--seed", type=integer(0), default=0, help="of weights, split and order")
     parser.add_argument("--output", type=png, default="train.png", help="the picture (PNG)")
 
 
 def png(text: str) -> Path:
     """The path of a picture that can be written; makes its folder."""
     path = Path(text)
-    if path.suffix.lower() != ".png":
-        raise argparse.ArgumentTypeError(f"expected a file name ending in .png, not {text!r}")
+    if path.suffix.lower() != ".png" or path.is_dir():
+        raise argparse.ArgumentTypeError(f"expected a file ending in .png, not {text!r}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

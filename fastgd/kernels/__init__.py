@@ -33,7 +33,7 @@ _backend = ""
 
 def _why_not(name: str) -> str | None:
     """Why a backend cannot run here, or None if it can."""
-    if name not in _LEVELS:
+    if name not in list(_LEVELS):
         return "no such backend"
     level = _engine.x86_64_level()
     if _LEVELS[name] > level:

@@ -19,6 +19,7 @@ class Plan:
     labels: list[str]
     states: list[tuple[NDArray[Any], ...]]
     steps: NDArray[int64]
+    bound: list[NDArray[Any] | None] | None
     def __new__(
         cls,
         structure: object,

@@ -8,13 +8,10 @@ backend chunk by chunk, on one thread or several.  Nothing is written before eve
 import os
 from collections.abc import Mapping
 
+cimport cython
 cimport numpy as cnp
-from cpython.dict cimport PyDict_GetItemWithError
-from cpython.object cimport PyObject
-from cpython.pythread cimport (
-    NOWAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock,
-    PyThread_release_lock, PyThread_type_lock)
 from cython.parallel cimport prange
+from libc.math cimport isfinite
 from libc.stdlib cimport calloc, free
 
 from fastgd.kernels._types cimport *
@@ -29,6 +26,8 @@ cdef Py_ssize_t CHUNK = 32768
 cdef Py_ssize_t ALIGN_FROM = 1024
 # With fewer elements than this in all, waking a second thread costs more than it saves.
 cdef Py_ssize_t PARALLEL_FROM = 32768
+
+cdef object _MISSING = object()
 
 include "_machine.pxi"
 include "_sweep.pxi"
@@ -65,7 +64,7 @@ cdef class Plan:
     cdef readonly list params, labels, states
     cdef readonly cnp.ndarray steps
     cdef object structure
-    cdef list bound
+    cdef readonly list bound    # the gradients' arrays, None where there is none, or None
     cdef cnp.int64_t* counts    # of `steps`
     cdef Py_ssize_t n, n_chunks, n_spans
     cdef Tensor* tensors
@@ -73,7 +72,7 @@ cdef class Plan:
     cdef Setting* settings
     cdef size_t* spans          # start, end of all that a step writes, by address
     cdef list span_labels
-    cdef PyThread_type_lock lock
+    cdef bint busy
 
     def __cinit__(self, structure, list params, list labels, list groups, list states,
                   list state_names, cnp.ndarray steps, grads=None):
@@ -81,10 +80,9 @@ cdef class Plan:
         self.structure, self.params, self.labels, self.states = structure, params, labels, states
         self.steps, self.counts = steps, <cnp.int64_t*> cnp.PyArray_DATA(steps)
         self.n = len(params)
-        self.lock = PyThread_allocate_lock()
         self.tensors = <Tensor*> calloc(self.n, sizeof(Tensor))
         self.settings = <Setting*> calloc(self.n, sizeof(Setting))
-        if self.lock == NULL or self.tensors == NULL or self.settings == NULL:
+        if self.tensors == NULL or self.settings == NULL:
             raise MemoryError
         for i in range(self.n):
             for name, state in zip(state_names[i], states[i], strict=True):
@@ -111,8 +109,6 @@ cdef class Plan:
         free(self.chunks)
         free(self.settings)
         free(self.spans)
-        if self.lock != NULL:
-            PyThread_free_lock(self.lock)
 
     cdef int plan_tensor(self, Tensor* t, cnp.ndarray p, tuple states,
                          Py_ssize_t group) except -1:
@@ -174,9 +170,9 @@ cdef class Plan:
             checks.refuse_structure(self.structure, grads)
         return held
 
+    @cython.boundscheck(True)   # an array-like's own code may shorten the list being walked
     cdef bint walk(self, structure, grads, list held, Py_ssize_t* at) except -1:
         """Read the gradients of a part of the structure, in order; False if it isn't the same."""
-        cdef PyObject* child
         cdef Py_ssize_t k
         if structure is None:
             self.read_gradient(at[0], grads, held)
@@ -189,14 +185,15 @@ cdef class Plan:
             if len(<dict> grads) != len(<dict> structure):
                 return False
             for key, inner in (<dict> structure).items():
-                child = PyDict_GetItemWithError(grads, key)
-                if child == NULL or not self.walk(inner, <object> child, held, at):
+                child = (<dict> grads).get(key, _MISSING)
+                if child is _MISSING or not self.walk(inner, child, held, at):
                     return False
         else:
             if not isinstance(grads, (list, tuple)) or len(grads) != len(<list> structure):
                 return False
             for k in range(len(<list> structure)):
-                if not self.walk((<list> structure)[k], grads[k], held, at):
+                child = (<list> grads)[k] if type(grads) is list else grads[k]
+                if not self.walk((<list> structure)[k], child, held, at):
                     return False
         return True
 
@@ -249,17 +246,21 @@ cdef class Plan:
         TypeError, ValueError
             If a gradient does not fit; nothing has been changed then.
         RuntimeError
-            If another thread is inside a step of this plan.
-        """
-        if not PyThread_acquire_lock(self.lock, NOWAIT_LOCK):
-            raise RuntimeError("this optimizer is being stepped in another thread; "
-                               "let one thread step it, or hold a lock of your own")
-        try:
-            self.locked_step(grads, configure, unscale)
-        finally:
-            PyThread_release_lock(self.lock)
+            If called from within itself.
 
-    cdef int locked_step(self, grads, configure, double unscale) except -1:
+        Notes
+        -----
+        One thread at a time: the caller sees to that.
+        """
+        if self.busy:
+            raise RuntimeError("step() was called from within a step of the same optimizer")
+        self.busy = True
+        try:
+            self.step_alone(grads, configure, unscale)
+        finally:
+            self.busy = False
+
+    cdef int step_alone(self, grads, configure, double unscale) except -1:
         cdef Py_ssize_t i, elements = 0
         cdef list held
         cdef dict rules = _rules
@@ -271,6 +272,9 @@ cdef class Plan:
         else:
             held = self.bound
             for i in range(self.n):
+                if held[i] is not None and not self.is_unmoved(i, held[i], self.tensors[i].bound):
+                    raise ValueError(f"grads{self.labels[i]}: was given another dtype, shape or "
+                                     "memory after it was bound")
                 self.tensors[i].g = self.tensors[i].bound
         configured = self.configure(rules, configure, unscale)
 
@@ -293,10 +297,15 @@ cdef class Plan:
         cdef cnp.ndarray p
         for i in range(self.n):
             p = <cnp.ndarray> self.params[i]
-            if (cnp.PyArray_BYTES(p) != self.tensors[i].p or p.size != self.tensors[i].n
-                    or not cnp.PyArray_ISWRITEABLE(p)):
-                raise ValueError(f"params{self.labels[i]}: was made read-only or given other "
-                                 "memory after the optimizer was made")
+            if not self.is_unmoved(i, p, self.tensors[i].p) or not cnp.PyArray_ISWRITEABLE(p):
+                raise ValueError(f"params{self.labels[i]}: was made read-only, or given another "
+                                 "dtype, shape or memory, after the optimizer was made")
+
+    cdef bint is_unmoved(self, Py_ssize_t i, cnp.ndarray a, const char* start) noexcept:
+        """Whether an array is still the memory that the plan knows it to be."""
+        cdef int dtype = cnp.NPY_DOUBLE if self.tensors[i].is_double else cnp.NPY_FLOAT
+        return (cnp.PyArray_BYTES(a) == start and a.size == self.tensors[i].n
+                and cnp.PyArray_TYPE(a) == dtype)
 
     cdef list configure(self, dict rules, configure, double unscale):
         """Work out the settings of each distinct (group, step count), and point tensors there."""
@@ -313,11 +322,17 @@ cdef class Plan:
                 group, step = t.group, self.counts[i]
                 setting = known.get((group, step))
                 if setting is None:
+                    if step < 0:
+                        raise ValueError(f"{checks.state_label(self.labels[i], 'step')}: "
+                                         f"expected a number of at least 0, found {step}")
                     setting = known[group, step] = len(configured)
                     row = configure(group, step + 1, unscale)
                     read_setting(&self.settings[<Py_ssize_t> setting], rules, row)
                     configured.append(row)
             t.setting = setting
+            if not t.is_double and not self.settings[t.setting].in_float_range:
+                raise ValueError(f"params{self.labels[i]}: its hyper-parameters or grad_scale make "
+                                 f"a coefficient out of float32's range: {configured[setting]}")
             if self.settings[t.setting].stages.n_states != t.n_states:
                 raise RuntimeError(f"params{self.labels[i]}: its states do not fit the rule")
         return configured
@@ -376,6 +391,13 @@ cdef int read_setting(Setting* setting, dict rules, tuple row) except -1:
     setting.stages.grad_scale = grad_scale
     setting.stages.weight_decay = weight_decay
     setting.stages.decoupled = decoupled
+    # A factor that float32 rounds to 0 would quietly drop all gradients.
+    setting.in_float_range = (<float> setting.stages.grad_scale != 0
+                              and isfinite(<float> setting.stages.grad_scale)
+                              and isfinite(<float> setting.stages.weight_decay)
+                              and isfinite(<float> setting.stages.decoupled))
+    for j in range(len(coefficients)):
+        setting.in_float_range &= isfinite(setting.c32[j])
     setting.stages.flags = ((SCALE if setting.stages.grad_scale != 1.0 else 0)
                             | (L2_DECAY if setting.stages.weight_decay != 0.0 else 0)
                             | (DECOUPLED_DECAY if setting.stages.decoupled != 1.0 else 0))

@@ -27,6 +27,7 @@ cdef struct Setting:
     float c32[MAX_COEFFICIENTS]
     double c64[MAX_COEFFICIENTS]
     Stages stages
+    bint in_float_range        # whether float32 can hold all of these
 
 ctypedef fused real:
     float

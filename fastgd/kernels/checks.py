@@ -41,16 +41,19 @@ def as_array(obj: object, name: str) -> Array:
     if isinstance(obj, np.ndarray):
         return np.asarray(obj)
     found = f"{type(obj).__module__}.{type(obj).__qualname__}"
-    try:
-        if hasattr(obj, "__dlpack__"):
-            detach = getattr(obj, "detach", None)  # tensors that record gradients
+    if isinstance(obj, np.generic):
+        raise TypeError(f"{name}: expected an array, found the scalar {found}")
+    if hasattr(obj, "__dlpack__"):
+        detach = getattr(obj, "detach", None)  # tensors that record gradients
+        try:
             return np.from_dlpack(detach() if detach else obj)
-        if not isinstance(obj, np.generic):
-            return np.asarray(memoryview(obj))  # type: ignore[arg-type]
-    except Exception as error:
-        problem = f"expected an array in CPU memory, found {found} ({error})"
-        raise TypeError(f"{name}: {problem}") from error
-    raise TypeError(f"{name}: expected an array, found the scalar {found}")
+        except Exception as error:
+            problem = f"expected an array in CPU memory, found {found} ({error})"
+            raise TypeError(f"{name}: {problem}") from error
+    try:
+        return np.asarray(memoryview(obj))  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected an array, found {found}") from None
 
 
 def check_parameter(obj: object, name: str) -> Array:
@@ -71,7 +74,10 @@ def check_like(obj: object, p: Array, name: str, writeable: bool = True) -> Arra
     """The array of a state or gradient: like its parameter in dtype, shape and layout."""
     a = as_array(obj, name)
     if a.dtype.newbyteorder("=") != p.dtype:
-        raise TypeError(f"{name}: expected dtype {p.dtype} as its parameter, found {a.dtype}")
+        raise TypeError(
+            f"{name}: expected dtype {p.dtype} as its parameter, found {a.dtype}; "
+            f".astype(np.{p.dtype}) makes a fitting copy"
+        )
     _check_memory(a, name)
     if a.shape != p.shape:
         raise ValueError(f"{name}: expected shape {p.shape} as its parameter, found {a.shape}")
