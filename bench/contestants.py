@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.util import find_spec
+from itertools import cycle
 from typing import NamedTuple
 
 import numpy as np
 
 import fastgd
+from fastgd.kernels import reference
 
 LR = 1e-3
 
@@ -75,8 +77,9 @@ FUSED = {"SGD", "Adagrad", "Adam", "AdamW"}  # what torch fuses on the CPU
 def contestants(case: Case, threads: int) -> dict[str, Callable]:
     """Everybody who can run a case, fastgd first."""
     everybody = {
-        "fastgd": lambda p, g: fastgd_step(case, p, g, bound=False),
-        "fastgd bound": lambda p, g: fastgd_step(case, p, g, bound=True),
+        "fastgd": lambda p, g: fastgd_step(case, p, g),
+        "fastgd fresh": lambda p, g: fastgd_fresh(case, p, g),
+        "fastgd bound": lambda p, g: fastgd_bound(case, p, g),
         "NumPy": lambda p, g: numpy_step(case, p, g),
     }
     if case.torch and find_spec("torch"):
@@ -99,23 +102,39 @@ def contestants(case: Case, threads: int) -> dict[str, Callable]:
     return everybody
 
 
-def fastgd_step(case, params, grads, bound):
-    """fastgd, with gradients handed to each step, or bound beforehand."""
-    opt = getattr(fastgd, case.optimizer)(
-        params, lr=LR, **case.options, grads=grads if bound else None
-    )
-    return (opt.step if bound else lambda: opt.step(grads)), lambda: params
+def fastgd_step(case, params, grads):
+    """fastgd, the gradients in the same arrays at each step, as in a loop with buffers."""
+    opt = getattr(fastgd, case.optimizer)(params, lr=LR, **case.options)
+    return lambda: opt.step(grads), lambda: params
+
+
+def fastgd_fresh(case, params, grads):
+    """fastgd, the gradients in other memory than a step before."""
+    opt = getattr(fastgd, case.optimizer)(params, lr=LR, **case.options)
+    turns = cycle([grads, [g.copy() for g in grads]])
+    return lambda: opt.step(next(turns)), lambda: params
+
+
+def fastgd_bound(case, params, grads):
+    """fastgd, the gradients bound once."""
+    opt = getattr(fastgd, case.optimizer)(params, lr=LR, **case.options, grads=grads)
+    return opt.step, lambda: params
 
 
 def numpy_step(case, params, grads):
-    """The NumPy reference, as fastgd's backend "numpy" runs it."""
+    """The NumPy reference by itself, without the engine's checks."""
     opt = getattr(fastgd, case.optimizer)(params, lr=LR, **case.options)
-    backend = fastgd.get_backend()
+    h = opt.param_groups[0]
+    name = opt.rule(h)
+    states = [tuple(entry[s] for s in reference.RULES[name].states) for entry in opt.state.values()]
+    t = 0
 
     def step():
-        fastgd.set_backend("numpy")
-        opt.step(grads)
-        fastgd.set_backend(backend)
+        nonlocal t
+        t += 1
+        settings = (opt.coefficients(h, t), *opt.stages(h, 1.0))
+        for p, g, s in zip(params, grads, states, strict=True):
+            reference.step(name, p, g, s, *settings)
 
     return step, lambda: params
 

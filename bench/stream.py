@@ -11,6 +11,13 @@ from pathlib import Path
 import numpy as np
 
 
+def aligned_ones(n: int) -> np.ndarray:
+    """An array on a cache line's start; ones, as all pages of an untouched np.zeros are one."""
+    raw = np.ones(n + 16, np.float32)
+    start = -(raw.ctypes.data // 4) % 16
+    return raw[start : start + n]
+
+
 class Stream:
     """A compiled sweep over a parameter, a gradient and up to three states of float32."""
 
@@ -27,8 +34,7 @@ class Stream:
 
     def over(self, n: int, states: int, threads: int):
         """A function that moves the bytes of one step once."""
-        # Ones, as the pages of an untouched np.zeros are all one page in cache.
-        arrays = [np.ones(n, np.float32) for _ in range(2 + states)]
+        arrays = [aligned_ones(n) for _ in range(2 + states)]
         pointers = [a.ctypes.data for a in arrays] + [None] * (3 - states)
 
         def run(_keep=arrays):
