@@ -272,7 +272,8 @@ cdef class Plan:
         else:
             held = self.bound
             for i in range(self.n):
-                if held[i] is not None and not self.is_unmoved(i, held[i], self.tensors[i].bound):
+                if held[i] is not None and not is_unmoved(
+                        &self.tensors[i], <cnp.ndarray> held[i], self.tensors[i].bound):
                     raise ValueError(f"grads{self.labels[i]}: was given another dtype, shape or "
                                      "memory after it was bound")
                 self.tensors[i].g = self.tensors[i].bound
@@ -297,15 +298,9 @@ cdef class Plan:
         cdef cnp.ndarray p
         for i in range(self.n):
             p = <cnp.ndarray> self.params[i]
-            if not self.is_unmoved(i, p, self.tensors[i].p) or not cnp.PyArray_ISWRITEABLE(p):
+            if not is_unmoved(&self.tensors[i], p, self.tensors[i].p) or not cnp.PyArray_ISWRITEABLE(p):
                 raise ValueError(f"params{self.labels[i]}: was made read-only, or given another "
                                  "dtype, shape or memory, after the optimizer was made")
-
-    cdef bint is_unmoved(self, Py_ssize_t i, cnp.ndarray a, const char* start) noexcept:
-        """Whether an array is still the memory that the plan knows it to be."""
-        cdef int dtype = cnp.NPY_DOUBLE if self.tensors[i].is_double else cnp.NPY_FLOAT
-        return (cnp.PyArray_BYTES(a) == start and a.size == self.tensors[i].n
-                and cnp.PyArray_TYPE(a) == dtype)
 
     cdef list configure(self, dict rules, configure, double unscale):
         """Work out the settings of each distinct (group, step count), and point tensors there."""
@@ -361,6 +356,16 @@ cdef class Plan:
             else:
                 high = middle
         return self.chunks + low
+
+
+cdef inline bint is_unmoved(Tensor* t, cnp.ndarray a, const char* start) noexcept:
+    """Whether an array is still the memory that the plan knows it to be."""
+    cdef Py_ssize_t n = 1
+    cdef int j
+    for j in range(cnp.PyArray_NDIM(a)):
+        n *= cnp.PyArray_DIM(a, j)
+    return (cnp.PyArray_BYTES(a) == start and n == t.n
+            and cnp.PyArray_TYPE(a) == (cnp.NPY_DOUBLE if t.is_double else cnp.NPY_FLOAT))
 
 
 cdef bint fits(cnp.ndarray g, cnp.ndarray p, int order) noexcept:
