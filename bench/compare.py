@@ -37,6 +37,8 @@ SHAPES: dict[str, list[tuple[int, ...]]] = {
     "32e6": [(32_000_000,)],
 }
 ALL_THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+# Unless asked otherwise: small steps use one thread anyway, and the largest wants them all.
+THREADS = {"4 tensors, 7.5k": {1}, "300x64": {1}, "32e6": {ALL_THREADS}}
 
 
 def draw(shapes):
@@ -206,7 +208,7 @@ def main():
     rows = []
     for name in arguments.optimizer or CASES:
         for shape in arguments.shape or SHAPES:
-            for threads in arguments.threads or sorted({1, ALL_THREADS}):
+            for threads in arguments.threads or sorted(THREADS.get(shape, {1, ALL_THREADS})):
                 times = measure(CASES[name], shape, threads, arguments.rounds, stream)
                 rows.append(
                     {"optimizer": name, "shape": shape, "threads": threads, "seconds": times}

@@ -140,7 +140,11 @@ def numpy_step(case, params, grads):
 
 
 def torch_step(case, params, grads, threads, **how):
-    """torch.optim over the same memory."""
+    """torch.optim over the same memory.
+
+    Its foreach SGD adds the velocity to the gradients under Nesterov, in place; so there each step
+    copies them anew, which is in its time.
+    """
     import torch
 
     torch.set_num_threads(threads)
@@ -148,7 +152,17 @@ def torch_step(case, params, grads, threads, **how):
     for tensor, g in zip(tensors, grads, strict=True):
         tensor.grad = torch.from_numpy(g)
     opt = getattr(torch.optim, case.torch)(tensors, lr=LR, **case.torch_options, **how)
-    return opt.step, lambda: params
+    if not (how.get("foreach") and case.options.get("nesterov")):
+        return opt.step, lambda: params
+    for tensor in tensors:
+        tensor.grad = tensor.grad.clone()
+
+    def step():
+        for tensor, g in zip(tensors, grads, strict=True):
+            tensor.grad.numpy()[...] = g
+        opt.step()
+
+    return step, lambda: params
 
 
 def optax_step(case, params, grads):
