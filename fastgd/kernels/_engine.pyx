@@ -298,7 +298,8 @@ cdef class Plan:
         cdef cnp.ndarray p
         for i in range(self.n):
             p = <cnp.ndarray> self.params[i]
-            if not is_unmoved(&self.tensors[i], p, self.tensors[i].p) or not cnp.PyArray_ISWRITEABLE(p):
+            if not (is_unmoved(&self.tensors[i], p, self.tensors[i].p)
+                    and cnp.PyArray_ISWRITEABLE(p)):
                 raise ValueError(f"params{self.labels[i]}: was made read-only, or given another "
                                  "dtype, shape or memory, after the optimizer was made")
 
