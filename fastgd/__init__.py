@@ -8,7 +8,7 @@
 array([-0.1, -0.1, -0.1], dtype=float32)
 """
 
-from fastgd import functional, optimizers
+from fastgd import averages, functional, optimizers
 from fastgd._optimizer import Optimizer
 from fastgd.kernels import (
     available_backends,
@@ -25,6 +25,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Optimizer",
     "available_backends",
+    "averages",
     "functional",
     "get_backend",
     "get_num_threads",

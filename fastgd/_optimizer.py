@@ -15,6 +15,7 @@ from fastgd import _groups, _state_dict
 from fastgd._trees import Name, Path, Structure, flatten, name_of, unflatten
 from fastgd.kernels import checks
 from fastgd.kernels._engine import Plan
+from fastgd.kernels.memory import zeros_beside
 from fastgd.kernels.reference import RULES
 
 Array = NDArray[Any]
@@ -31,17 +32,6 @@ DOMAINS: dict[str, _groups.Domain] = {
 
 # The subclasses, by name in the order of their definition.
 OPTIMIZERS: dict[str, type[Optimizer]] = {}
-
-
-def zeros_beside(p: Array) -> Array:
-    """Zeros in the shape and layout of `p`, and as far from the start of a cache line.
-
-    So a chunk whose parameters start on a line has its states start on one, too, and no 64-byte
-    load straddles two lines: on AVX-512 that makes a step in cache 1.3 times as fast.
-    """
-    raw = np.zeros(p.nbytes + 64, np.uint8)
-    offset = (p.ctypes.data - raw.ctypes.data) % 64
-    return np.ndarray(p.shape, p.dtype, raw, offset, order="C" if p.flags.c_contiguous else "F")
 
 
 class Optimizer:

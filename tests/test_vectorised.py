@@ -67,7 +67,6 @@ def test_loop_is_vectorised(disassembly, backend, name, fuse, suffix):
     register = REGISTERS[backend]
     assert packed(body, "mul", suffix, register)
     if name in RULES:
-        assert packed(body, "sub", suffix, register)
         has_root = "eps" in RULES[name].coefficients
         for operation in ("sqrt", "div"):
             assert packed(body, operation, suffix, register) == has_root

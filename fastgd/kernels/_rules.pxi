@@ -131,6 +131,14 @@ cdef void amsgrad(floating* restrict p, const floating* restrict g, floating** s
         p[i] = p[i] - alpha * m[i] / (root(largest[i] + eps_root) + eps)
 
 
+cdef void ema(floating* restrict p, const floating* restrict g, floating** s, Py_ssize_t n,
+              const floating* c) noexcept nogil:
+    cdef floating beta = c[0], gamma = c[1]
+    cdef Py_ssize_t i
+    for i in range(n):
+        p[i] = beta * p[i] + gamma * g[i]
+
+
 # name: (float32 loop, float64 loop), as addresses; the engine and nobody else calls them.
 RULES = {
     "sgd": (<size_t> <void*> sgd[float], <size_t> <void*> sgd[double]),
@@ -147,4 +155,5 @@ RULES = {
         <size_t> <void*> rmsprop_centered_momentum[double]),
     "adam": (<size_t> <void*> adam[float], <size_t> <void*> adam[double]),
     "amsgrad": (<size_t> <void*> amsgrad[float], <size_t> <void*> amsgrad[double]),
+    "ema": (<size_t> <void*> ema[float], <size_t> <void*> ema[double]),
 }

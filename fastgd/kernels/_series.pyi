@@ -1,0 +1,14 @@
+"""Types of the compiled series; its documentation is in `_series.pyx`."""
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+def ewma(
+    x: NDArray[Any],
+    out: NDArray[Any],
+    v: NDArray[Any],
+    weight: float,
+    beta: float,
+    correct: bool,
+) -> float: ...
