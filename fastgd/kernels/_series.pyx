@@ -99,8 +99,8 @@ cdef floating along_many(const floating* x, floating* out, floating* v, Py_ssize
 cdef floating across(const floating* x, floating* out, floating* v, Py_ssize_t length,
                      Py_ssize_t inner, floating c, floating beta, floating gamma,
                      bint correct) noexcept nogil:
-    cdef Py_ssize_t t, k
-    for t in range(length):
+    cdef Py_ssize_t _t, k
+    for _t in range(length):
         c = beta * c + gamma
         for k in range(inner):
             v[k] = beta * v[k] + gamma * x[k]
