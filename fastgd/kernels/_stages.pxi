@@ -1,5 +1,5 @@
 # The stages: what happens around a rule, each as a small loop of its own, so that options add up
-# instead of multiplying the rules.  `staged` drives them over tiles that stay in the L1 cache.
+# instead of multiplying the rules.  `staged` drives them over pieces that stay in cache.
 # Specified by the functions of the same names in reference.py.
 
 cdef void scale(floating* restrict out, const floating* restrict g, Py_ssize_t n,
@@ -24,9 +24,11 @@ cdef void decoupled_decay(floating* restrict p, Py_ssize_t n, floating factor) n
 
 cdef void staged(const void* rule, floating* p, const floating* g, floating** s, Py_ssize_t n,
                  const floating* c, const Stages* stages) noexcept nogil:
-    """One step of `n` elements, tile by tile: scale → L2 decay → decoupled decay → rule.
+    """One step of `n` elements, piece by piece: scale → L2 decay → decoupled decay → rule.
 
-    The gradient is only read: a stage that changes it writes to a scratch tile.
+    The gradient is only read: a stage that changes it writes to a scratch tile.  Without such a
+    stage the piece is the whole chunk: out of cache, a decay that stops and starts with every tile
+    keeps the processor from fetching ahead (measured: 1.12 of the bytes' time, against 1.04).
     """
     cdef Scratch scratch
     cdef floating* tile_s[MAX_STATES]
@@ -34,8 +36,9 @@ cdef void staged(const void* rule, floating* p, const floating* g, floating** s,
     cdef floating* decayed = <floating*> scratch.tile[1]
     cdef const floating* tile_g
     cdef Py_ssize_t start = 0, m, j
+    cdef Py_ssize_t piece = TILE if stages.flags & (SCALE | L2_DECAY) else n
     while start < n:
-        m = min(<Py_ssize_t> TILE, n - start)
+        m = min(piece, n - start)
         tile_g = g + start
         if stages.flags & SCALE:
             scale(scaled, tile_g, m, <floating> stages.grad_scale)
