@@ -14,7 +14,7 @@ from fastgd.averages import EMA, Ewma, beta_of, ewma, window
 from fastgd.kernels import reference
 
 SHAPES = [((50,), 0), ((3, 40), 1), ((40, 3), 0), ((17, 30), -1), ((2, 20, 5), 1), ((9, 1), 0),
-          ((1, 9), 1), ((0, 5), 1), ((5, 0), 1), ((8, 11), 1), ((16, 7), 1)]  # fmt: skip
+          ((1, 9), 1), ((0, 5), 1), ((5, 0), 1), ((8, 11), 1), ((16, 7), 1), ((9, 600), 1)]  # fmt: skip
 
 
 def straight(x, beta, correct, axis):

@@ -13,6 +13,7 @@ cnp.import_array()
 # Series worked on side by side, so that they wait for their multiply and add together.
 cdef enum:
     LANES = 8
+    BLOCK = 256
 
 
 def ewma(cnp.ndarray x, cnp.ndarray out, cnp.ndarray v, double weight, double beta, bint correct):
@@ -83,14 +84,25 @@ cdef floating along_one(const floating* x, floating* out, floating* v, Py_ssize_
 cdef floating along_many(const floating* x, floating* out, floating* v, Py_ssize_t length,
                          floating c, floating beta, floating gamma, bint correct) noexcept nogil:
     cdef floating[LANES] a
-    cdef Py_ssize_t t, k
+    cdef floating[BLOCK] weights
+    cdef floating* row
+    cdef Py_ssize_t start = 0, m, t, k
     for k in range(LANES):
         a[k] = v[k]
-    for t in range(length):
-        c = beta * c + gamma
-        for k in range(LANES):
-            a[k] = beta * a[k] + gamma * x[k * length + t]
-            out[k * length + t] = a[k] / c if correct else a[k]
+    while start < length:
+        m = min(<Py_ssize_t> BLOCK, length - start)
+        for t in range(m):
+            c = beta * c + gamma
+            weights[t] = c
+            for k in range(LANES):
+                a[k] = beta * a[k] + gamma * x[k * length + start + t]
+                out[k * length + start + t] = a[k]
+        if correct:      # along each series in turn, where divisions go side by side
+            for k in range(LANES):
+                row = out + k * length + start
+                for t in range(m):
+                    row[t] = row[t] / weights[t]
+        start += m
     for k in range(LANES):
         v[k] = a[k]
     return c
