@@ -37,6 +37,7 @@ SHAPES: dict[str, list[tuple[int, ...]]] = {
     "32e6": [(32_000_000,)],
 }
 ALL_THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+COLOURS = {"fastgd": "#0072B2", "stream": "#777777"}
 # Unless asked otherwise: small steps use one thread anyway, and the largest wants them all.
 THREADS = {"4 tensors, 7.5k": {1}, "300x64": {1}, "32e6": {ALL_THREADS}}
 
@@ -154,7 +155,7 @@ def markdown(rows, machine):
 
 
 def chart(rows, path):
-    """Bars: everybody's time over fastgd's, a panel for each shape, for Adam or what was run."""
+    """Everybody's time over fastgd's, a panel for each shape, for Adam or what was run."""
     from matplotlib.figure import Figure
 
     optimizer = "Adam" if any(r["optimizer"] == "Adam" for r in rows) else rows[0]["optimizer"]
@@ -162,27 +163,37 @@ def chart(rows, path):
     for row in rows:  # the larger thread count wins
         if row["optimizer"] == optimizer:
             chosen[row["shape"]] = row
-    figure = Figure(figsize=(9, 1.2 + 1.9 * len(chosen)), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(len(chosen), 1))
+    sizes = [len(row["seconds"]) for row in chosen.values()]
+    figure = Figure(figsize=(8, 1 + 0.21 * sum(sizes) + 0.4 * len(sizes)), layout="constrained")
+    grid = {"height_ratios": sizes}
+    panels = np.atleast_1d(figure.subplots(len(chosen), 1, sharex=True, gridspec_kw=grid))
     for axes, (shape, row) in zip(panels, chosen.items(), strict=True):
-        times = sorted(row["seconds"].items(), key=lambda item: item[1])
-        names = [name for name, _ in times]
         own = row["seconds"]["fastgd"]
-        ratios = [t / own for _, t in times]
-        colours = ["#0072B2" if name.startswith("fastgd") else
-                   "#999999" if name == "stream" else "#E69F00" for name in names]  # fmt: skip
-        bars = axes.barh(names, ratios, color=colours)
-        axes.bar_label(bars, [f"{r:.2f}" for r in ratios], padding=3, fontsize=8)
-        axes.set_xscale("log")
-        axes.set_xlim(min(*ratios, 0.5) / 1.5, max(ratios) * 3)
-        axes.invert_yaxis()
-        axes.tick_params(labelsize=8)
-        axes.set_title(
-            f"{shape}, {row['threads']} thread(s): fastgd {show(own)}", loc="left", fontsize=9
-        )
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[-1].set_xlabel("time over fastgd's (less is faster)")
-    figure.suptitle(f"One {optimizer} step, float32")
+        times = sorted((t / own, name) for name, t in row["seconds"].items())
+        for k, (ratio, name) in enumerate(times):
+            colour = COLOURS.get(name.split()[0], "#D55E00")
+            axes.plot([1, ratio], [k, k], color=colour, linewidth=2, alpha=0.5)
+            axes.plot(ratio, k, "o", color=colour, markersize=6)
+            axes.annotate(
+                f"{ratio:.2g}" if ratio < 10 else f"{ratio:.0f}",
+                (max(ratio, 1), k),
+                xytext=(7, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+            )
+        axes.set_yticks(range(len(times)), [name for _, name in times], fontsize=8)
+        axes.set_ylim(len(times) - 0.4, -0.6)
+        axes.axvline(1, color="#0072B2", linewidth=1)
+        threads = "1 thread" if row["threads"] == 1 else f"{row['threads']} threads"
+        axes.set_title(f"{shape}, {threads}: fastgd {show(own)}", loc="left", fontsize=9)
+        axes.grid(axis="x", alpha=0.3)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(left=False, labelsize=8)
+    panels[-1].set_xscale("log")
+    panels[-1].xaxis.set_major_formatter(lambda x, _: f"{x:g}×")
+    panels[-1].set_xlabel("time over fastgd's: to the right is slower")
+    figure.suptitle(f"One {optimizer} step, float32", x=0.01, ha="left")
     figure.savefig(path, dpi=150)
 
 
