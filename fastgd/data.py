@@ -178,8 +178,13 @@ def _gatherer(a: Array, size: int, copy: bool) -> Callable[[NDArray[np.int64]], 
     if copy:
         return lambda samples: a.take(samples, axis=0, mode="clip")
     buffer = np.empty((size, *a.shape[1:]), a.dtype)
-    # mode="clip", as with "raise" take() fills a copy of `out` to keep it whole on an error.
-    return lambda samples: a.take(samples, 0, buffer[: len(samples)], "clip")
+
+    def gather(samples: NDArray[np.int64]) -> Array:
+        n = len(samples)
+        # mode="clip", as with "raise" take() fills a copy of `out` to keep it whole on an error.
+        return a.take(samples, 0, buffer if n == size else buffer[:n], "clip")
+
+    return gather
 
 
 def _unpack(arrays: Any) -> tuple[Callable[[list[Array]], Any], list[Array]]:
