@@ -144,6 +144,11 @@ def test_gathered_batches_share_one_buffer():
     assert len({address for address, _ in spans}) == 1
 
 
+def test_a_buffer_is_no_larger_than_its_source():
+    (batch,) = batches(np.arange(10), 2**50, seed=0)
+    assert sorted(batch) == list(range(10))
+
+
 @pytest.mark.parametrize(("size", "shuffle"), [(None, True), (1, True), (4, False), (4, True)])
 def test_copies_are_the_callers(size, shuffle):
     x = np.arange(20.0).reshape(10, 2)

@@ -82,11 +82,12 @@ def test_scaled(distribution, shape, mode, dtype):
 @pytest.mark.parametrize("name", INSTANCES)
 def test_instances_are_the_rule(name, distribution):
     a, mode = INSTANCES[name]
+    shape = (60, 40, 3, 3)
     options = {"distribution": distribution, "layout": "out_in", "seed": 3}
-    expected = init.scaled(CONV, a=a, mode=mode, **options)
-    assert np.array_equal(fill(name, CONV, **options), expected)
-    expected = init.scaled(CONV, a=5 / 3, mode="fan_out", **options)
-    assert np.array_equal(fill(name, CONV, gain="tanh", mode="fan_out", **options), expected)
+    expected = init.scaled(shape, a=a, mode=mode, **options)
+    assert np.array_equal(fill(name, shape, **options), expected)
+    expected = init.scaled(shape, a=5 / 3, mode="fan_out", **options)
+    assert np.array_equal(fill(name, shape, gain="tanh", mode="fan_out", **options), expected)
     assert (init.glorot, init.he) == (init.xavier, init.kaiming)
 
 
