@@ -10,7 +10,7 @@ test: build
 	$(PYTHON) -m pytest
 
 bench: build
-	$(PYTHON) -m pytest bench/test_bench.py --benchmark-enable --benchmark-only \
+	$(PYTHON) -m pytest bench/test_bench.py bench/test_data.py --benchmark-enable --benchmark-only \
 		--benchmark-group-by=group --benchmark-columns=median,iqr,rounds --benchmark-sort=mean
 
 compare: build

@@ -8,7 +8,7 @@
 array([-0.1, -0.1, -0.1], dtype=float32)
 """
 
-from fastgd import averages, functional, optimizers
+from fastgd import averages, data, functional, init, optimizers
 from fastgd._optimizer import Optimizer
 from fastgd.kernels import (
     available_backends,
@@ -26,9 +26,11 @@ __all__ = [
     "Optimizer",
     "available_backends",
     "averages",
+    "data",
     "functional",
     "get_backend",
     "get_num_threads",
+    "init",
     "set_backend",
     "set_num_threads",
     "show_config",
