@@ -254,10 +254,13 @@ class Optimizer:
             if scale == 0 or not math.isfinite(unscale := 1.0 / scale):
                 raise ValueError(f"grad_scale: expected a number to divide by, found {grad_scale}")
         with self._lock:
-            if [self.rule(group) for group in self.param_groups] != self._rules:
-                # A hyper-parameter that picks the rule was changed.
-                self._make_plan(self.param_groups, self._steps, self._bound())
+            self._follow_rules()
             self._plan.step(grads, self._configure, unscale)
+
+    def _follow_rules(self) -> None:
+        """Make a new plan if a hyper-parameter that picks the rule was changed."""
+        if [self.rule(group) for group in self.param_groups] != self._rules:
+            self._make_plan(self.param_groups, self._steps, self._bound())
 
     def _configure(self, k: int, t: int, unscale: float) -> tuple[Any, ...]:
         """What the engine asks of group `k` for a parameter's t-th step."""
@@ -295,10 +298,10 @@ class Optimizer:
         """
         groups = self.param_groups
         with self._lock:
-            rules = [self.rule(group) for group in groups]
+            self._follow_rules()
             eager = [bool(self.initial(group)) for group in groups]
             entries = [[self.state[name] for name in names] for names in self._names]
-            return _state_dict.write(groups, rules, entries, eager, self.decoupled)
+            return _state_dict.write(groups, self._rules, entries, eager, self.decoupled)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take states, step counts and hyper-parameters from a state dict, fastgd's or torch's.

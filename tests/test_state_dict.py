@@ -68,6 +68,17 @@ def test_an_unstepped_accumulator_is_kept():
     assert state["state"][0]["sum"].tolist() == [0.5, 0.5]
 
 
+def test_a_rule_picked_since_the_last_step():
+    opt = fastgd.Adam(np.zeros(2))
+    opt.step(np.ones(2))
+    opt.param_groups[0]["amsgrad"] = True
+    state = opt.state_dict()
+    assert list(state["state"][0]) == ["step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"]
+    other = fastgd.Adam(np.zeros(2))
+    other.load_state_dict(state)
+    assert other.param_groups[0]["amsgrad"]
+
+
 def test_live_states_may_be_swapped():
     opt = fastgd.SGD([np.zeros(2), np.zeros(2)], momentum=0.9)
     opt.step([np.full(2, 1.0), np.full(2, 2.0)])
