@@ -89,7 +89,7 @@ def is_schedule(value: Any) -> bool:
 
 
 def _check_schedule(value: Any, domain: Domain, name: str) -> Any:
-    """Check what can be checked of a schedule before its steps: the numbers that stand beside it."""
+    """Check what can be checked of a schedule before its steps: the numbers beside it."""
     if callable(value):
         return value
     checked = domain([0 if callable(v) else v for v in value], name)
