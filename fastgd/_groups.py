@@ -51,6 +51,14 @@ def nonnegative(value: Any, name: str) -> float:
     return result
 
 
+def positive(value: Any, name: str) -> float:
+    """A finite number above 0."""
+    result = number(value, name)
+    if result <= 0:
+        raise ValueError(f"{name}: expected a number above 0, found {value}")
+    return result
+
+
 def start(value: Any, name: str) -> float:
     """A finite number of at least 0 that is used once, so that a schedule makes no sense."""
     return nonnegative(value, name)

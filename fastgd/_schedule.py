@@ -29,14 +29,6 @@ def whole(value: Any, name: str, least: int) -> int:
     return result
 
 
-def positive(value: Any, name: str) -> float:
-    """A number above 0."""
-    result = number(value, name)
-    if result <= 0:
-        raise ValueError(f"{name}: expected a number above 0, found {value}")
-    return result
-
-
 def several(values: Any, name: str, check: Callable[[Any, str], Any]) -> tuple[Any, ...]:
     """Several values, each checked."""
     if isinstance(values, (str, dict)) or not isinstance(values, Iterable):

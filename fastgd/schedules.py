@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import cos, pi, sqrt
 
-from fastgd._groups import flag, nonnegative, number
+from fastgd._groups import flag, nonnegative, number, positive
 from fastgd._schedule import (
     Constant,
     Interpolated,
@@ -42,7 +42,6 @@ from fastgd._schedule import (
     at_least,
     line,
     milestones_of,
-    positive,
 )
 
 __all__ = [
