@@ -132,7 +132,7 @@ def numpy_step(case, params, grads):
     def step():
         nonlocal t
         t += 1
-        settings = (opt.coefficients(h, t), *opt.stages(h, 1.0))
+        _, *settings = opt.settings(name, h, t, 1.0)
         for p, g, s in zip(params, grads, states, strict=True):
             reference.step(name, p, g, s, *settings)
 

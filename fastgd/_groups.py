@@ -5,12 +5,26 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
 # From a hyper-parameter's value and what to call it to the clean value; raises if it isn't one.
 Domain = Callable[[Any, str], Any]
+
+# What a hyper-parameter may be given as: a number, or a schedule, from a step to a number.
+Scalar = float | Callable[[int], float]
+Pair = tuple[Scalar, Scalar] | Callable[[int], tuple[float, float]]
+
+# The domains of what every step uses afresh, which may therefore change from step to step.
+SCHEDULABLE: set[Domain] = set()
+_D = TypeVar("_D", bound=Domain)
+
+
+def schedulable(domain: _D) -> _D:
+    """Let the hyper-parameters of a domain be schedules; 0 has to be in it."""
+    SCHEDULABLE.add(domain)
+    return domain
 
 
 def number(value: Any, name: str) -> float:
@@ -28,6 +42,7 @@ def number(value: Any, name: str) -> float:
     return result
 
 
+@schedulable
 def nonnegative(value: Any, name: str) -> float:
     """A finite number of at least 0."""
     result = number(value, name)
@@ -36,6 +51,20 @@ def nonnegative(value: Any, name: str) -> float:
     return result
 
 
+def positive(value: Any, name: str) -> float:
+    """A finite number above 0."""
+    result = number(value, name)
+    if result <= 0:
+        raise ValueError(f"{name}: expected a number above 0, found {value}")
+    return result
+
+
+def start(value: Any, name: str) -> float:
+    """A finite number of at least 0 that is used once, so that a schedule makes no sense."""
+    return nonnegative(value, name)
+
+
+@schedulable
 def fraction(value: Any, name: str) -> float:
     """The weight of an exponential average: at least 0, below 1."""
     result = number(value, name)
@@ -44,6 +73,7 @@ def fraction(value: Any, name: str) -> float:
     return result
 
 
+@schedulable
 def two_fractions(value: Any, name: str) -> tuple[float, float]:
     """The weights of two exponential averages."""
     if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, str):
@@ -61,11 +91,26 @@ def flag(value: Any, name: str) -> bool:
     return bool(value)
 
 
+def is_schedule(value: Any) -> bool:
+    """Whether a value, or one of several, has to be worked out for each step."""
+    return callable(value) or (isinstance(value, (tuple, list)) and any(map(callable, value)))
+
+
+def _check_schedule(value: Any, domain: Domain, name: str) -> Any:
+    """Check what can be checked of a schedule before its steps: the numbers beside it."""
+    if callable(value):
+        return value
+    checked = domain([0 if callable(v) else v for v in value], name)
+    return tuple(v if callable(v) else c for v, c in zip(value, checked, strict=True))
+
+
 class ParamGroup(dict[str, Any]):
     """Parameters that share hyper-parameters: a dict that refuses what its optimizer can't use.
 
-    ``group["lr"] = 0.01`` takes effect with the next step.  ``group["params"]`` is the flat tuple
-    of arrays and ``group["param_names"]`` their names in the group; these two are fixed.
+    ``group["lr"] = 0.01`` takes effect with the next step, and so does a schedule, say
+    ``group["lr"] = lambda step: 0.1 / (1 + step)``, which the group then holds as it is.
+    ``group["params"]`` is the flat tuple of arrays and ``group["param_names"]`` their names in the
+    group; these two are fixed.
 
     Parameters
     ----------
@@ -79,6 +124,11 @@ class ParamGroup(dict[str, Any]):
         Raises ValueError if hyper-parameters contradict each other.
     name : str
         What to call the group in an error.
+
+    Attributes
+    ----------
+    scheduled : tuple of str
+        The hyper-parameters that are schedules, or hold one.
     """
 
     def __init__(
@@ -91,6 +141,7 @@ class ParamGroup(dict[str, Any]):
     ) -> None:
         self._domains, self._consistent, self._name = domains, consistent, name
         super().__init__({**fixed, **self.checked(hyper)})
+        self._note_schedules()
 
     def checked(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         """The cleaned changes, if the group may take them; changes nothing yet."""
@@ -101,16 +152,24 @@ class ParamGroup(dict[str, Any]):
             if key not in self._domains:
                 known = ", ".join(self._domains)
                 raise KeyError(f"{self._name}{key}: no such hyper-parameter; there are {known}")
-            clean[key] = self._domains[key](value, f"{self._name}{key}")
+            domain, name = self._domains[key], f"{self._name}{key}"
+            check = domain in SCHEDULABLE and is_schedule(value)
+            clean[key] = _check_schedule(value, domain, name) if check else domain(value, name)
         self._consistent({**self, **clean})
         return clean
 
     def __setitem__(self, key: str, value: Any) -> None:
         super().__setitem__(key, self.checked({key: value})[key])
+        self._note_schedules()
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         """Take several changes, or none if one of them is refused."""
         super().update(self.checked(dict(*args, **kwargs)))
+        self._note_schedules()
+
+    def _note_schedules(self) -> None:
+        # Kept, as every step asks.
+        self.scheduled = tuple(key for key in self._domains if is_schedule(self[key]))
 
     def __ior__(self, other: Any) -> ParamGroup:  # type: ignore[override,misc]
         self.update(other)
@@ -128,6 +187,36 @@ class ParamGroup(dict[str, Any]):
     def hyper(self) -> dict[str, Any]:
         """The hyper-parameters alone."""
         return {key: self[key] for key in self._domains}
+
+    def at(self, step: int) -> dict[str, Any]:
+        """The hyper-parameters as the numbers that they are at a step, counted from 0."""
+        return self.hyper() | {key: self.value(key, step) for key in self.scheduled}
+
+    def value(self, key: str, step: int) -> Any:
+        """What a hyper-parameter is at a step, counted from 0.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a schedule's value is not in the hyper-parameter's domain.
+        Exception
+            What a schedule raises itself, with a note of the hyper-parameter and the step.
+        """
+        value, name = self[key], f"{self._name}{key}"
+        if key not in self.scheduled:
+            return value
+        try:
+            if callable(value):
+                value = value(step)
+            else:
+                value = tuple(v(step) if callable(v) else v for v in value)
+        except Exception as error:
+            error.add_note(f"{name}: raised by its schedule at step {step}")
+            raise
+        try:
+            return self._domains[key](value, name)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{error}, from its schedule at step {step}") from None
 
     def __reduce__(self) -> Any:
         fixed = {key: self[key] for key in ("params", "param_names")}

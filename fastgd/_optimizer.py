@@ -45,7 +45,8 @@ class Optimizer:
     ----------
     param_groups : tuple of dict
         The groups.  ``param_groups[0]["lr"] = 0.01`` takes effect with the next step; a value that
-        is out of range is refused there and then.
+        is out of range is refused there and then.  A hyper-parameter that is a number may be a
+        schedule as well: see `fastgd.schedules`.
     state : mapping
         The states of each parameter by its name (its index in a list, its keys joined by dots in
         dicts): the arrays that the steps update, and ``"step"``, the number of steps taken.  Write
@@ -65,12 +66,18 @@ class Optimizer:
 
     @staticmethod
     def rule(h: Hyper) -> str:
-        """The rule in `fastgd.kernels.reference` that hyper-parameters ask for."""
+        """The rule in `fastgd.kernels.reference` that hyper-parameters ask for.
+
+        What is a schedule here is still one, and counts as a number that isn't 0.
+        """
         raise NotImplementedError
 
     @staticmethod
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
-        """The rule's coefficients, in its order, for a parameter's t-th step, counted from 1."""
+        """The rule's coefficients, in its order, for a parameter's t-th step, counted from 1.
+
+        May go on with those of the class's other rules.  All hyper-parameters are numbers here.
+        """
         raise NotImplementedError
 
     @staticmethod
@@ -80,7 +87,7 @@ class Optimizer:
 
     @staticmethod
     def consistent(h: Hyper) -> None:
-        """Raise ValueError if hyper-parameters contradict each other."""
+        """Raise ValueError if hyper-parameters contradict each other; some may be schedules."""
 
     @classmethod
     def stages(cls, h: Hyper, unscale: float) -> tuple[float, float, float]:
@@ -88,6 +95,14 @@ class Optimizer:
         decay = h["weight_decay"]
         factor = -unscale if h["maximize"] else unscale
         return (factor, 0.0, 1.0 - h["lr"] * decay) if cls.decoupled else (factor, decay, 1.0)
+
+    @classmethod
+    def settings(cls, rule: str, h: Hyper, t: int, unscale: float) -> tuple[Any, ...]:
+        """What the engine is given for a parameter's t-th step by a rule, counted from 1."""
+        # A scheduled momentum may be 0 at a step, and its rule wants it nonetheless: so classes
+        # list all coefficients, and each rule takes the first so many.
+        coefficients = cls.coefficients(h, t)[: len(RULES[rule].coefficients)]
+        return (rule, coefficients, *cls.stages(h, unscale))
 
     # ----------------------------------------------------------------------------- construction
 
@@ -165,7 +180,8 @@ class Optimizer:
                         kept[key] = zeros_beside(p)
                         if start := self.initial(h).get(key):
                             kept[key].fill(start)
-                        if self.restarts:
+                        # Schedules go on from the steps taken; a velocity may then start from 0.
+                        if self.restarts and not group.scheduled:
                             steps[i] = 0
                 state[name] = MappingProxyType(kept)
                 arrays.append(tuple(kept[key] for key in RULES[rule].states))
@@ -239,7 +255,8 @@ class Optimizer:
         Raises
         ------
         TypeError, ValueError
-            If a gradient is missing or doesn't fit its parameter.  Nothing was changed then.
+            If a gradient is missing or doesn't fit its parameter, or a schedule's value is out of
+            range.  Nothing was changed then.
         RuntimeError
             If called from within itself, say by a hyper-parameter or an array-like.
 
@@ -265,24 +282,31 @@ class Optimizer:
     def _configure(self, k: int, t: int, unscale: float) -> tuple[Any, ...]:
         """What the engine asks of group `k` for a parameter's t-th step."""
         group = self.param_groups[k]
-        return (self._rules[k], self.coefficients(group, t), *self.stages(group, unscale))
+        h = group.at(t - 1) if group.scheduled else group
+        return self.settings(self._rules[k], h, t, unscale)
 
     @property
     def lr(self) -> float:
-        """The learning rate of all groups; setting it sets it in all of them.
+        """The learning rate of all groups; setting it, to a number or a schedule, sets it in all.
 
-        Raises ValueError on reading if groups differ.
+        Of a schedule, reading gives the number for the next step of the parameter that has taken
+        the most steps; ``param_groups[0]["lr"]`` is the schedule itself.  Raises ValueError on
+        reading if groups differ.
         """
-        rates = {group["lr"] for group in self.param_groups}
+        rates = {
+            group.value("lr", _state_dict.steps_taken(self.state[name] for name in names))
+            for group, names in zip(self.param_groups, self._names, strict=True)
+        }
         if len(rates) != 1:
             raise ValueError(f"lr: differs between groups: {sorted(rates)}; see param_groups")
         return float(rates.pop())
 
     @lr.setter
-    def lr(self, value: float) -> None:
-        checked = _groups.nonnegative(value, "lr")
+    def lr(self, value: _groups.Scalar) -> None:
         for group in self.param_groups:
-            group["lr"] = checked
+            group.checked({"lr": value})
+        for group in self.param_groups:
+            group["lr"] = value
 
     # -------------------------------------------------------------------------------- the states
 
@@ -295,6 +319,12 @@ class Optimizer:
             ``"state"`` maps the running number of each parameter to its states (arrays) and
             ``"step"``; ``"param_groups"`` lists each group's hyper-parameters, the numbers of its
             parameters (``"params"``) and their names (``"param_names"``).
+
+        Notes
+        -----
+        Schedules are code, and not saved: in their place stands the number that the last step
+        used.  An optimizer that was made with the same schedules resumes them exactly, as they
+        depend on step counts alone.
         """
         groups = self.param_groups
         with self._lock:
@@ -307,7 +337,8 @@ class Optimizer:
         """Take states, step counts and hyper-parameters from a state dict, fastgd's or torch's.
 
         Arrays are copied into the optimizer's own.  Parameters are matched by name where both
-        sides have names, else by order.
+        sides have names, else by order.  A hyper-parameter that is a schedule here stays that
+        schedule, whatever number was saved, and goes on from the saved step counts.
 
         Raises
         ------

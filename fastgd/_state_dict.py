@@ -20,6 +20,11 @@ Entry = tuple[int, dict[str, NDArray[Any]]]
 _TORCH_ONLY = {"foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay"}
 
 
+def steps_taken(entries: Iterable[Mapping[str, Any]]) -> int:
+    """The step count of the parameter that has stepped most."""
+    return max(int(entry["step"]) for entry in entries)
+
+
 def write(
     groups: Sequence[ParamGroup],
     rules: Sequence[str],
@@ -30,7 +35,8 @@ def write(
     """The state dict of groups that run these rules, with these states; all arrays are copies.
 
     A parameter that has not stepped has no entry, as in torch, unless its group is eager, or
-    somebody wrote into its states.
+    somebody wrote into its states.  For a schedule stands what the last step used: a number, which
+    everybody can read, and not the next one, where a schedule might have ended.
     """
     state: dict[int, dict[str, Any]] = {}
     param_groups = []
@@ -41,7 +47,7 @@ def write(
             if entry["step"] or always or any(a.any() for a in arrays.values()):
                 copies = {key: a.copy() for key, a in arrays.items()}
                 state[i] = {"step": int(entry["step"]), **copies}
-        packed = group.hyper()
+        packed = group.at(max(steps_taken(own) - 1, 0)) if group.scheduled else group.hyper()
         packed["decoupled_weight_decay"] = decoupled
         packed["params"] = list(range(first, first + len(own)))
         packed["param_names"] = list(group["param_names"])
@@ -116,7 +122,7 @@ def _read_group(saved: Any, group: ParamGroup, decoupled: bool, where: str) -> d
         raise ValueError(
             f"{where}: expected decoupled_weight_decay to be {decoupled}, found {not decoupled}"
         )
-    ignored = _TORCH_ONLY | {"params", "param_names"}
+    ignored = {*_TORCH_ONLY, "params", "param_names", *group.scheduled}
     return group.checked({key: saved[key] for key in saved if key not in ignored})
 
 

@@ -7,7 +7,8 @@ There is one function for each optimizer, by its name in lower case: `sgd`, `mom
 
 After the parameter and its gradient come the states that the hyper-parameters ask for, in the order
 of the rule in `fastgd.kernels.reference` and by torch.optim's names, then ``step``, the number of
-this step counted from 1, and the hyper-parameters of the optimizer, with its defaults.
+this step counted from 1, and the hyper-parameters of the optimizer, with its defaults; as numbers,
+for a schedule has to be called by whoever counts the steps.
 
 Examples
 --------
@@ -32,6 +33,9 @@ from fastgd._optimizer import Optimizer
 from fastgd.kernels import checks
 from fastgd.kernels._engine import Plan
 from fastgd.kernels.reference import RULES
+
+# What the optimizers' annotations are where schedules are not taken.
+NUMBERS = {"Scalar": "float", "Pair": "tuple[float, float]"}
 
 
 class Update(Protocol):
@@ -76,11 +80,14 @@ def _function(name: str, cls: type[Optimizer]) -> Update:
             checks.check_like(a, p, key) for key, a in zip(rule.states, states, strict=True)
         )
         checks.as_gradient(g, p, "g")
-        settings = (rule.name, cls.coefficients(h, t), *cls.stages(h, 1.0))
+        settings = cls.settings(rule.name, h, t, 1.0)
         plan = Plan(None, [p], [""], [0], [views], [rule.states], np.zeros(1, np.int64))
         plan.step(g, lambda *_: settings, 1.0)
 
-    given = [a.replace(kind=a.KEYWORD_ONLY) for a in hyper]
+    given = [
+        a.replace(kind=a.KEYWORD_ONLY, annotation=NUMBERS.get(a.annotation, a.annotation))
+        for a in hyper
+    ]
     leading = list(inspect.signature(Update.__call__).parameters.values())[1:-1]
     update.__signature__ = inspect.Signature([*leading, *given], return_annotation=None)  # type: ignore[attr-defined]
     update.__name__ = update.__qualname__ = name

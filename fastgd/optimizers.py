@@ -4,6 +4,9 @@ The formulas themselves stand in `fastgd.kernels.reference`, in rising order of 
 Hyper-parameters and states go by torch.optim's names, with torch's defaults.  ``eps`` is added to
 the square root, as torch does; ``eps_root`` inside it, as the papers of AdaGrad and RMSProp, Keras
 and optax do; either may be 0.
+
+What is listed as a float may be a schedule instead, a callable from the step to the value:
+`fastgd.schedules` has the usual ones.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import sqrt
 
-from fastgd._groups import flag, fraction, nonnegative, two_fractions
+from fastgd._groups import Pair, Scalar, flag, fraction, nonnegative, start, two_fractions
 from fastgd._optimizer import Hyper, Optimizer
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Momentum", "RMSprop"]
@@ -34,9 +37,10 @@ class SGD(Optimizer):
     lr : float
         The learning rate α.
     momentum : float
-        μ; 0 keeps no velocity.
+        μ; 0 keeps no velocity.  As a schedule it always keeps one, also where it is 0.
     dampening : float
-        d, which does not apply to a velocity's first step.
+        d, which does not apply to a velocity's first step (unless that comes after others of a
+        group with schedules, whose steps are not counted anew).
     weight_decay : float
         λ of an L2 penalty: λW is added to the gradient.
     nesterov : bool
@@ -72,10 +76,10 @@ class SGD(Optimizer):
     def __init__(
         self,
         params: object,
-        lr: float = 1e-3,
-        momentum: float = 0.0,
-        dampening: float = 0.0,
-        weight_decay: float = 0.0,
+        lr: Scalar = 1e-3,
+        momentum: Scalar = 0.0,
+        dampening: Scalar = 0.0,
+        weight_decay: Scalar = 0.0,
         nesterov: bool = False,
         *,
         maximize: bool = False,
@@ -85,18 +89,15 @@ class SGD(Optimizer):
 
     @staticmethod
     def rule(h: Hyper) -> str:
-        if not h["momentum"]:
+        if h["momentum"] == 0:
             return "sgd"
         return "nesterov" if h["nesterov"] else "momentum"
 
     @staticmethod
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
-        mu = h["momentum"]
-        if not mu:
-            return (h["lr"],)
         # The first step sets V = g: there is nothing yet to weigh it against.
-        direction = (h["lr"], 0.0, 1.0) if t == 1 else (h["lr"], mu, 1.0 - h["dampening"])
-        return (*direction, mu) if h["nesterov"] else direction
+        beta, gamma = (0.0, 1.0) if t == 1 else (h["momentum"], 1.0 - h["dampening"])
+        return h["lr"], beta, gamma, h["momentum"]
 
     @staticmethod
     def consistent(h: Hyper) -> None:
@@ -140,9 +141,9 @@ class Momentum(Optimizer):
     def __init__(
         self,
         params: object,
-        lr: float = 1e-2,
-        beta: float = 0.9,
-        weight_decay: float = 0.0,
+        lr: Scalar = 1e-2,
+        beta: Scalar = 0.9,
+        weight_decay: Scalar = 0.0,
         bias_correction: bool = False,
         *,
         maximize: bool = False,
@@ -176,7 +177,7 @@ class Adagrad(Optimizer):
     lr_decay : float
         How fast the learning rate falls with the step count.
     initial_accumulator_value : float
-        What ν starts from when the optimizer is made.
+        What ν starts from when the optimizer is made; never a schedule.
     eps, eps_root : float
         Added to the root, and inside it.
 
@@ -186,18 +187,18 @@ class Adagrad(Optimizer):
     optimization", 2011.
     """
 
-    domains = {"lr_decay": nonnegative, "initial_accumulator_value": nonnegative}
+    domains = {"lr_decay": nonnegative, "initial_accumulator_value": start}
 
     def __init__(
         self,
         params: object,
-        lr: float = 1e-2,
-        lr_decay: float = 0.0,
-        weight_decay: float = 0.0,
+        lr: Scalar = 1e-2,
+        lr_decay: Scalar = 0.0,
+        weight_decay: Scalar = 0.0,
         initial_accumulator_value: float = 0.0,
-        eps: float = 1e-10,
+        eps: Scalar = 1e-10,
         *,
-        eps_root: float = 0.0,
+        eps_root: Scalar = 0.0,
         maximize: bool = False,
         grads: object = None,
     ) -> None:
@@ -235,7 +236,7 @@ class RMSprop(Optimizer):
     eps, eps_root : float
         Added to the root, and inside it.
     momentum : float
-        μ of the heavy ball; 0 keeps no velocity.
+        μ of the heavy ball; 0 keeps no velocity.  As a schedule it always keeps one.
     centered : bool
         Scale by the variance.  Where rounding makes it negative, it counts as 0.
 
@@ -250,14 +251,14 @@ class RMSprop(Optimizer):
     def __init__(
         self,
         params: object,
-        lr: float = 1e-2,
-        alpha: float = 0.99,
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        momentum: float = 0.0,
+        lr: Scalar = 1e-2,
+        alpha: Scalar = 0.99,
+        eps: Scalar = 1e-8,
+        weight_decay: Scalar = 0.0,
+        momentum: Scalar = 0.0,
         centered: bool = False,
         *,
-        eps_root: float = 0.0,
+        eps_root: Scalar = 0.0,
         maximize: bool = False,
         grads: object = None,
     ) -> None:
@@ -266,13 +267,12 @@ class RMSprop(Optimizer):
     @staticmethod
     def rule(h: Hyper) -> str:
         centered = "_centered" if h["centered"] else ""
-        return f"rmsprop{centered}_momentum" if h["momentum"] else f"rmsprop{centered}"
+        return f"rmsprop{centered}" if h["momentum"] == 0 else f"rmsprop{centered}_momentum"
 
     @staticmethod
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
-        beta, mu = h["alpha"], h["momentum"]
-        common = (h["lr"], beta, 1.0 - beta, h["eps"], h["eps_root"])
-        return (*common, mu) if mu else common
+        beta = h["alpha"]
+        return h["lr"], beta, 1.0 - beta, h["eps"], h["eps_root"], h["momentum"]
 
 
 class Adam(Optimizer):
@@ -317,13 +317,13 @@ class Adam(Optimizer):
     def __init__(
         self,
         params: object,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
+        lr: Scalar = 1e-3,
+        betas: Pair = (0.9, 0.999),
+        eps: Scalar = 1e-8,
+        weight_decay: Scalar = 0.0,
         amsgrad: bool = False,
         *,
-        eps_root: float = 0.0,
+        eps_root: Scalar = 0.0,
         maximize: bool = False,
         grads: object = None,
     ) -> None:
@@ -371,13 +371,13 @@ class AdamW(Adam):
     def __init__(
         self,
         params: object,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
+        lr: Scalar = 1e-3,
+        betas: Pair = (0.9, 0.999),
+        eps: Scalar = 1e-8,
+        weight_decay: Scalar = 1e-2,
         amsgrad: bool = False,
         *,
-        eps_root: float = 0.0,
+        eps_root: Scalar = 0.0,
         maximize: bool = False,
         grads: object = None,
     ) -> None:
