@@ -304,8 +304,6 @@ class Optimizer:
     @lr.setter
     def lr(self, value: _groups.Scalar) -> None:
         for group in self.param_groups:
-            group.checked({"lr": value})
-        for group in self.param_groups:
             group["lr"] = value
 
     # -------------------------------------------------------------------------------- the states

@@ -47,15 +47,16 @@ VALUES = [
     (Warmup(2, Step(0.4, 1, 0.5), start=0.2), {0: 0.2, 1: 0.3, 2: 0.4, 3: 0.2, 4: 0.1}),
     (Cosine(1.0, 4, 0.2), {0: 1, 1: 0.2 + 0.4 * (1 + sqrt(0.5)), 2: 0.6, 4: 0.2, 5: 0.2, 8: 0.2}),
     (CosineRestarts(1.0, 2, 2), {0: 1, 1: 0.5, 2: 1, 4: 0.5, 6: 1, 10: 0.5, 13: (1 + cos(pi * 7 / 8)) / 2, 14: 1}),
-    (CosineRestarts(1.0, 4), {0: 1, 2: 0.5, 4: 1, 4 * 10**9: 1, 4 * 10**9 + 2: 0.5}),
+    (CosineRestarts(1.0, 4), {0: 1, 2: 0.5, 4: 1, 4 * 10**9 + 4: 1, 4 * 10**9 + 6: 0.5}),
     (InverseSqrt(0.4, 4), {0: 0.1, 1: 0.2, 3: 0.4, 15: 0.2, 35: 0.4 / 3}),
     (InverseSqrt(1.0, 1), {0: 1, 3: 0.5, 99: 0.1}),
     (Piecewise([2, 4], [1, 2, 3]), {0: 1, 1: 1, 2: 2, 3: 2, 4: 3, 9: 3}),
-    (Interpolated([2, 4, 8], [1, 3, 1]), {0: 1, 2: 1, 3: 2, 4: 3, 5: 2.5, 8: 1, 9: 1}),
+    (Interpolated([2, 4, 8], [1, 3, 2]), {0: 1, 2: 1, 3: 2, 4: 3, 5: 2.75, 8: 2, 9: 2}),
     (Sequential([0.5, Linear(0, 1, 2), lambda step: -step], [2, 5]), {0: 0.5, 1: 0.5, 2: 0, 3: 0.5, 4: 1, 5: 0, 7: -2}),
     (Product([0.5, Step(1, 1, 0.5), lambda step: step]), {0: 0, 1: 0.25, 2: 0.25, 3: 0.1875}),
     (OneCycle(1.0, 11, 5 / 11, "linear", 2.0, 5.0), {0: 0.5, 2: 0.75, 4: 1, 7: 0.55, 10: 0.1, 99: 0.1}),
     (OneCycle(1.0, 13, 4 / 13, "linear", 2.0, 5.0, True), {0: 0.5, 3: 1, 6: 0.5, 9: 0.3, 12: 0.1, 99: 0.1}),
+    (OneCycle(1.0, 11, 5 / 11, "cos", 2.0, 5.0), {0: 0.5, 1: 0.75 - sqrt(0.5) / 4, 2: 0.75, 4: 1, 7: 0.55, 10: 0.1}),
     (OneCycle(1.0, 10, 0.1), {0: 1.0, 9: 1 / 25 / 1e4}),  # where torch divides by zero
     (OneCycle(1.0, 1), {0: 1 / 25 / 1e4}),
 ]  # fmt: skip
@@ -88,7 +89,7 @@ def test_every_schedule_is_tested():
 
 
 def test_ends_are_exact():
-    for a, b in np.random.default_rng(0).random((100, 2)):
+    for a, b in np.random.default_rng(0).lognormal(size=(100, 2)):
         assert Linear(a, b, 7)(0) == a
         assert Linear(a, b, 7)(7) == b
         assert Interpolated([0, 3], [a, b])(3) == b

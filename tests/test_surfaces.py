@@ -129,7 +129,7 @@ def test_wrong_points(surface):
         with pytest.raises(TypeError, match="^points: expected dtype float32 or float64, found co"):
             of(np.zeros(d, complex))
         whole = of(np.ones(d, int))
-        assert whole.dtype == np.float64
+        assert whole.dtype == of(np.ones(d, np.uint8)).dtype == np.float64
         assert np.array_equal(whole, of([1.0] * d))
 
 
@@ -295,6 +295,12 @@ def test_the_minimum_of_logistic_regression_is_that_of_scikit_learn():
     expected = [*model.coef_[0], model.intercept_[0]]
     assert made.minimum.point == pytest.approx(expected, abs=1e-5)
     assert made.minimum.value <= made.value(expected) + 1e-12
+
+
+def test_a_minimum_that_newtons_whole_steps_miss():
+    made = surfaces.logistic_regression(l2=1e-12)  # a plane separates the classes
+    assert np.abs(made.gradient(made.minimum.point)).max() < 1e-13
+    assert made.minimum.value < 1e-4
 
 
 def test_far_away_no_warning_and_no_infinity():
