@@ -8,7 +8,11 @@
 array([-0.1, -0.1, -0.1], dtype=float32)
 """
 
-from fastgd import averages, data, functional, init, optimizers
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from fastgd import functional, optimizers
 from fastgd._optimizer import Optimizer
 from fastgd.kernels import (
     available_backends,
@@ -31,8 +35,26 @@ __all__ = [
     "get_backend",
     "get_num_threads",
     "init",
+    "schedules",
     "set_backend",
     "set_num_threads",
     "show_config",
+    "surfaces",
 ]
 __all__ += optimizers.__all__
+
+if TYPE_CHECKING:
+    from fastgd import averages, data, init, schedules, surfaces
+
+# What not every program needs is imported when it is first asked for.
+_LATER = ("averages", "data", "init", "schedules", "surfaces")
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _LATER:
+        return import_module(f"fastgd.{name}")
+    raise AttributeError(f"module 'fastgd' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})
