@@ -21,7 +21,8 @@ lint:
 	ruff format --check .
 	cython-lint fastgd
 	mypy
-	$(PYTHON) -m mypy.stubtest --ignore-missing-stub fastgd.kernels._engine fastgd.kernels._series
+	$(PYTHON) -m mypy.stubtest --mypy-config-file pyproject.toml --ignore-missing-stub \
+		fastgd.kernels._engine fastgd.kernels._series
 
 # HTML pages beside the sources that show the C behind each line of Cython.
 annotate:
