@@ -71,6 +71,12 @@ CASES = {
     ),
 }  # fmt: skip
 
+# Every other optimizer runs, too, with its defaults and against NumPy alone.
+for _name in fastgd.optimizers.__all__:
+    if not any(case.optimizer == _name for case in CASES.values()):
+        _opt = getattr(fastgd, _name)([np.zeros(1)])
+        CASES[_name] = Case(_name, {}, len(_opt.state[0]) - 1)
+
 FUSED = {"SGD", "Adagrad", "Adam", "AdamW"}  # what torch fuses on the CPU
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from fastgd import functional, optimizers
 from fastgd._optimizer import Optimizer
+from fastgd._version import __version__ as __version__
 from fastgd.kernels import (
     available_backends,
     get_backend,
@@ -23,8 +24,6 @@ from fastgd.kernels import (
     show_config,
 )
 from fastgd.optimizers import *  # noqa: F403
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Optimizer",

@@ -14,6 +14,7 @@ from operator import index
 
 import numpy as np
 
+from fastgd._version import __version__
 from fastgd.kernels import _engine
 
 __all__ = [
@@ -127,8 +128,6 @@ def set_num_threads(n: int | None) -> None:
 
 def show_config() -> None:
     """Print version, backend, threads, and which backends can run here, or why not."""
-    from fastgd import __version__
-
     level = _engine.x86_64_level()
     print(f"fastgd {__version__}, NumPy {np.__version__}")
     print(f"processor  {f'x86-64 level {level}' if level else 'not x86-64'}")
