@@ -3,7 +3,7 @@
 >>> import numpy as np, fastgd
 >>> params = {"w": np.zeros(3, np.float32)}
 >>> opt = fastgd.Adam(params, lr=0.1)
->>> opt.step({"w": np.ones(3, np.float32)})
+>>> _ = opt.step({"w": np.ones(3, np.float32)})
 >>> params["w"].round(3)
 array([-0.1, -0.1, -0.1], dtype=float32)
 """
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from fastgd import functional, optimizers
 from fastgd._optimizer import Optimizer
+from fastgd._options import Options
 from fastgd._version import __version__ as __version__
 from fastgd.kernels import (
     available_backends,
@@ -23,10 +24,13 @@ from fastgd.kernels import (
     set_num_threads,
     show_config,
 )
+from fastgd.kernels._engine import StepRecord
 from fastgd.optimizers import *  # noqa: F403
 
 __all__ = [
     "Optimizer",
+    "Options",
+    "StepRecord",
     "available_backends",
     "averages",
     "data",

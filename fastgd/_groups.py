@@ -22,7 +22,7 @@ _D = TypeVar("_D", bound=Domain)
 
 
 def schedulable(domain: _D) -> _D:
-    """Let the hyper-parameters of a domain be schedules; 0 has to be in it."""
+    """Let the hyper-parameters of a domain be schedules; of pairs, (0, 0) has to be in it."""
     SCHEDULABLE.add(domain)
     return domain
 
@@ -57,6 +57,12 @@ def positive(value: Any, name: str) -> float:
     if result <= 0:
         raise ValueError(f"{name}: expected a number above 0, found {value}")
     return result
+
+
+@schedulable
+def limit(value: Any, name: str) -> float | None:
+    """A finite number above 0, or None for no limit."""
+    return None if value is None else positive(value, name)
 
 
 def start(value: Any, name: str) -> float:

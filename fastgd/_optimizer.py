@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import index
 from threading import RLock
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgd import _groups, _state_dict
+from fastgd import _groups, _options, _state_dict
+from fastgd._accumulated import Accumulated
 from fastgd._trees import Name, Path, Structure, flatten, name_of, unflatten
-from fastgd.kernels import checks
-from fastgd.kernels._engine import Plan
+from fastgd.kernels import checks, reference
+from fastgd.kernels._engine import Plan, StepRecord
 from fastgd.kernels.memory import zeros_beside
 from fastgd.kernels.reference import RULES
 
@@ -28,7 +30,11 @@ DOMAINS: dict[str, _groups.Domain] = {
     "eps_root": _groups.nonnegative,
     "weight_decay": _groups.nonnegative,
     "maximize": _groups.flag,
+    **_options.HYPER,
 }
+
+if TYPE_CHECKING:
+    pass
 
 # The subclasses, by name in the order of their definition.
 OPTIMIZERS: dict[str, type[Optimizer]] = {}
@@ -51,6 +57,10 @@ class Optimizer:
         The states of each parameter by its name (its index in a list, its keys joined by dots in
         dicts): the arrays that the steps update, and ``"step"``, the number of steps taken.  Write
         into these arrays to change them.
+    options : mapping
+        ``"clip_by"``, ``"nonfinite"`` and ``"zero_grads"`` as given to the constructor; fixed.
+    average : fastgd.averages.EMA or None
+        The average of the weights that steps update, if wanted.
     """
 
     domains: ClassVar[Mapping[str, _groups.Domain]] = DOMAINS  # a subclass adds those of its own
@@ -90,11 +100,12 @@ class Optimizer:
         """Raise ValueError if hyper-parameters contradict each other; some may be schedules."""
 
     @classmethod
-    def stages(cls, h: Hyper, unscale: float) -> tuple[float, float, float]:
-        """What the stages before the rule are given: factor of the gradient, L2 and other decay."""
+    def stages(cls, h: Hyper, unscale: float) -> tuple[float, float, float, float, float]:
+        """The fields of `reference.Stages`: what the stages before the rule are given."""
         decay = h["weight_decay"]
+        l2, decoupled = (0.0, 1.0 - h["lr"] * decay) if cls.decoupled else (decay, 1.0)
         factor = -unscale if h["maximize"] else unscale
-        return (factor, 0.0, 1.0 - h["lr"] * decay) if cls.decoupled else (factor, decay, 1.0)
+        return factor, l2, decoupled, h["clip_value"] or math.inf, h["clip_norm"] or math.inf
 
     @classmethod
     def settings(cls, rule: str, h: Hyper, t: int, unscale: float) -> tuple[Any, ...]:
@@ -102,18 +113,24 @@ class Optimizer:
         # A scheduled momentum may be 0 at a step, and its rule wants it nonetheless: so classes
         # list all coefficients, and each rule takes the first so many.
         coefficients = cls.coefficients(h, t)[: len(RULES[rule].coefficients)]
-        return (rule, coefficients, *cls.stages(h, unscale))
+        return rule, coefficients, cls.stages(h, unscale)
 
     # ----------------------------------------------------------------------------- construction
 
-    def __init__(self, params: object, grads: object, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, params: object, arguments: Mapping[str, Any]) -> None:
         """Take the arguments of a subclass's ``__init__``, its ``locals()``."""
-        self.defaults = {key: arguments[key] for key in arguments if key in self.domains}
+        options = arguments["options"]
+        self.options = _options.checked(options, type(self).__name__)
+        given = {**arguments, **dict.fromkeys(_options.HYPER), **options}
+        self.defaults = {key: given[key] for key in given if key in self.domains}
         self.param_groups: tuple[_groups.ParamGroup, ...] = ()
         self.state: Mapping[Name, Mapping[str, Array]] = {}
         self._names: tuple[tuple[Name, ...], ...] = ()  # of each group's parameters, in `state`
         self._paths: tuple[Path, ...] = ()  # where each parameter stands in what was given
         self._structure: Structure = None
+        self._skipped = np.zeros(1, np.int64)
+        self._copies: list[Array] | None = None
+        self._accumulated: Accumulated | None = None
         self._lock = RLock()
         if isinstance(params, Iterator):
             params = list(params)
@@ -125,7 +142,36 @@ class Optimizer:
         else:
             self._structure = self._take_group({"params": params}, ())
             self._grouped = False
-        self._make_plan(self.param_groups, np.zeros(len(self._paths), np.int64), grads)
+        if (copies := options.get("copy_to")) is not None:
+            self._copies = _options.as_copies(
+                copies, self._structure, [*self._params().values()], self._paths
+            )
+        self.average = _options.as_average(options.get("average"), self._params())
+        if self.average is not None:
+            self._lock = self.average.lock  # whose averages nobody may swap in during a step
+        steps = np.zeros(len(self._paths), np.int64)
+        self._make_plan(self.param_groups, steps, options.get("grads"))
+        # All fits: from here on nothing fails.
+        if self.average is not None:
+            self.average.bind(list(self._params().values()))
+        self._copy_out()
+
+    def _params(self) -> dict[Name, Array]:
+        """All parameters by name, in order."""
+        return {
+            name: p
+            for names, group in zip(self._names, self.param_groups, strict=True)
+            for name, p in zip(names, group["params"], strict=True)
+        }
+
+    def _labels(self) -> list[str]:
+        """What to call each parameter in an error, after ``params``."""
+        return [checks.label(path) for path in self._paths]
+
+    def _copy_out(self) -> None:
+        """Bring the copies up to date with the parameters."""
+        for out, p in zip(self._copies or (), self._params().values(), strict=False):
+            reference.copy(out, p)
 
     def _take_group(self, group: Any, prefix: Path) -> Structure:
         """Check a group and append it; returns its structure."""
@@ -188,8 +234,23 @@ class Optimizer:
                 params.append(p)
                 owners.append(k)
         names = [RULES[rules[k]].states for k in owners]
-        labels = [checks.label(path) for path in self._paths]
-        plan = Plan(self._structure, params, labels, owners, arrays, names, steps, grads)
+        average = self.average
+        plan = Plan(
+            self._structure,
+            params,
+            self._labels(),
+            owners,
+            arrays,
+            names,
+            steps,
+            grads,
+            averages=None if average is None else list(average.averages.values()),
+            average_steps=None if average is None else average.steps,
+            copies=self._copies,
+            clip_by=self.options["clip_by"],
+            nonfinite=self.options["nonfinite"],
+            skipped=self._skipped,
+        )
         self.state, self._rules, self._steps = MappingProxyType(state), rules, steps
         self._plan = plan
 
@@ -198,49 +259,76 @@ class Optimizer:
         held = self._plan.bound
         return None if held is None else unflatten(self._structure, iter(held))
 
-    def add_param_group(self, group: Mapping[str, Any], grads: object = None) -> None:
+    def add_param_group(
+        self, group: Mapping[str, Any], grads: object = None, copy_to: object = None
+    ) -> None:
         """Add parameters, with hyper-parameters of their own if wanted.
 
         From then on gradients come as a list with one entry a group, each in the form of its
-        group's ``"params"``.
+        group's ``"params"``.  An average of the weights takes the new ones as if they had stood
+        still before.
 
         Parameters
         ----------
         group : dict
             ``"params"``, in any form that the constructor takes, and any hyper-parameters that
             differ from the constructor's.
-        grads : object, optional
-            The new parameters' gradients, to be bound, if those of the others are.
+        grads, copy_to : object, optional
+            The new parameters' gradients, to be bound, and the arrays to copy them to, if there
+            are such of the others.
 
         Raises
         ------
         TypeError, ValueError, KeyError
             As for the constructor; the optimizer stays as it was.
+        RuntimeError
+            If gradients were accumulated that no step has taken, or averages are swapped in.
         """
         with self._lock:
+            self._refuse_pending("add_param_group")
             bound = self._bound()
-            if (grads is None) != (bound is None):
-                raise TypeError("grads: bind the gradients of all groups, or of none")
+            for name, given, kept in (("grads", grads, bound), ("copy_to", copy_to, self._copies)):
+                if (given is None) != (kept is None):
+                    raise TypeError(f"{name}: expected for all groups or for none")
             before = dict(self.__dict__)
+            average = {} if self.average is None else dict(self.average.__dict__)
             try:
                 if not self._grouped:
                     self._structure, bound = [self._structure], [bound]
                     self._paths = tuple((0, *path) for path in self._paths)
                     self._grouped = True
+                known = len(self._paths)
                 new = self._take_group(group, (len(self.param_groups),))
                 self._structure = [*self._structure, new]  # type: ignore[misc]
-                if grads is not None:
-                    grads = [*bound, grads]  # type: ignore[misc]
-                added = len(self._paths) - len(self._steps)
-                steps = np.append(self._steps, np.zeros(added, np.int64))
+                params = dict(list(self._params().items())[known:])
+                if self._copies is not None:
+                    arrays, paths = list(params.values()), self._paths[known:]
+                    self._copies = [
+                        *self._copies,
+                        *_options.as_copies(copy_to, new, arrays, paths),
+                    ]
+                if self.average is not None:
+                    self.average.extend(params)
+                self._accumulated = None
+                steps = np.append(self._steps, np.zeros(len(params), np.int64))
+                grads = None if grads is None else [*bound, grads]  # type: ignore[misc]
                 self._make_plan(self.param_groups, steps, grads)
             except BaseException:
                 self.__dict__.update(before)
+                if self.average is not None:
+                    self.average.__dict__.update(average)
                 raise
+            self._copy_out()
+
+    def _refuse_pending(self, what: str) -> None:
+        if self._accumulated is not None and self._accumulated.weight[0]:
+            raise RuntimeError(f"{what}: gradients were accumulated that no step has taken yet")
+        if self.average is not None:
+            self.average.refuse_swapped(what)
 
     # --------------------------------------------------------------------------------- the step
 
-    def step(self, grads: object = None, *, grad_scale: float = 1.0) -> None:
+    def step(self, grads: object = None, *, grad_scale: float = 1.0) -> StepRecord:
         """Update every parameter that has a gradient, in place.
 
         Parameters
@@ -248,17 +336,27 @@ class Optimizer:
         grads : array or nested lists and dicts of arrays, optional
             The gradients in the form of the parameters, with their dtypes, shapes and layouts;
             None in the place of an array leaves its parameter, states and step count alone.  They
-            are only read.  May be left out if gradients were bound in the constructor.
+            are only read, unless ``zero_grads`` was asked for.  May be left out if gradients were
+            bound in the constructor, or accumulated.
         grad_scale : float
             The factor by which the loss was scaled: gradients count as divided by it.
+
+        Returns
+        -------
+        StepRecord
+            ``step``, the number of steps taken; ``skipped``, whether this one was not; and where
+            the step needed them ``grad_norm`` and ``clip_factor``, else None.
 
         Raises
         ------
         TypeError, ValueError
             If a gradient is missing or doesn't fit its parameter, or a schedule's value is out of
             range.  Nothing was changed then.
+        FloatingPointError
+            If gradients are not finite and ``nonfinite="raise"``.  Likewise.
         RuntimeError
-            If called from within itself, say by a hyper-parameter or an array-like.
+            If called from within itself, say by a hyper-parameter or an array-like; while averages
+            are swapped in; or with gradients while others wait that were accumulated.
 
         Notes
         -----
@@ -267,12 +365,121 @@ class Optimizer:
         if grad_scale == 1.0:
             unscale = 1.0
         else:
-            scale = _groups.number(grad_scale, "grad_scale")
-            if scale == 0 or not math.isfinite(unscale := 1.0 / scale):
-                raise ValueError(f"grad_scale: expected a number to divide by, found {grad_scale}")
+            unscale = _inverse(_groups.number(grad_scale, "grad_scale"), "grad_scale")
         with self._lock:
             self._follow_rules()
-            self._plan.step(grads, self._configure, unscale)
+            average = None
+            if self.average is not None:
+                self.average.refuse_swapped("step")
+                average = self.average.weights(self.average.step + 1)
+            pending = self._accumulated
+            if pending is None or not pending.weight[0]:
+                return self._plan.step(
+                    grads,
+                    self._configure,
+                    unscale,
+                    average=average,
+                    zero=self.options["zero_grads"],
+                )
+            if grads is not None:
+                self._refuse_pending("step")
+            weight = float(pending.weight[0])
+            return self._plan.step(
+                pending.grads(),
+                self._configure,
+                unscale * _inverse(weight, "weight"),
+                average=average,
+                zero=True,
+                reset=(pending.counts, pending.weight),
+            )
+
+    def accumulate(self, grads: object = None, weight: float = 1.0) -> None:
+        """Add gradients to those that the next ``step()`` takes, all tensors in one call.
+
+        The step then uses the weighted mean, Σwg / Σw, of what was accumulated, and forgets it:
+        over micro-batches of equal size that is the gradient of the mean loss of the whole batch,
+        up to rounding.  A parameter without a gradient in some of them counts as having one of 0.
+
+        Parameters
+        ----------
+        grads : array or nested lists and dicts of arrays, optional
+            As for `step`; only read, even with ``zero_grads``.
+        weight : float
+            What to weigh them by, say the number of samples in the micro-batch.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a gradient doesn't fit; nothing was changed then.
+
+        Examples
+        --------
+        >>> import numpy as np, fastgd
+        >>> w = np.zeros(2)
+        >>> opt = fastgd.SGD(w, lr=1.0)
+        >>> opt.accumulate(np.array([1.0, 2.0]))
+        >>> opt.accumulate(np.array([3.0, 4.0]))
+        >>> _ = opt.step()
+        >>> w
+        array([-2., -3.])
+        """
+        weight = _groups.positive(weight, "weight")
+        with self._lock:
+            if grads is None and (grads := self._bound()) is None:
+                raise TypeError("accumulate() needs gradients, as no gradients were bound")
+            pending = self._accumulated
+            if pending is None:
+                params = list(self._params().values())
+                pending = Accumulated(self._structure, params, self._labels())
+            if not math.isfinite(pending.weight[0] + weight):
+                raise ValueError(f"weight: expected finite sums, found {weight} on top")
+            pending.add(grads, weight)
+            self._accumulated = pending
+
+    def minimize(
+        self,
+        loss_and_grads: Callable[[], tuple[float, object]],
+        steps: int,
+        callback: Callable[[int, float, StepRecord], object] | None = None,
+    ) -> Array:
+        """Take a number of steps along the gradients that a function works out.
+
+        Parameters
+        ----------
+        loss_and_grads : callable
+            From nothing to the loss at the parameters as they are and its gradients.
+        steps : int
+            How many steps to take, at most.
+        callback : callable, optional
+            Called after each step with its number from 0, the loss before it, and its record;
+            ends the descent by returning True.
+
+        Returns
+        -------
+        ndarray of float64
+            The loss before each step.
+
+        Examples
+        --------
+        >>> import numpy as np, fastgd
+        >>> w = np.array([1.0])
+        >>> opt = fastgd.SGD(w, lr=0.25)
+        >>> opt.minimize(lambda: (float(w @ w), 2 * w), steps=3)
+        array([1.    , 0.25  , 0.0625])
+        """
+        losses = []
+        for k in range(index(steps)):
+            loss, grads = loss_and_grads()
+            record = self.step(grads)
+            losses.append(float(loss))
+            if callback is not None and callback(k, losses[-1], record) is True:
+                break
+        return np.array(losses, np.float64)
+
+    @property
+    def skipped(self) -> int:
+        """The number of steps skipped as gradients were not finite."""
+        return int(self._skipped[0])
 
     def _follow_rules(self) -> None:
         """Make a new plan if a hyper-parameter that picks the rule was changed."""
@@ -316,7 +523,8 @@ class Optimizer:
         dict
             ``"state"`` maps the running number of each parameter to its states (arrays) and
             ``"step"``; ``"param_groups"`` lists each group's hyper-parameters, the numbers of its
-            parameters (``"params"``) and their names (``"param_names"``).
+            parameters (``"params"``) and their names (``"param_names"``); ``"fastgd"``, which torch
+            ignores, the rest: skipped steps, averages, what was accumulated.
 
         Notes
         -----
@@ -329,7 +537,11 @@ class Optimizer:
             self._follow_rules()
             eager = [bool(self.initial(group)) for group in groups]
             entries = [[self.state[name] for name in names] for names in self._names]
-            return _state_dict.write(groups, self._rules, entries, eager, self.decoupled)
+            written = _state_dict.write(groups, self._rules, entries, eager, self.decoupled)
+            written["fastgd"] = _state_dict.write_beside(
+                self.skipped, self.average, self._accumulated, list(self.state)
+            )
+            return written
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take states, step counts and hyper-parameters from a state dict, fastgd's or torch's.
@@ -343,11 +555,20 @@ class Optimizer:
         TypeError, ValueError, KeyError
             If it doesn't fit: other groups, names, shapes, dtypes or states, or hyper-parameters
             out of range.  The optimizer stays as it was.
+
+        Notes
+        -----
+        torch's state dicts know no averages, skipped or accumulated steps: these stay.
         """
         groups = self.param_groups
         with self._lock:
             live = [array for entry in self.state.values() for array in entry.values()]
             changes, entries = _state_dict.read(state_dict, groups, self.rule, self.decoupled, live)
+            beside = _state_dict.read_beside(state_dict, self._params(), self.average)
+            pending = None
+            if beside is not None and beside.weight:
+                params = list(self._params().values())
+                pending = Accumulated(self._structure, params, self._labels())
             hypers = [{**group, **change} for group, change in zip(groups, changes, strict=True)]
             self._make_plan(hypers, self._steps, self._bound())
             # All fits: from here on nothing fails.
@@ -359,18 +580,28 @@ class Optimizer:
                 for name, (step, arrays) in zip(names, own, strict=True):
                     for key, array in self.state[name].items():
                         array[...] = step if key == "step" else arrays.get(key, start.get(key, 0))
+            if beside is not None:
+                self._skipped[0] = beside.skipped
+                if self.average is not None and beside.average is not None:
+                    self.average.take(*beside.average)
+                if pending is not None:
+                    pending.load(beside.sums, beside.weight)
+                self._accumulated = pending
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the plan, which holds addresses, and the lock."""
         with self._lock:
             content = {key: self.__dict__[key] for key in self.__dict__.keys() - {"_plan", "_lock"}}
+            content["options"] = dict(self.options)
             state = {name: dict(entry) for name, entry in self.state.items()}
             return {**content, "state": state, "bound": self._bound()}
 
     def __setstate__(self, content: dict[str, Any]) -> None:
         grads = content.pop("bound")
         saved = content.pop("state")
-        self.__dict__.update(content, state={}, _lock=RLock())
+        content["options"] = MappingProxyType(content["options"])
+        lock = RLock() if content["average"] is None else content["average"].lock
+        self.__dict__.update(content, state={}, _lock=lock)
         self._make_plan(self.param_groups, self._steps, grads)
         for name, entry in saved.items():
             for key, array in self.state[name].items():
@@ -380,7 +611,14 @@ class Optimizer:
         lines = []
         for group in self.param_groups:
             elements = sum(p.size for p in group["params"])
-            hyper = ", ".join(f"{key}={group[key]!r}" for key in self.defaults)
+            shown = [key for key in self.defaults if group[key] is not None]
+            hyper = ", ".join(f"{key}={group[key]!r}" for key in shown)
             size = f"{len(group['params'])} parameters, {elements:,} elements"
             lines.append(f"{type(self).__name__}({size}, {hyper})")
         return "\n".join(lines)
+
+
+def _inverse(value: float, name: str) -> float:
+    if value == 0 or not math.isfinite(inverse := 1.0 / value):
+        raise ValueError(f"{name}: expected a number to divide by, found {value}")
+    return inverse

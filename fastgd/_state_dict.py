@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from fastgd._groups import ParamGroup, number
+from fastgd._groups import ParamGroup, number, positive
 from fastgd._trees import Name
 from fastgd.kernels import checks
 from fastgd.kernels.reference import RULES
+
+if TYPE_CHECKING:
+    from fastgd._accumulated import Accumulated
+    from fastgd._ema import EMA
 
 # The step count and the states of a parameter.
 Entry = tuple[int, dict[str, NDArray[Any]]]
@@ -158,10 +162,75 @@ def _read_entry(
         raise ValueError(f"{label}: step: expected a whole number from 0 to 2^53, found {step}")
     checked = {}
     for key, value in arrays.items():
-        a = checks.as_array(value, f'{label}["{key}"]')
-        if a.dtype.newbyteorder("=") != p.dtype:
-            raise TypeError(f'{label}["{key}"]: expected dtype {p.dtype}, found {a.dtype}')
-        if a.shape != p.shape:
-            raise ValueError(f'{label}["{key}"]: expected shape {p.shape}, found {a.shape}')
+        a = checks.check_values(value, p, f'{label}["{key}"]')
         checked[key] = a.copy() if id(a.base) in memory else a
     return int(step), checked
+
+
+# ------------------------------------------------------------------ what torch's state dicts lack
+
+
+class Beside(NamedTuple):
+    """What a state dict holds beside states and hyper-parameters."""
+
+    skipped: int
+    average: tuple[int, Mapping[Name, NDArray[Any]]] | None
+    weight: float
+    sums: list[NDArray[Any] | None]
+
+
+def write_beside(
+    skipped: int, average: EMA | None, accumulated: Accumulated | None, names: Sequence[Name]
+) -> dict[str, Any]:
+    """Skipped steps, averages, and the gradients that no step has taken yet."""
+    beside: dict[str, Any] = {"skipped": skipped}
+    if average is not None:
+        beside["average"] = average.state_dict()
+    if accumulated is not None and accumulated.weight[0]:
+        counted = zip(names, accumulated.sums, accumulated.counts.tolist(), strict=True)
+        beside["accumulated"] = {
+            "weight": float(accumulated.weight[0]),
+            "grads": {name: a.copy() for name, a, n in counted if n},
+        }
+    return beside
+
+
+def read_beside(
+    state_dict: Mapping[str, Any], params: Mapping[Name, NDArray[Any]], average: EMA | None
+) -> Beside | None:
+    """Check what `write_beside` wrote; None if the state dict is somebody else's."""
+    if "fastgd" not in state_dict:
+        return None
+    beside, where = state_dict["fastgd"], 'state_dict["fastgd"]'
+    if not isinstance(beside, Mapping):
+        raise TypeError(f"{where}: expected a dict, found {type(beside).__name__}")
+    if unknown := set(beside) - {"skipped", "average", "accumulated"}:
+        raise ValueError(f"{where}: has unknown {sorted(map(str, unknown))}")
+    skipped = number(beside.get("skipped", 0), f'{where}["skipped"]')
+    if not 0 <= skipped < 2**53 or skipped != int(skipped):
+        raise ValueError(f'{where}["skipped"]: expected a whole number, found {skipped}')
+    if ("average" in beside) != (average is not None):
+        problem = "has none, which this optimizer has" if average else "this optimizer has none"
+        raise ValueError(f'{where}["average"]: {problem}')
+    averages = None if average is None else average.check_state_dict(beside["average"])
+    weight: float = 0.0
+    sums: list[NDArray[Any] | None] = []
+    if "accumulated" in beside:
+        weight, sums = _read_accumulated(beside["accumulated"], params, f'{where}["accumulated"]')
+    return Beside(int(skipped), averages, weight, sums)
+
+
+def _read_accumulated(
+    saved: Any, params: Mapping[Name, NDArray[Any]], where: str
+) -> tuple[float, list[NDArray[Any] | None]]:
+    if not isinstance(saved, Mapping) or not isinstance(saved.get("grads"), Mapping):
+        raise TypeError(f"{where}: expected a dict with 'weight' and a dict of 'grads'")
+    weight = positive(saved.get("weight"), f'{where}["weight"]')
+    if unknown := set(saved["grads"]) - set(params):
+        raise ValueError(f"{where}: has gradients of unknown {sorted(map(str, unknown))}")
+    sums: list[NDArray[Any] | None] = []
+    for name, p in params.items():
+        found = saved["grads"].get(name)
+        label = f'{where}["grads"][{name!r}]'
+        sums.append(None if found is None else checks.check_values(found, p, label))
+    return weight, sums

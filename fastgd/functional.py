@@ -18,6 +18,8 @@ Examples
 >>> adam(p, g, m, v, step=1, lr=0.1)
 >>> p
 array([0.9, 0.9, 0.9])
+
+`global_norm` is the norm of all gradients, which the optimizers clip by.
 """
 
 from __future__ import annotations
@@ -30,8 +32,10 @@ import numpy as np
 
 from fastgd import optimizers
 from fastgd._optimizer import Optimizer
+from fastgd._options import HYPER
 from fastgd.kernels import checks
 from fastgd.kernels._engine import Plan
+from fastgd.kernels._engine import global_norm as _global_norm
 from fastgd.kernels.reference import RULES
 
 # What the optimizers' annotations are where schedules are not taken.
@@ -45,6 +49,35 @@ class Update(Protocol):
         """Update `p` and `states` in place by one step."""
 
 
+def global_norm(grads: object) -> float:
+    """The norm of all arrays together: √Σx² over every element of every array.
+
+    Summed up in double precision in a fixed order: the same bits on every backend and number of
+    threads; finite unless an element isn't.
+
+    Parameters
+    ----------
+    grads : array, or nested lists and dicts of arrays
+        float32 or float64; None counts as no array.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    TypeError
+        If something is not an array of floats; the message names it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> global_norm({"W": np.array([3.0, 0.0]), "b": [np.array(4.0, np.float32), None]})
+    5.0
+    """
+    return _global_norm(grads)
+
+
 def __getattr__(name: str) -> Update:
     for class_name in optimizers.__all__:
         if class_name.lower() == name:
@@ -54,7 +87,7 @@ def __getattr__(name: str) -> Update:
 
 
 def __dir__() -> list[str]:
-    return sorted(name.lower() for name in optimizers.__all__)
+    return ["global_norm", *sorted(name.lower() for name in optimizers.__all__)]
 
 
 def _function(name: str, cls: type[Optimizer]) -> Update:
@@ -69,6 +102,7 @@ def _function(name: str, cls: type[Optimizer]) -> Update:
         if unknown := [key for key in given if key not in domains]:
             raise TypeError(f"{name}: unknown {unknown[0]!r}; there are {', '.join(domains)}")
         h = {key: domains[key](given.get(key, defaults[key]), key) for key in domains}
+        h |= dict.fromkeys(HYPER)
         cls.consistent(h)
         t = index(step)
         if t < 1:

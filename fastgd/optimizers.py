@@ -13,9 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import sqrt
+from typing import Unpack
 
 from fastgd._groups import Pair, Scalar, flag, fraction, nonnegative, start, two_fractions
 from fastgd._optimizer import Hyper, Optimizer
+from fastgd._options import Options
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Momentum", "RMSprop"]
 
@@ -47,8 +49,10 @@ class SGD(Optimizer):
         Look ahead; needs ``momentum > 0`` and ``dampening = 0``.
     maximize : bool
         Ascend instead of descend.
-    grads : optional
-        Gradient arrays in the form of `params`, bound once; ``step()`` then reads these.
+    **options
+        What every optimizer takes: ``grads`` to be bound, ``clip_norm``, ``clip_by``,
+        ``clip_value``, ``nonfinite``, ``average``, ``copy_to``, ``zero_grads``; see
+        `fastgd.Options`.
 
     Raises
     ------
@@ -65,7 +69,7 @@ class SGD(Optimizer):
     --------
     >>> import numpy as np, fastgd
     >>> w = np.array([1.0, 2.0])
-    >>> fastgd.SGD(w, lr=0.5).step(np.array([1.0, 1.0]))
+    >>> _ = fastgd.SGD(w, lr=0.5).step(np.array([1.0, 1.0]))
     >>> w
     array([0.5, 1.5])
     """
@@ -83,9 +87,9 @@ class SGD(Optimizer):
         nesterov: bool = False,
         *,
         maximize: bool = False,
-        grads: object = None,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(params, grads, locals())
+        super().__init__(params, locals())
 
     @staticmethod
     def rule(h: Hyper) -> str:
@@ -116,7 +120,7 @@ class Momentum(Optimizer):
 
     Parameters
     ----------
-    params, lr, weight_decay, maximize, grads
+    params, lr, weight_decay, maximize, **options
         As for `SGD`.
     beta : float
         β: the average reaches back over about 1/(1 − β) steps.
@@ -131,7 +135,7 @@ class Momentum(Optimizer):
     --------
     >>> import numpy as np, fastgd
     >>> w = np.array([1.0])
-    >>> fastgd.Momentum(w, lr=1.0, beta=0.5).step(np.array([1.0]))
+    >>> _ = fastgd.Momentum(w, lr=1.0, beta=0.5).step(np.array([1.0]))
     >>> w
     array([0.5])
     """
@@ -147,9 +151,9 @@ class Momentum(Optimizer):
         bias_correction: bool = False,
         *,
         maximize: bool = False,
-        grads: object = None,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(params, grads, locals())
+        super().__init__(params, locals())
 
     @staticmethod
     def rule(h: Hyper) -> str:
@@ -172,7 +176,7 @@ class Adagrad(Optimizer):
 
     Parameters
     ----------
-    params, lr, weight_decay, maximize, grads
+    params, lr, weight_decay, maximize, **options
         As for `SGD`.
     lr_decay : float
         How fast the learning rate falls with the step count.
@@ -200,9 +204,9 @@ class Adagrad(Optimizer):
         *,
         eps_root: Scalar = 0.0,
         maximize: bool = False,
-        grads: object = None,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(params, grads, locals())
+        super().__init__(params, locals())
 
     @staticmethod
     def rule(h: Hyper) -> str:
@@ -229,7 +233,7 @@ class RMSprop(Optimizer):
 
     Parameters
     ----------
-    params, lr, weight_decay, maximize, grads
+    params, lr, weight_decay, maximize, **options
         As for `SGD`.
     alpha : float
         β of the formula, by torch's name.
@@ -260,9 +264,9 @@ class RMSprop(Optimizer):
         *,
         eps_root: Scalar = 0.0,
         maximize: bool = False,
-        grads: object = None,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(params, grads, locals())
+        super().__init__(params, locals())
 
     @staticmethod
     def rule(h: Hyper) -> str:
@@ -288,7 +292,7 @@ class Adam(Optimizer):
 
     Parameters
     ----------
-    params, lr, weight_decay, maximize, grads
+    params, lr, weight_decay, maximize, **options
         As for `SGD`.
     betas : (float, float)
         β₁ and β₂.
@@ -307,7 +311,7 @@ class Adam(Optimizer):
     >>> import numpy as np, fastgd
     >>> params = {"W": np.ones((2, 2), np.float32), "b": np.zeros(2, np.float32)}
     >>> opt = fastgd.Adam(params, lr=0.1)
-    >>> opt.step({"W": np.ones((2, 2), np.float32), "b": None})
+    >>> _ = opt.step({"W": np.ones((2, 2), np.float32), "b": None})
     >>> params["W"][0], int(opt.state["W"]["step"]), int(opt.state["b"]["step"])
     (array([0.9, 0.9], dtype=float32), 1, 0)
     """
@@ -325,9 +329,9 @@ class Adam(Optimizer):
         *,
         eps_root: Scalar = 0.0,
         maximize: bool = False,
-        grads: object = None,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(params, grads, locals())
+        super().__init__(params, locals())
 
     @staticmethod
     def rule(h: Hyper) -> str:
@@ -356,7 +360,7 @@ class AdamW(Adam):
 
     Parameters
     ----------
-    params, lr, betas, eps, amsgrad, eps_root, maximize, grads
+    params, lr, betas, eps, amsgrad, eps_root, maximize, **options
         As for `Adam`.
     weight_decay : float
         λ, which here does not pass through the gradient.
@@ -379,6 +383,6 @@ class AdamW(Adam):
         *,
         eps_root: Scalar = 0.0,
         maximize: bool = False,
-        grads: object = None,
+        **options: Unpack[Options],
     ) -> None:
-        Optimizer.__init__(self, params, grads, locals())
+        Optimizer.__init__(self, params, locals())

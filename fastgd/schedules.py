@@ -9,7 +9,7 @@ numeric hyper-parameter of any optimizer, in the constructor, in a group, and la
 >>> w = np.zeros(1)
 >>> opt = fastgd.Adam(w, lr=Warmup(10, Cosine(0.1, 90)), betas=(lambda step: 0.8, 0.999))
 >>> for _ in range(10):
-...     opt.step(np.ones(1))
+...     _ = opt.step(np.ones(1))
 >>> opt.lr  # that of the next step
 0.1
 >>> opt.param_groups[0]["weight_decay"] = fastgd.schedules.Step(0.1, step_size=30)

@@ -9,7 +9,7 @@ of variables, other eigenvalues, other columns of data.
 >>> w = np.array(beale.start)
 >>> opt = fastgd.Adam(w, lr=0.05)
 >>> for _ in range(2000):
-...     opt.step(beale.gradient(w))
+...     _ = opt.step(beale.gradient(w))
 >>> w.round(3), beale.minimum
 (array([3. , 0.5]), Known(point=(3.0, 0.5), value=0.0))
 

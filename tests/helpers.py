@@ -8,7 +8,7 @@ import pytest
 import fastgd
 from fastgd import kernels
 from fastgd.kernels import _engine, checks
-from fastgd.kernels.reference import RULES
+from fastgd.kernels.reference import RULES, Stages
 
 # Around every vector width (2 to 16 elements) and tile edge (256), and beyond two chunks.
 SIZES = (0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129,
@@ -73,13 +73,17 @@ class Tensors:
             [tuple(s.copy() for s in states) for states in self.states],
         )
 
-    def step(self, backend, threads=1, steps=1, stages=(1.0, 0.0, 1.0)):
+    def step(self, backend, threads=1, steps=1, stages=()):
         fastgd.set_backend(backend)
         fastgd.set_num_threads(threads)
         for _ in range(steps):
             self.plan.step(
                 self.grads,
-                lambda group, t, unscale: (self.rule, coefficients_of(self.rule, t), *stages),
+                lambda group, t, unscale: (
+                    self.rule,
+                    coefficients_of(self.rule, t),
+                    Stages(*stages),
+                ),
                 1.0,
             )
         return self

@@ -218,7 +218,7 @@ def test_swapped_restores_even_on_an_exception():
         assert same_bits(params["W"], average)
         with pytest.raises(RuntimeError, match="in the place of the weights"):
             ema.update()
-        with pytest.raises(RuntimeError, match="already"), ema.swapped():
+        with pytest.raises(RuntimeError, match="stand in the place"), ema.swapped():
             pass
         params["W"][...] = 7
         1 / 0  # noqa: B018

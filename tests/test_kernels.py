@@ -13,13 +13,14 @@ from fastgd.kernels import reference
 from fastgd.kernels.reference import RULES
 
 DTYPES = [np.float32, np.float64]
-# Each stage alone, and all together: factor of the gradient, L2 decay, decoupled decay.
+# Each stage alone, and all together: factor of the gradient, L2 decay, decoupled decay, bound.
 STAGES = {
     "plain": (1.0, 0.0, 1.0),
     "scale": (-0.37, 0.0, 1.0),
     "l2": (1.0, 0.013, 1.0),
     "decoupled": (1.0, 0.0, 0.987),
-    "all": (1.7, 0.011, 0.979),
+    "clip": (1.0, 0.0, 1.0, 0.4),
+    "all": (1.7, 0.011, 0.979, 0.6),
 }
 
 

@@ -419,7 +419,7 @@ def test_add_param_group():
 def test_add_param_group_with_bound_gradients():
     a, b, g = np.zeros(2), np.zeros(2), np.ones(2)
     opt = fastgd.SGD([a], lr=1.0, grads=[g])
-    with pytest.raises(TypeError, match="bind the gradients of all groups"):
+    with pytest.raises(TypeError, match="grads: expected for all groups or for none"):
         opt.add_param_group({"params": b})
     opt.add_param_group({"params": b}, grads=g)
     opt.step()
@@ -446,6 +446,8 @@ def test_defaults():
         "weight_decay": 0.0,
         "bias_correction": False,
         "maximize": False,
+        "clip_norm": None,
+        "clip_value": None,
     }
 
 
@@ -505,7 +507,7 @@ def test_functional_signatures_are_those_of_the_classes():
         assert list(given)[:4] == ["p", "g", "states", "step"]
         for key in list(given)[4:]:
             assert given[key].default == expected[key].default
-        assert set(expected) - set(given) == {"params", "grads"}
+        assert set(expected) - set(given) == {"params", "options"}
     assert not hasattr(fastgd.functional, "nadam")
 
 

@@ -47,7 +47,7 @@ def test_layout_is_torchs():
     opt = fastgd.Adam([{"params": [np.zeros(2)]}, {"params": {"W": np.zeros(3)}, "lr": 0.5}])
     opt.step([[np.ones(2)], {"W": None}])
     state = opt.state_dict()
-    assert set(state) == {"state", "param_groups"}
+    assert list(state) == ["state", "param_groups", "fastgd"]
     assert list(state["state"]) == [0]
     assert list(state["state"][0]) == ["step", "exp_avg", "exp_avg_sq"]
     assert [g["params"] for g in state["param_groups"]] == [[0], [1]]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, final
 
-from numpy import int64
+from numpy import float64, int64
 from numpy.typing import NDArray
 
 def use_backend(module: ModuleType | None) -> None: ...
@@ -12,6 +12,14 @@ def x86_64_level() -> int: ...
 def set_num_threads(n: int) -> None: ...
 def get_num_threads() -> int: ...
 def has_openmp() -> bool: ...
+def global_norm(tree: object) -> float: ...
+
+@final
+class StepRecord:
+    step: int
+    skipped: bool
+    grad_norm: float | None
+    clip_factor: float | None
 
 @final
 class Plan:
@@ -30,10 +38,23 @@ class Plan:
         state_names: list[tuple[str, ...]],
         steps: NDArray[int64],
         grads: object = None,
+        *,
+        averages: list[NDArray[Any]] | None = None,
+        average_steps: NDArray[int64] | None = None,
+        copies: list[NDArray[Any]] | None = None,
+        clip_by: str = "all",
+        nonfinite: str = "propagate",
+        skipped: NDArray[int64] | None = None,
     ) -> Plan: ...
     def step(
         self,
         grads: object,
         configure: Callable[[int, int, float], tuple[Any, ...]],
         unscale: float,
-    ) -> None: ...
+        *,
+        average: tuple[float, float] | None = None,
+        zero: bool = False,
+        reset: tuple[NDArray[Any], ...] = (),
+        tally: NDArray[float64] | None = None,
+        amount: float = 0.0,
+    ) -> StepRecord: ...

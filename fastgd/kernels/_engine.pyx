@@ -11,12 +11,17 @@ from collections.abc import Mapping
 cimport cython
 cimport numpy as cnp
 from cython.parallel cimport prange
-from libc.math cimport isfinite
-from libc.stdlib cimport calloc, free
+from libc.math cimport copysign, fabs, isfinite, isinf, sqrt
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memset
 
 from fastgd.kernels._types cimport *
 
 from fastgd.kernels import checks, reference
+
+cdef extern from "Python.h":
+    int Py_EnterRecursiveCall(const char* where) except 1
+    void Py_LeaveRecursiveCall()
 
 cnp.import_array()
 
@@ -29,8 +34,41 @@ cdef Py_ssize_t PARALLEL_FROM = 32768
 
 cdef object _MISSING = object()
 
+# What a norm is that of, and what to do with gradients that aren't finite.
+cdef dict CLIP_BY = {"all": 0, "group": 1, "tensor": 2}
+cdef dict NONFINITE = {"propagate": 0, "skip": 1, "raise": 2}
+
 include "_machine.pxi"
 include "_sweep.pxi"
+include "_norms.pxi"
+
+
+@cython.freelist(8)
+cdef class StepRecord:
+    """What a step did.
+
+    Attributes
+    ----------
+    step : int
+        The number of steps that the parameter with the most has taken.
+    skipped : bool
+        Whether gradients were not finite, so that nothing was updated.
+    grad_norm : float or None
+        The norm of all gradients after ``grad_scale`` and before clipping, if the step needed it:
+        to clip by it, or to see whether gradients are finite.
+    clip_factor : float or None
+        What gradients were multiplied by to clip their norm, the smallest if several were; 1 if
+        none was too large, None if none is clipped.
+    """
+
+    cdef readonly long long step
+    cdef readonly bint skipped
+    cdef readonly object grad_norm, clip_factor
+
+    def __repr__(self):
+        return (f"StepRecord(step={self.step}, skipped={self.skipped}, "
+                f"grad_norm={self.grad_norm}, clip_factor={self.clip_factor})")
+
 
 cdef class Plan:
     """The tensors of an optimizer, resolved to pointers, and the step over all of them.
@@ -54,6 +92,18 @@ cdef class Plan:
         The number of steps each parameter has taken; counted up in place.
     grads : object, optional
         Gradients to be bound: arrays read by each `step` that is given none.
+    averages : list of ndarray, optional
+        Arrays like the parameters that average them from step to step.
+    average_steps : ndarray of int64, optional
+        The number of steps that these have seen; counted up in place.
+    copies : list of ndarray, optional
+        Arrays that get a copy of the parameters, as float32 or (uint16) bfloat16.
+    clip_by : {"all", "group", "tensor"}
+        What a norm that is clipped is the norm of.
+    nonfinite : {"propagate", "skip", "raise"}
+        What to do with gradients that aren't finite.
+    skipped : ndarray of int64, shape (1,), optional
+        The number of steps skipped; counted up in place.
 
     Raises
     ------
@@ -62,35 +112,54 @@ cdef class Plan:
     """
 
     cdef readonly list params, labels, states
+    cdef list averages, copies
+    cdef cnp.ndarray average_steps, skipped
+    cdef int clip_by, nonfinite
     cdef readonly cnp.ndarray steps
     cdef object structure
     cdef readonly list bound    # the gradients' arrays, None where there is none, or None
     cdef cnp.int64_t* counts    # of `steps`
-    cdef Py_ssize_t n, n_chunks, n_spans
+    cdef Py_ssize_t n, n_chunks, n_spans, n_groups
+    cdef Py_ssize_t elements    # that this step works on
     cdef Tensor* tensors
     cdef Chunk* chunks
     cdef Setting* settings
+    cdef Common common
+    cdef Block* blocks          # of all gradients, made when first needed
+    cdef Sum* sums              # of each tensor's gradient, then of each group's
     cdef size_t* spans          # start, end of all that a step writes, by address
     cdef list span_labels
     cdef bint busy
 
     def __cinit__(self, structure, list params, list labels, list groups, list states,
-                  list state_names, cnp.ndarray steps, grads=None):
+                  list state_names, cnp.ndarray steps, grads=None, *, list averages=None,
+                  cnp.ndarray average_steps=None, list copies=None, clip_by="all",
+                  nonfinite="propagate", cnp.ndarray skipped=None):
         cdef Py_ssize_t i, k
         self.structure, self.params, self.labels, self.states = structure, params, labels, states
         self.steps, self.counts = steps, <cnp.int64_t*> cnp.PyArray_DATA(steps)
-        self.n = len(params)
+        self.averages, self.average_steps, self.copies = averages, average_steps, copies
+        self.clip_by, self.nonfinite, self.skipped = CLIP_BY[clip_by], NONFINITE[nonfinite], skipped
+        self.n, self.n_groups = len(params), max(groups) + 1
         self.tensors = <Tensor*> calloc(self.n, sizeof(Tensor))
         self.settings = <Setting*> calloc(self.n, sizeof(Setting))
         if self.tensors == NULL or self.settings == NULL:
             raise MemoryError
+        written = []
         for i in range(self.n):
+            written.append((params[i], f"params{labels[i]}"))
             for name, state in zip(state_names[i], states[i], strict=True):
-                checks.check_like(state, params[i], checks.state_label(labels[i], name))
-            self.plan_tensor(&self.tensors[i], params[i], states[i], groups[i])
+                label = checks.state_label(labels[i], name)
+                written.append((checks.check_like(state, params[i], label), label))
+            if averages is not None:
+                label = f"average{labels[i]}"
+                written.append((checks.check_like(averages[i], params[i], label), label))
+            if copies is not None:
+                written.append((copies[i], f"copy_to{labels[i]}"))
+            self.plan_tensor(i, groups[i])
         self.cut_chunks()
 
-        spans = checks.check_disjoint(params, labels, states, state_names)
+        spans = checks.check_disjoint(written)
         self.n_spans = len(spans)
         self.spans = <size_t*> calloc(2 * self.n_spans, sizeof(size_t))
         if self.spans == NULL and self.n_spans:
@@ -108,10 +177,14 @@ cdef class Plan:
         free(self.tensors)
         free(self.chunks)
         free(self.settings)
+        free(self.blocks)
+        free(self.sums)
         free(self.spans)
 
-    cdef int plan_tensor(self, Tensor* t, cnp.ndarray p, tuple states,
-                         Py_ssize_t group) except -1:
+    cdef int plan_tensor(self, Py_ssize_t i, Py_ssize_t group) except -1:
+        cdef Tensor* t = &self.tensors[i]
+        cdef cnp.ndarray p = self.params[i]
+        cdef tuple states = self.states[i]
         cdef Py_ssize_t j
         if len(states) > MAX_STATES:
             raise ValueError(f"a rule may have at most {MAX_STATES} states")
@@ -124,6 +197,12 @@ cdef class Plan:
         t.n_states = <int> len(states)
         for j in range(t.n_states):
             t.s[j] = cnp.PyArray_BYTES(<cnp.ndarray> states[j])
+        if self.averages is not None:
+            t.average = cnp.PyArray_BYTES(<cnp.ndarray> self.averages[i])
+        if self.copies is not None:
+            t.copy = cnp.PyArray_BYTES(<cnp.ndarray> self.copies[i])
+            t.copy_type = (FLOAT32 if cnp.PyArray_TYPE(<cnp.ndarray> self.copies[i])
+                           == cnp.NPY_FLOAT else BFLOAT16)
 
     cdef int cut_chunks(self) except -1:
         """Cut each tensor into equal chunks of at most CHUNK elements, whole tiles each.
@@ -199,7 +278,7 @@ cdef class Plan:
 
     cdef int read_gradient(self, Py_ssize_t i, grad, list held) except -1:
         cdef Tensor* t = &self.tensors[i]
-        cdef const char* g
+        cdef char* g
         if grad is None:
             t.g = NULL
             return 0
@@ -227,7 +306,8 @@ cdef class Plan:
 
     # ----------------------------------------------------------------------------------- a step
 
-    def step(self, grads, configure, double unscale):
+    def step(self, grads, configure, double unscale, *, tuple average=None, bint zero=False,
+             tuple reset=(), cnp.ndarray tally=None, double amount=0.0):
         """Update every parameter that has a gradient, and its states, in place.
 
         Parameters
@@ -236,15 +316,28 @@ cdef class Plan:
             Gradients in the plan's structure; None for those bound beforehand.
         configure : callable
             ``configure(group, t, unscale)``, for the step that makes a parameter's count `t`,
-            returns the rule's name, its coefficients, and what the stages are given:
-            ``(name, coefficients, grad_scale, weight_decay, decoupled)``.
+            returns the rule's name, its coefficients, and the fields of `reference.Stages`.
         unscale : float
-            Passed on to `configure`.
+            What gradients are to be multiplied by; passed on to `configure`.
+        average : tuple of two floats, optional
+            How the averages weigh what they were and what the parameters are.
+        zero : bool
+            Zero the gradients as well, also when the step is skipped.
+        reset : tuple of ndarray
+            Zero these, too.
+        tally : ndarray of float64, shape (1,), optional
+            Add `amount` to this, too.
+
+        Returns
+        -------
+        StepRecord
 
         Raises
         ------
         TypeError, ValueError
             If a gradient does not fit; nothing has been changed then.
+        FloatingPointError
+            If a gradient isn't finite and that is to be an error; likewise.
         RuntimeError
             If called from within itself.
 
@@ -256,41 +349,66 @@ cdef class Plan:
             raise RuntimeError("step() was called from within a step of the same optimizer")
         self.busy = True
         try:
-            self.step_alone(grads, configure, unscale)
+            return self.step_alone(grads, configure, unscale, average, zero, reset, tally, amount)
         finally:
             self.busy = False
 
-    cdef int step_alone(self, grads, configure, double unscale) except -1:
-        cdef Py_ssize_t i, elements = 0
-        cdef list held
+    cdef StepRecord step_alone(self, grads, configure, double unscale, tuple average, bint zero,
+                               tuple reset, cnp.ndarray tally, double amount):
         cdef dict rules = _rules
+        cdef StepRecord record = StepRecord.__new__(StepRecord)
+        cdef bint finite = True
+        cdef int j
         self.check_unmoved()
-        if grads is not None:
-            held = self.read_gradients(grads)
-        elif self.bound is None:
-            raise TypeError("step() needs gradients, as no gradients were bound with grads=...")
-        else:
-            held = self.bound
-            for i in range(self.n):
-                if held[i] is not None and not is_unmoved(
-                        &self.tensors[i], <cnp.ndarray> held[i], self.tensors[i].bound):
-                    raise ValueError(f"grads{self.labels[i]}: was given another dtype, shape or "
-                                     "memory after it was bound")
-                self.tensors[i].g = self.tensors[i].bound
-        configured = self.configure(rules, configure, unscale)
+        held = self.hold_gradients(grads)
+        if zero:
+            self.check_zeroable(held)
+        if average is not None:
+            self.common.beta, self.common.gamma = average
+        for j in range(2):
+            self.common.staged[j] = _staged[j]
+        configured, clips = self.configure(rules, configure, unscale)
+        if clips or self.nonfinite:
+            finite = self.measure(held)
+            record.grad_norm = norm_of(&self.sums[self.n + self.n_groups]) * unscale
+        if not finite and self.nonfinite == <int> NONFINITE["raise"]:
+            self.refuse_nonfinite(held)
+        self.mark_stages(rules, record, configured, clips, unscale, zero)
 
-        # All checks have passed: from here on nothing fails.
-        for i in range(self.n):
-            if self.tensors[i].g != NULL:
-                self.counts[i] += 1
-                elements += self.tensors[i].n
-        if rules is None:
-            for i in range(self.n):
-                if self.tensors[i].g != NULL:
-                    name, *settings = configured[self.tensors[i].setting]
-                    reference.step(name, self.params[i], held[i], self.states[i], *settings)
+        # All checks have passed: from here on nothing fails, and no Python code runs in which an
+        # interrupt could arrive (unless the rules themselves are NumPy's).
+        for array in reset:
+            (<cnp.ndarray> array).fill(0)
+        if tally is not None:
+            (<double*> cnp.PyArray_DATA(tally))[0] += amount
+        if not finite and self.nonfinite:
+            record.skipped = True
+            (<cnp.int64_t*> cnp.PyArray_DATA(self.skipped))[0] += 1
+            if zero:
+                self.zero_gradients()
         else:
-            self.sweep(elements)
+            self.count_up(average is not None)
+            if rules is None:
+                self.step_by_reference(held, configured, average)
+            else:
+                self.sweep()
+        record.step = max_of(self.counts, self.n)
+        return record
+
+    cdef list hold_gradients(self, grads):
+        """Note the pointers of the gradients, given or bound; returns the arrays."""
+        cdef Py_ssize_t i
+        if grads is not None:
+            return self.read_gradients(grads)
+        if self.bound is None:
+            raise TypeError("step() needs gradients, as no gradients were bound with grads=...")
+        for i in range(self.n):
+            if self.bound[i] is not None and not is_unmoved(
+                    &self.tensors[i], <cnp.ndarray> self.bound[i], self.tensors[i].bound):
+                raise ValueError(f"grads{self.labels[i]}: was given another dtype, shape or "
+                                 "memory after it was bound")
+            self.tensors[i].g = self.tensors[i].bound
+        return self.bound
 
     cdef int check_unmoved(self) except -1:
         """Refuse parameters that were made read-only or given other memory since the plan."""
@@ -302,14 +420,41 @@ cdef class Plan:
                     and cnp.PyArray_ISWRITEABLE(p)):
                 raise ValueError(f"params{self.labels[i]}: was made read-only, or given another "
                                  "dtype, shape or memory, after the optimizer was made")
+            if self.copies is not None:
+                p = <cnp.ndarray> self.copies[i]
+                if not (cnp.PyArray_BYTES(p) == self.tensors[i].copy and cnp.PyArray_ISWRITEABLE(p)
+                        and cnp.PyArray_SIZE(p) == self.tensors[i].n):
+                    raise ValueError(f"copy_to{self.labels[i]}: was made read-only, or given "
+                                     "another shape or memory, after the optimizer was made")
 
-    cdef list configure(self, dict rules, configure, double unscale):
-        """Work out the settings of each distinct (group, step count), and point tensors there."""
+    cdef int check_zeroable(self, list held) except -1:
+        """Refuse gradients that can't be zeroed: read-only ones, and two in the same memory."""
+        cdef Py_ssize_t i
+        cdef bint known = True
+        for i in range(self.n):
+            if held[i] is not None:
+                if not cnp.PyArray_ISWRITEABLE(<cnp.ndarray> held[i]):
+                    raise ValueError(f"grads{self.labels[i]}: expected a writeable array, which "
+                                     "zero_grads zeroes, found a read-only one")
+                known = known and self.tensors[i].zeroable == self.tensors[i].g
+        if not known:
+            checks.check_disjoint([(held[i], f"grads{self.labels[i]}") for i in range(self.n)
+                                   if held[i] is not None])
+            # Valid for this very set of gradients.
+            for i in range(self.n):
+                self.tensors[i].zeroable = self.tensors[i].g
+
+    cdef tuple configure(self, dict rules, configure, double unscale):
+        """Work out the settings of each distinct (group, step count), and point tensors there.
+
+        Returns them, and whether one of them clips a norm.
+        """
         cdef Py_ssize_t i, group = -1
         cdef cnp.int64_t step = -1
         cdef Tensor* t
         cdef dict known = {}
         cdef list configured = []
+        cdef bint clips = False
         for i in range(self.n):
             t = &self.tensors[i]
             if t.g == NULL:
@@ -324,6 +469,7 @@ cdef class Plan:
                     setting = known[group, step] = len(configured)
                     row = configure(group, step + 1, unscale)
                     read_setting(&self.settings[<Py_ssize_t> setting], rules, row)
+                    clips |= not isinf(self.settings[<Py_ssize_t> setting].clip_norm)
                     configured.append(row)
             t.setting = setting
             if not t.is_double and not self.settings[t.setting].in_float_range:
@@ -331,32 +477,139 @@ cdef class Plan:
                                  f"a coefficient out of float32's range: {configured[setting]}")
             if self.settings[t.setting].stages.n_states != t.n_states:
                 raise RuntimeError(f"params{self.labels[i]}: its states do not fit the rule")
-        return configured
+        return configured, clips
 
-    cdef int sweep(self, Py_ssize_t elements) except -1:
-        cdef Py_ssize_t k, threads = 1
-        if elements >= PARALLEL_FROM and not _forked:
-            threads = _num_threads or fastgd_max_threads()
-            threads = min(threads, self.n_chunks)
+    cdef bint measure(self, list held) except -1:
+        """Sum up the squares of each gradient, of each group's and of all; False if not finite.
+
+        Gradients that aren't finite make a sum that isn't, and so does nothing else.
+        """
+        cdef Py_ssize_t i, k = 0, elements = 0
+        cdef Tensor* t
+        cdef Sum* total
+        if self.sums == NULL:
+            for i in range(self.n):
+                k += cut_blocks(NULL, NULL, self.tensors[i].n, False)
+            free(self.blocks)
+            self.blocks = <Block*> calloc(max(k, 1), sizeof(Block))
+            self.sums = <Sum*> calloc(self.n + self.n_groups + 1, sizeof(Sum))
+            if self.blocks == NULL or self.sums == NULL:
+                free(self.sums)
+                self.sums = NULL
+                raise MemoryError
+        k = 0
+        for i in range(self.n):
+            t = &self.tensors[i]
+            if t.g != NULL:
+                k += cut_blocks(self.blocks + k, t.g, t.n, t.is_double)
+                elements += t.n
+        add_up_blocks(self.blocks, k, elements, held, 1.0)
+        total = &self.sums[self.n + self.n_groups]
+        memset(&self.sums[0], 0, (self.n + self.n_groups + 1) * sizeof(Sum))
+        k = 0
+        for i in range(self.n):
+            t = &self.tensors[i]
+            if t.g != NULL:
+                sum_of(self.blocks + k, cut_blocks(NULL, NULL, t.n, False), held[i], &self.sums[i])
+                k += cut_blocks(NULL, NULL, t.n, False)
+                add_to(&self.sums[self.n + t.group], &self.sums[i])
+                add_to(total, &self.sums[i])
+        return is_finite(total)
+
+    cdef refuse_nonfinite(self, list held):
+        for i in range(self.n):
+            if held[i] is not None and not is_finite(&self.sums[i]):
+                checks.refuse_nonfinite(held[i], f"grads{self.labels[i]}")
+
+    cdef int mark_stages(self, dict rules, StepRecord record, list configured, bint clips,
+                         double unscale, bint zero) except -1:
+        """Note the factor of each gradient, with its norm clipped, and each tensor's stages."""
+        cdef Py_ssize_t i
+        cdef Tensor* t
+        cdef Setting* setting
+        cdef Sum* total
+        cdef double norm, least = 1.0
+        cdef Py_ssize_t elements = 0
+        cdef int always = ((AVERAGE if self.averages is not None else 0)
+                           | (COPY if self.copies is not None else 0))
+        for i in range(self.n):
+            t = &self.tensors[i]
+            t.flags = always
+            if t.g == NULL:
+                elements += t.n if always else 0
+                continue
+            elements += t.n
+            setting = &self.settings[t.setting]
+            t.factor = setting.factor
+            if clips and not isinf(setting.clip_norm):
+                total = &self.sums[i if self.clip_by == 2 else
+                                   self.n + (t.group if self.clip_by == 1 else self.n_groups)]
+                norm = norm_of(total)
+                if not norm * unscale <= setting.clip_norm:    # or NaN, which then spreads
+                    t.factor = copysign(setting.clip_norm / norm, setting.factor)
+                    if not t.is_double and isfinite(norm) and <float> t.factor == 0:
+                        raise ValueError(f"grads{self.labels[i]}: a norm of {norm * unscale} can't "
+                                         f"be clipped to {setting.clip_norm} in float32")
+                    if not setting.clip_norm / (norm * unscale) >= least:
+                        least = setting.clip_norm / (norm * unscale)
+            t.flags |= setting.stages.flags | (SCALE if t.factor != 1.0 else 0)
+            if zero:
+                t.flags |= ZERO_GRADIENT
+        if clips:
+            record.clip_factor = least
+        self.elements = elements
+
+    cdef void count_up(self, bint averaged) noexcept:
+        cdef Py_ssize_t i
+        cdef cnp.int64_t* averages
+        for i in range(self.n):
+            self.counts[i] += self.tensors[i].g != NULL
+        if averaged:
+            averages = <cnp.int64_t*> cnp.PyArray_DATA(self.average_steps)
+            for i in range(cnp.PyArray_SIZE(self.average_steps)):
+                averages[i] += 1
+
+    cdef void zero_gradients(self) noexcept:
+        cdef Py_ssize_t i
+        for i in range(self.n):
+            if self.tensors[i].g != NULL:
+                memset(self.tensors[i].g, 0,
+                       self.tensors[i].n * (8 if self.tensors[i].is_double else 4))
+
+    cdef int sweep(self) except -1:
+        cdef Py_ssize_t k, threads = threads_for(self.elements, self.n_chunks)
         with nogil:
             if threads <= 1:
-                run(self.tensors, self.settings, self.chunks, self.chunks + self.n_chunks)
+                run(self.tensors, self.settings, &self.common,
+                    self.chunks, self.chunks + self.n_chunks)
             else:
                 for k in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-                    run(self.tensors, self.settings,
-                        self.chunk_of_share(k, threads), self.chunk_of_share(k + 1, threads))
+                    run(self.tensors, self.settings, &self.common,
+                        share_of(self.chunks, self.n_chunks, k, threads),
+                        share_of(self.chunks, self.n_chunks, k + 1, threads))
 
-    cdef Chunk* chunk_of_share(self, Py_ssize_t k, Py_ssize_t shares) noexcept nogil:
-        """The first chunk of the k-th of as many equal shares of all elements."""
-        cdef Chunk* last = &self.chunks[self.n_chunks - 1]
-        cdef Py_ssize_t elements = last.before + last.n, low = 0, high = self.n_chunks, middle
-        while low < high:
-            middle = (low + high) // 2
-            if self.chunks[middle].before * shares < elements * k:
-                low = middle + 1
-            else:
-                high = middle
-        return self.chunks + low
+    cdef int step_by_reference(self, list held, list configured, tuple average) except -1:
+        """The same step by the specification itself."""
+        cdef Py_ssize_t i
+        for i in range(self.n):
+            if self.tensors[i].g != NULL:
+                name, coefficients, stages = configured[self.tensors[i].setting]
+                stages = reference.Stages(self.tensors[i].factor, *stages[1:])
+                reference.step(name, self.params[i], held[i], self.states[i], coefficients, stages)
+            if self.tensors[i].flags & AVERAGE:
+                reference.average(self.averages[i], self.params[i], *average)
+            if self.tensors[i].flags & COPY:
+                reference.copy(self.copies[i], self.params[i])
+            if self.tensors[i].flags & ZERO_GRADIENT:
+                held[i][...] = 0
+
+
+cdef inline cnp.int64_t max_of(cnp.int64_t* values, Py_ssize_t n) noexcept:
+    cdef cnp.int64_t largest = 0
+    cdef Py_ssize_t i
+    for i in range(n):
+        largest = max(largest, values[i])
+    return largest
 
 
 cdef inline bint is_unmoved(Tensor* t, cnp.ndarray a, const char* start) noexcept:
@@ -385,7 +638,7 @@ cdef bint fits(cnp.ndarray g, cnp.ndarray p, int order) noexcept:
 cdef int read_setting(Setting* setting, dict rules, tuple row) except -1:
     """Fill a setting from what `configure` returned."""
     cdef Py_ssize_t j
-    name, coefficients, grad_scale, weight_decay, decoupled = row
+    name, coefficients, stages = row
     rule = reference.RULES[name]
     if len(coefficients) != len(rule.coefficients) or len(coefficients) > MAX_COEFFICIENTS:
         raise RuntimeError(f"rule {name} takes {len(rule.coefficients)} coefficients "
@@ -394,21 +647,94 @@ cdef int read_setting(Setting* setting, dict rules, tuple row) except -1:
         setting.c64[j] = coefficients[j]
         setting.c32[j] = <float> setting.c64[j]
     setting.stages.n_states = <int> len(rule.states)
-    setting.stages.grad_scale = grad_scale
-    setting.stages.weight_decay = weight_decay
-    setting.stages.decoupled = decoupled
+    (setting.factor, setting.stages.weight_decay, setting.stages.decoupled,
+     setting.stages.clip_value, setting.clip_norm) = stages
     # A factor that float32 rounds to 0 would quietly drop all gradients.
-    setting.in_float_range = (<float> setting.stages.grad_scale != 0
-                              and isfinite(<float> setting.stages.grad_scale)
+    setting.in_float_range = (<float> setting.factor != 0
+                              and isfinite(<float> setting.factor)
                               and isfinite(<float> setting.stages.weight_decay)
                               and isfinite(<float> setting.stages.decoupled))
     for j in range(len(coefficients)):
         setting.in_float_range &= isfinite(setting.c32[j])
-    setting.stages.flags = ((SCALE if setting.stages.grad_scale != 1.0 else 0)
+    setting.stages.flags = ((CLIP_VALUE if not isinf(setting.stages.clip_value) else 0)
                             | (L2_DECAY if setting.stages.weight_decay != 0.0 else 0)
                             | (DECOUPLED_DECAY if setting.stages.decoupled != 1.0 else 0))
     if rules is not None:
         loops = rules[name]
         for j in range(2):
             setting.rule[j] = <void*> <size_t> loops[j]
-            setting.staged[j] = _staged[j]
+
+
+# --------------------------------------------------------------------------------------------------
+
+cdef class Measure:
+    """Arrays of a tree, cut into blocks, whose norm is wanted."""
+
+    cdef Block* blocks
+    cdef Py_ssize_t n, capacity, elements
+    cdef list arrays
+
+    def __dealloc__(self):
+        free(self.blocks)
+
+    cdef int add(self, tree, object name) except -1:
+        """Take in the arrays of a tree; `name` is made into words only for an error."""
+        cdef Py_ssize_t k, more
+        cdef Block* blocks
+        if tree is None:
+            return 0
+        if isinstance(tree, (Mapping, list, tuple)):
+            Py_EnterRecursiveCall(" while reading a tree of arrays")
+            try:
+                pairs = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
+                for key, child in pairs:
+                    self.add(child, (name, key))
+            finally:
+                Py_LeaveRecursiveCall()
+            return 0
+        if not (cnp.PyArray_CheckExact(tree) and is_plain(tree)):
+            tree = checks.as_floats(tree, f"grads{checks.label(path_of(name))}")
+        more = cut_blocks(NULL, NULL, cnp.PyArray_SIZE(tree), False)
+        if self.n + more > self.capacity:
+            self.capacity = 2 * (self.n + more) + 64
+            blocks = <Block*> realloc(self.blocks, self.capacity * sizeof(Block))
+            if blocks == NULL:
+                raise MemoryError
+            self.blocks = blocks
+        cut_blocks(self.blocks + self.n, cnp.PyArray_BYTES(tree), cnp.PyArray_SIZE(tree),
+                   cnp.PyArray_TYPE(tree) == cnp.NPY_DOUBLE)
+        self.n += more
+        self.elements += cnp.PyArray_SIZE(tree)
+        self.arrays.append(tree)
+
+    cdef double norm(self) except? -1:
+        cdef Sum total, one
+        cdef Py_ssize_t k = 0, n
+        add_up_blocks(self.blocks, self.n, self.elements, self.arrays, 1.0)
+        total.plain = total.scaled = 0.0
+        for x in self.arrays:
+            n = cut_blocks(NULL, NULL, cnp.PyArray_SIZE(x), False)
+            sum_of(self.blocks + k, n, x, &one)
+            add_to(&total, &one)
+            k += n
+        return norm_of(&total)
+
+
+cdef tuple path_of(name):
+    """The keys of a name that was nested as (name of the parent, key)."""
+    return () if name is None else (*path_of(name[0]), name[1])
+
+
+cdef bint is_plain(cnp.ndarray x) noexcept:
+    """Whether an array is float32 or float64 in memory that can be read from start to end."""
+    return (cnp.PyArray_TYPE(x) in (cnp.NPY_FLOAT, cnp.NPY_DOUBLE) and cnp.PyArray_ISNOTSWAPPED(x)
+            and cnp.PyArray_ISALIGNED(x)
+            and (cnp.PyArray_IS_C_CONTIGUOUS(x) or cnp.PyArray_IS_F_CONTIGUOUS(x)))
+
+
+def global_norm(tree):
+    """The norm of all arrays in a tree; see `fastgd.functional.global_norm`."""
+    cdef Measure measure = Measure.__new__(Measure)
+    measure.arrays = []
+    measure.add(tree, None)
+    return measure.norm()

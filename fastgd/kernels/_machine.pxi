@@ -10,16 +10,19 @@ cdef extern from "threads.h" nogil:
 # The rule loops of the chosen backend, {name: (f32, f64)}, or None for the NumPy reference.
 cdef dict _rules = None
 cdef void* _staged[2]
+cdef void* _sums[2]
 
 
 def use_backend(module):
     """Take rules and stages from a compiled backend module; None means the NumPy reference."""
     global _rules
+    cdef int j
     if module is None:
         _rules = None
         return
-    _staged[0] = <void*> <size_t> module.STAGED[0]
-    _staged[1] = <void*> <size_t> module.STAGED[1]
+    for j in range(2):
+        _staged[j] = <void*> <size_t> module.STAGED[j]
+        _sums[j] = <void*> <size_t> module.SUM_OF_SQUARES[j]
     _rules = module.RULES
 
 

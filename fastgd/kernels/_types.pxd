@@ -4,9 +4,19 @@ cdef extern from "numeric.h" nogil:
     const int TILE "FASTGD_TILE"
     const int MAX_STATES "FASTGD_MAX_STATES"
     const int MAX_COEFFICIENTS "FASTGD_MAX_COEFFICIENTS"
+    const int LANES "FASTGD_LANES"
+    const int BLOCK "FASTGD_BLOCK"
+
     const int SCALE "FASTGD_SCALE"
+    const int CLIP_VALUE "FASTGD_CLIP_VALUE"
     const int L2_DECAY "FASTGD_L2_DECAY"
     const int DECOUPLED_DECAY "FASTGD_DECOUPLED_DECAY"
+    const int AVERAGE "FASTGD_AVERAGE"
+    const int COPY "FASTGD_COPY"
+    const int ZERO_GRADIENT "FASTGD_ZERO_GRADIENT"
+
+    const int FLOAT32 "FASTGD_FLOAT32"
+    const int BFLOAT16 "FASTGD_BFLOAT16"
 
     ctypedef struct Scratch "fastgd_scratch":
         unsigned char tile[2][2048]
@@ -14,19 +24,31 @@ cdef extern from "numeric.h" nogil:
     ctypedef struct Stages "fastgd_stages":
         int flags
         int n_states
-        double grad_scale
         double weight_decay
         double decoupled
+        double clip_value
+
+    ctypedef struct Part "fastgd_part":
+        void* p
+        const void* g
+        void* s[4]
+        Py_ssize_t n
+        int flags
+        double factor
+        void* average
+        double beta
+        double gamma
+        void* copy
+        int copy_type
 
 # p, g, states, n, coefficients
 ctypedef void (*rule_f32)(
     float*, const float*, float**, Py_ssize_t, const float*) noexcept nogil
 ctypedef void (*rule_f64)(
     double*, const double*, double**, Py_ssize_t, const double*) noexcept nogil
-# rule, p, g, states, n, coefficients, stages
-ctypedef void (*staged_f32)(
-    const void*, float*, const float*, float**, Py_ssize_t, const float*,
-    const Stages*) noexcept nogil
-ctypedef void (*staged_f64)(
-    const void*, double*, const double*, double**, Py_ssize_t, const double*,
-    const Stages*) noexcept nogil
+# rule, part, coefficients, stages
+ctypedef void (*staged_f32)(const void*, const Part*, const float*, const Stages*) noexcept nogil
+ctypedef void (*staged_f64)(const void*, const Part*, const double*, const Stages*) noexcept nogil
+# g, n, scale
+ctypedef double (*sum_f32)(const float*, Py_ssize_t, double) noexcept nogil
+ctypedef double (*sum_f64)(const double*, Py_ssize_t, double) noexcept nogil

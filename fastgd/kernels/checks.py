@@ -7,6 +7,7 @@ what was found.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NoReturn
@@ -78,6 +79,12 @@ def check_like(obj: object, p: Array, name: str, writeable: bool = True) -> Arra
             f"{name}: expected dtype {p.dtype} as its parameter, found {a.dtype}; "
             f".astype(np.{p.dtype}) makes a fitting copy"
         )
+    _check_place(a, p, name, writeable)
+    return a
+
+
+def _check_place(a: Array, p: Array, name: str, writeable: bool) -> None:
+    """Check shape, layout and memory of an array that goes with a parameter."""
     _check_memory(a, name)
     if a.shape != p.shape:
         raise ValueError(f"{name}: expected shape {p.shape} as its parameter, found {a.shape}")
@@ -90,6 +97,15 @@ def check_like(obj: object, p: Array, name: str, writeable: bool = True) -> Arra
         )
     if writeable:
         _check_writeable(a, name)
+
+
+def check_values(obj: object, p: Array, name: str) -> Array:
+    """An array with the dtype and shape of a parameter, in any layout, to be copied from."""
+    a = as_array(obj, name)
+    if a.dtype.newbyteorder("=") != p.dtype:
+        raise TypeError(f"{name}: expected dtype {p.dtype}, found {a.dtype}")
+    if a.shape != p.shape:
+        raise ValueError(f"{name}: expected shape {p.shape}, found {a.shape}")
     return a
 
 
@@ -98,6 +114,29 @@ def as_gradient(obj: object, p: Array, name: str) -> Array:
     if isinstance(obj, np.generic) and p.shape == ():
         obj = np.asarray(obj)
     return check_like(obj, p, name, writeable=False)
+
+
+def as_floats(obj: object, name: str) -> Array:
+    """The values of an array as one that can be read from start to end; a copy if need be."""
+    a = np.asarray(obj) if isinstance(obj, np.floating) else as_array(obj, name)
+    if a.dtype.newbyteorder("=") not in DTYPES:
+        raise TypeError(f"{name}: expected dtype float32 or float64, found {a.dtype}")
+    return np.require(a, a.dtype.newbyteorder("="), ["C", "A"])
+
+
+def check_copy(obj: object, p: Array, name: str) -> Array:
+    """The array that a parameter is copied to: float32, or bfloat16 as uint16."""
+    if str(getattr(obj, "dtype", "")) == "torch.bfloat16":
+        obj = obj.detach().view(sys.modules["torch"].uint16)  # type: ignore[attr-defined]
+        a = as_array(obj, name)
+    else:
+        a = as_array(obj, name)
+        if a.dtype.name == "bfloat16":
+            a = a.view(np.uint16)
+        elif a.dtype != np.float32:
+            raise TypeError(f"{name}: expected dtype float32 or bfloat16, found {a.dtype}")
+    _check_place(a, p, name, writeable=True)
+    return a
 
 
 def _check_memory(a: Array, name: str) -> None:
@@ -114,24 +153,24 @@ def _check_writeable(a: Array, name: str) -> None:
         raise ValueError(f"{name}: expected a writeable array, found a read-only one")
 
 
-def check_disjoint(
-    params: Sequence[Array],
-    labels: Sequence[str],
-    states: Sequence[Sequence[Array]],
-    state_names: Sequence[Sequence[str]],
-) -> list[tuple[int, int, str]]:
-    """All memory that a step writes, as (start, end, name) by address; refuses overlaps."""
-    spans = []
-    for p, parameter, arrays, names in zip(params, labels, states, state_names, strict=True):
-        spans.append((p, f"params{parameter}"))
-        spans += [(a, state_label(parameter, name)) for a, name in zip(arrays, names, strict=True)]
-    placed = sorted((a.ctypes.data, a.ctypes.data + a.nbytes, name) for a, name in spans if a.size)
+def check_disjoint(arrays: Sequence[tuple[Array, str]]) -> list[tuple[int, int, str]]:
+    """The memory of named arrays, as (start, end, name) by address; refuses overlaps."""
+    placed = sorted((a.ctypes.data, a.ctypes.data + a.nbytes, name) for a, name in arrays if a.size)
     for (start, end, name), (start2, end2, name2) in pairwise(placed):
         if (start, end) == (start2, end2):
             raise ValueError(f"{name2}: is the same memory as {name}; give each array once")
         if end > start2:
             raise ValueError(f"{name2}: overlaps {name} in memory; give arrays of their own")
     return placed
+
+
+def refuse_nonfinite(a: Array, name: str) -> NoReturn:
+    """Say where an array holds what isn't finite."""
+    bad = ~np.isfinite(a)
+    at = tuple(map(int, np.unravel_index(np.argmax(bad), a.shape)))
+    where = f" at {at[0] if len(at) == 1 else at}" if at else ""
+    more = f", and {bad.sum() - 1} more" if bad.sum() > 1 else ""
+    raise FloatingPointError(f"{name}: expected finite gradients, found {a[at]}{where}{more}")
 
 
 def refuse_structure(structure: object, grads: object) -> NoReturn:

@@ -11,6 +11,7 @@ The compiled twins stand in ``_rules.pxi`` and ``_stages.pxi`` under the same na
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -257,10 +258,41 @@ def ewma(x: Array, out: Array, v: Array, weight: float, beta: float, correct: bo
 # --------------------------------------------------------------------------------------- stages
 
 
+class Stages(NamedTuple):
+    """What the stages of a step are given; at its default a stage is left out.
+
+    Attributes
+    ----------
+    factor : float
+        Of the gradient: the sign of ascent, and what undoes the scale of the loss.
+    weight_decay : float
+        λ of L2 decay.
+    decoupled : float
+        Factor of the parameter: decay beside the gradient.
+    clip_value : float
+        The most that an element of the gradient may be, either way.
+    clip_norm : float
+        The most that the gradients' norm may be; the engine turns it into a factor.
+    """
+
+    factor: float = 1.0
+    weight_decay: float = 0.0
+    decoupled: float = 1.0
+    clip_value: float = math.inf
+    clip_norm: float = math.inf
+
+
 def scale(g: Array, factor: Scalar) -> Array:
     """The gradient times a factor."""
     scaled: Array = factor * g
     return scaled
+
+
+def clip_value(g: Array, bound: Scalar) -> Array:
+    """The gradient with each element brought into [−bound, bound]; NaN stays NaN."""
+    low = np.where(g < -bound, -bound, g)
+    clipped: Array = np.where(low > bound, bound, low)
+    return clipped
 
 
 def l2_decay(g: Array, p: Array, weight_decay: Scalar) -> Array:
@@ -274,17 +306,31 @@ def decoupled_decay(p: Array, factor: Scalar) -> None:
     p[...] = factor * p
 
 
+def copy(out: Array, p: Array) -> None:
+    """The parameter as float32 or bfloat16, of nearest value, ties to even.
+
+    bfloat16 is the upper half of a float32, here as a `uint16`; a NaN becomes a quiet one.  A
+    float64 becomes a float32 first.
+    """
+    with np.errstate(all="ignore"):
+        x = p.astype(np.float32)
+    if out.dtype == np.float32:
+        out[...] = x
+        return
+    bits = x.view(np.uint32)
+    rounded = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16
+    out[...] = np.where(np.isnan(x), bits >> 16 | 0x40, rounded)
+
+
 def step(
     name: str,
     p: Array,
     g: Array,
     states: Sequence[Array],
     coefficients: Sequence[float],
-    grad_scale: float = 1.0,
-    weight_decay: float = 0.0,
-    decoupled: float = 1.0,
+    stages: Stages = Stages(),  # noqa: B008 - immutable
 ) -> None:
-    """One whole step of one tensor: scale → L2 decay → decoupled decay → rule.
+    """A step of one tensor: scale → value clipping → L2 decay → decoupled decay → rule.
 
     Parameters
     ----------
@@ -298,17 +344,52 @@ def step(
         The states in the rule's order, updated in place.
     coefficients : sequence of float
         The coefficients in the rule's order, not yet rounded.
-    grad_scale, weight_decay, decoupled : float
-        What the stages are given; at their defaults the stages are left out.
+    stages : Stages
+        What the stages are given, not yet rounded; the factor that clips a norm is in its factor.
     """
     to = p.dtype.type
     with np.errstate(all="ignore"):
-        if grad_scale != 1.0:
-            g = scale(g, to(grad_scale))
-        if weight_decay != 0.0:
-            g = l2_decay(g, p, to(weight_decay))
-        if decoupled != 1.0:
-            decoupled_decay(p, to(decoupled))
+        if stages.factor != 1.0:
+            g = scale(g, to(stages.factor))
+        if stages.clip_value != math.inf:
+            g = clip_value(g, to(stages.clip_value))
+        if stages.weight_decay != 0.0:
+            g = l2_decay(g, p, to(stages.weight_decay))
+        if stages.decoupled != 1.0:
+            decoupled_decay(p, to(stages.decoupled))
         row = RULES[name]
         rounded = dict(zip(row.coefficients, map(to, coefficients), strict=True))
         row.update(p, g, *states, **rounded)
+
+
+def average(mean: Array, p: Array, beta: float, gamma: float) -> None:
+    """The stage after the rule that averages weights: the rule `ema`."""
+    to = p.dtype.type
+    with np.errstate(all="ignore"):
+        ema(mean, p, beta=to(beta), gamma=to(gamma))
+
+
+# ---------------------------------------------------------------------------------------- norms
+
+LANES = 16  # sums that run side by side
+BLOCK = 32768  # elements after which they are added up
+
+
+def sums_of_squares(x: Array, factor: float = 1.0) -> list[float]:
+    """The sum of (factor·x)² over each block of an array, in memory's order, in double precision.
+
+    A block's elements go to its lanes in turn, and lanes are added up as a binary tree: so the bits
+    depend on neither vectors nor threads.
+    """
+    sums = []
+    flat = x.ravel(order="K")
+    with np.errstate(all="ignore"):
+        for start in range(0, flat.size, BLOCK):
+            y = factor * flat[start : start + BLOCK].astype(np.float64)
+            square = np.zeros(-(-y.size // LANES) * LANES)
+            square[: y.size] = y * y
+            lane = np.add.accumulate(square.reshape(-1, LANES), axis=0)[-1]
+            while lane.size > 1:
+                lane = lane[: lane.size // 2] + lane[lane.size // 2 :]
+            sums.append(float(lane[0]))
+    return sums

@@ -1,0 +1,117 @@
+"""What a step does beside its update: clipping, skipping, averaging, copying, zeroing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from numpy.typing import NDArray
+
+from fastgd import _groups
+from fastgd._trees import Name, Path, Structure, flatten
+from fastgd.kernels import checks
+
+if TYPE_CHECKING:
+    from fastgd._ema import EMA
+
+Array = NDArray[Any]
+
+
+class Options(TypedDict, total=False):
+    """What every optimizer takes by keyword, beside its hyper-parameters.
+
+    Attributes
+    ----------
+    grads : array or nested lists and dicts of arrays
+        Gradients in the form of the parameters, bound once; ``step()`` then reads these.
+    clip_norm : float
+        The most that the gradients' norm may be; larger ones are scaled down to it (Pascanu,
+        Mikolov and Bengio, 2013).  A hyper-parameter: it may differ between groups, change, be a
+        schedule.  None doesn't clip.
+    clip_by : {"all", "group", "tensor"}
+        Whether the norm is that of all gradients (of all groups, also those that don't clip), of
+        each group's, or of each gradient alone.
+    clip_value : float
+        The most that an element of the gradients may be, either way.  A hyper-parameter as well.
+        Comes after ``clip_norm`` if both are given, so that both bounds hold.
+    nonfinite : {"propagate", "skip", "raise"}
+        What to do with gradients that hold an infinity or NaN: use them; leave parameters, states,
+        step counts and averages as they are and count the step in ``skipped``; or leave all as it
+        is and raise FloatingPointError.
+    average : float or EMA
+        Average the weights after each step with this decay, or in this `fastgd.averages.EMA`.
+    copy_to : array or nested lists and dicts of arrays
+        float32 or bfloat16 arrays in the form of the parameters, to which each step copies them.
+    zero_grads : bool
+        Zero the gradients' arrays in the sweep that reads them; also if the step is skipped.
+    """
+
+    grads: object
+    clip_norm: _groups.Scalar | None
+    clip_by: str
+    clip_value: _groups.Scalar | None
+    nonfinite: str
+    average: float | EMA | None
+    copy_to: object
+    zero_grads: bool
+
+
+# Those that are hyper-parameters of groups.
+HYPER: dict[str, _groups.Domain] = {
+    "clip_norm": _groups.limit,
+    "clip_value": _groups.limit,
+}
+
+CLIP_BY = ("all", "group", "tensor")
+NONFINITE = ("propagate", "skip", "raise")
+
+
+def checked(given: Mapping[str, Any], optimizer: str) -> Mapping[str, Any]:
+    """The options that stay as they are for an optimizer's life, without arrays."""
+    for key in given:
+        if key not in Options.__annotations__:
+            raise TypeError(
+                f"{optimizer}: got an unexpected keyword argument {key!r}; beside its "
+                f"hyper-parameters there are {', '.join(Options.__annotations__)}"
+            )
+    return MappingProxyType(
+        {
+            "clip_by": _one_of(CLIP_BY, given.get("clip_by", "all"), "clip_by"),
+            "nonfinite": _one_of(NONFINITE, given.get("nonfinite", "propagate"), "nonfinite"),
+            "zero_grads": _groups.flag(given.get("zero_grads", False), "zero_grads"),
+        }
+    )
+
+
+def _one_of(choices: Sequence[str], value: object, name: str) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected a str, found {value!r}")
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, found {value!r}")
+    return value
+
+
+def as_average(value: object, params: Mapping[Name, Array]) -> EMA | None:
+    """The `EMA` over an optimizer's parameters that its ``average`` asks for."""
+    if value is None:
+        return None
+    from fastgd._ema import EMA
+
+    if not isinstance(value, EMA):
+        return EMA(params, _groups.fraction(value, "average"))
+    value.refuse_others(list(params.values()))
+    return value
+
+
+def as_copies(
+    value: object, structure: Structure, params: Sequence[Array], paths: Sequence[Path]
+) -> list[Array]:
+    """The arrays to copy parameters to, in order, with the parameters' values."""
+    found, leaves = flatten(value)
+    if found != structure:
+        raise ValueError("copy_to: expected the same lists and dicts as in params")
+    return [
+        checks.check_copy(leaf, p, f"copy_to{checks.label(path)}")
+        for (_, leaf), p, path in zip(leaves, params, paths, strict=True)
+    ]
