@@ -9,6 +9,16 @@
         __VA_ARGS__                                                                  \
     }
 
+/* The same for a sweep that only reads: a norm's. */
+double read_all(const float *restrict g, ptrdiff_t n, int threads)
+{
+    double total = 0;
+    _Pragma("omp parallel for simd num_threads(threads) schedule(static) reduction(+ : total)")
+    for (ptrdiff_t i = 0; i < n; i++)
+        total += g[i];
+    return total;
+}
+
 void stream(float *restrict p, const float *restrict g, float *restrict a, float *restrict b,
             float *restrict c, int k, ptrdiff_t n, int threads)
 {

@@ -28,16 +28,30 @@ class Stream:
             compiler = os.environ.get("CC", "cc")
             flags = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
             subprocess.run([compiler, *flags, str(source), "-o", str(library)], check=True)
-            self._stream = ctypes.CDLL(str(library)).stream
+            loaded = ctypes.CDLL(str(library))
+        self._stream, self._read = loaded.stream, loaded.read_all
         pointer = ctypes.c_void_p
+        self._read.argtypes = [pointer, ctypes.c_ssize_t, ctypes.c_int]
+        self._read.restype = ctypes.c_double
         self._stream.argtypes = [pointer] * 5 + [ctypes.c_int, ctypes.c_ssize_t, ctypes.c_int]
 
-    def over(self, n: int, states: int, threads: int):
-        """A function that moves the bytes of one step once."""
+    def reading(self, n: int, threads: int):
+        """A function that reads n elements once."""
+        array = aligned_ones(n)
+
+        def run():
+            return self._read(array.ctypes.data, n, threads)
+
+        return run
+
+    def over(self, n: int, states: int, threads: int, reads: int = 0):
+        """A function that moves the bytes of one step once, after reading the gradient first."""
         arrays = [aligned_ones(n) for _ in range(2 + states)]
         pointers = [a.ctypes.data for a in arrays] + [None] * (3 - states)
 
         def run(_keep=arrays):
+            for _ in range(reads):
+                self._read(pointers[1], n, threads)
             self._stream(*pointers, states, n, threads)
 
         return run

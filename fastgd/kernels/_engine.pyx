@@ -11,7 +11,7 @@ from collections.abc import Mapping
 cimport cython
 cimport numpy as cnp
 from cython.parallel cimport prange
-from libc.math cimport copysign, fabs, isfinite, isinf, sqrt
+from libc.math cimport copysign, isfinite, isinf, sqrt
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
 
@@ -235,7 +235,7 @@ cdef class Plan:
         while offset < end:
             chunk = &self.chunks[self.n_chunks]
             chunk.tensor, chunk.offset, chunk.n = tensor, offset, min(size, end - offset)
-            chunk.before = chunk[-1].before + chunk[-1].n if self.n_chunks else 0
+            chunk.before = (chunk - 1).before + (chunk - 1).n if self.n_chunks else 0
             offset += size
             self.n_chunks += 1
 
@@ -619,7 +619,7 @@ cdef inline bint is_unmoved(Tensor* t, cnp.ndarray a, const char* start) noexcep
     for j in range(cnp.PyArray_NDIM(a)):
         n *= cnp.PyArray_DIM(a, j)
     return (cnp.PyArray_BYTES(a) == start and n == t.n
-            and cnp.PyArray_TYPE(a) == (cnp.NPY_DOUBLE if t.is_double else cnp.NPY_FLOAT))
+            and cnp.PyArray_TYPE(a) == <int> (cnp.NPY_DOUBLE if t.is_double else cnp.NPY_FLOAT))
 
 
 cdef bint fits(cnp.ndarray g, cnp.ndarray p, int order) noexcept:
@@ -677,39 +677,50 @@ cdef class Measure:
     def __dealloc__(self):
         free(self.blocks)
 
-    cdef int add(self, tree, object name) except -1:
-        """Take in the arrays of a tree; `name` is made into words only for an error."""
-        cdef Py_ssize_t k, more
-        cdef Block* blocks
+    cdef int add(self, tree, path, key) except -1:
+        """Take in the arrays of a tree, which stands at a key of what is at a path."""
         if tree is None:
             return 0
-        if isinstance(tree, (Mapping, list, tuple)):
-            Py_EnterRecursiveCall(" while reading a tree of arrays")
-            try:
-                pairs = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
-                for key, child in pairs:
-                    self.add(child, (name, key))
-            finally:
-                Py_LeaveRecursiveCall()
-            return 0
-        if not (cnp.PyArray_CheckExact(tree) and is_plain(tree)):
-            tree = checks.as_floats(tree, f"grads{checks.label(path_of(name))}")
-        more = cut_blocks(NULL, NULL, cnp.PyArray_SIZE(tree), False)
+        # An array's type is told at once; a Mapping's takes Python code.
+        if cnp.PyArray_CheckExact(tree) and is_plain(tree):
+            return self.add_array(tree)
+        if not cnp.PyArray_Check(tree) and isinstance(tree, (list, tuple, Mapping)):
+            return self.add_children(tree, (path, key))
+        return self.add_array(checks.as_floats(tree, f"grads{checks.label(keys_of((path, key)))}"))
+
+    cdef int add_children(self, tree, path) except -1:
+        cdef Py_ssize_t k = 0
+        Py_EnterRecursiveCall(" while reading a tree of arrays")
+        try:
+            if isinstance(tree, Mapping):
+                for key, child in tree.items():
+                    self.add(child, path, key)
+            else:
+                for child in tree:
+                    self.add(child, path, k)
+                    k += 1
+        finally:
+            Py_LeaveRecursiveCall()
+
+    cdef int add_array(self, cnp.ndarray x) except -1:
+        cdef Py_ssize_t n = cnp.PyArray_SIZE(x)
+        cdef Py_ssize_t more = n // BLOCK + 1
+        cdef Block* blocks
         if self.n + more > self.capacity:
-            self.capacity = 2 * (self.n + more) + 64
-            blocks = <Block*> realloc(self.blocks, self.capacity * sizeof(Block))
+            more += 2 * self.capacity + 64
+            blocks = <Block*> realloc(self.blocks, (self.n + more) * sizeof(Block))
             if blocks == NULL:
                 raise MemoryError
-            self.blocks = blocks
-        cut_blocks(self.blocks + self.n, cnp.PyArray_BYTES(tree), cnp.PyArray_SIZE(tree),
-                   cnp.PyArray_TYPE(tree) == cnp.NPY_DOUBLE)
-        self.n += more
-        self.elements += cnp.PyArray_SIZE(tree)
-        self.arrays.append(tree)
+            self.blocks, self.capacity = blocks, self.n + more
+        self.n += cut_blocks(self.blocks + self.n, cnp.PyArray_BYTES(x), n,
+                             cnp.PyArray_TYPE(x) == cnp.NPY_DOUBLE)
+        self.elements += n
+        self.arrays.append(x)
 
     cdef double norm(self) except? -1:
         cdef Sum total, one
         cdef Py_ssize_t k = 0, n
+        cdef cnp.ndarray x
         add_up_blocks(self.blocks, self.n, self.elements, self.arrays, 1.0)
         total.plain = total.scaled = 0.0
         for x in self.arrays:
@@ -720,15 +731,14 @@ cdef class Measure:
         return norm_of(&total)
 
 
-cdef tuple path_of(name):
-    """The keys of a name that was nested as (name of the parent, key)."""
-    return () if name is None else (*path_of(name[0]), name[1])
+cdef tuple keys_of(path):
+    """The keys of a path that is nested as (path of the parent, key), less the outermost."""
+    return () if path is None or path[0] is None else (*keys_of(path[0]), path[1])
 
 
 cdef bint is_plain(cnp.ndarray x) noexcept:
     """Whether an array is float32 or float64 in memory that can be read from start to end."""
-    return (cnp.PyArray_TYPE(x) in (cnp.NPY_FLOAT, cnp.NPY_DOUBLE) and cnp.PyArray_ISNOTSWAPPED(x)
-            and cnp.PyArray_ISALIGNED(x)
+    return (cnp.PyArray_TYPE(x) in (cnp.NPY_FLOAT, cnp.NPY_DOUBLE) and cnp.PyArray_ISBEHAVED_RO(x)
             and (cnp.PyArray_IS_C_CONTIGUOUS(x) or cnp.PyArray_IS_F_CONTIGUOUS(x)))
 
 
@@ -736,5 +746,5 @@ def global_norm(tree):
     """The norm of all arrays in a tree; see `fastgd.functional.global_norm`."""
     cdef Measure measure = Measure.__new__(Measure)
     measure.arrays = []
-    measure.add(tree, None)
+    measure.add(tree, None, None)
     return measure.norm()

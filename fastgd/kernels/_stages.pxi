@@ -2,7 +2,7 @@
 # instead of multiplying the rules.  `staged` drives them over pieces that stay in cache.
 # Specified by the functions of the same names in reference.py.
 
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 cdef extern from "codecs.h" nogil:
     unsigned short fastgd_bfloat16(float x)
@@ -37,7 +37,8 @@ cdef void decoupled_decay(floating* restrict p, Py_ssize_t n, floating factor) n
         p[i] = factor * p[i]
 
 
-cdef void copy_float32(float* restrict out, const floating* restrict p, Py_ssize_t n) noexcept nogil:
+cdef void copy_float32(float* restrict out, const floating* restrict p,
+                       Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(n):
         out[i] = <float> p[i]

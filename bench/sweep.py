@@ -1,0 +1,96 @@
+"""A whole training step, beside torch's separate calls and the machine's stream.
+
+    python bench/sweep.py [--quick]        needs torch
+
+Clipping by the norm of all gradients, AdamW, and the average of the weights: what a loop around
+torch does with clip_grad_norm_, a fused AdamW and AveragedModel.  The stream moves the same bytes.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import torch
+from averages import report
+from compare import ALL_THREADS
+from stream import Stream
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import fastgd
+from fastgd.functional import global_norm
+
+DECAY, LIMIT = 0.999, 1.0
+
+
+class Peers:
+    """The same parameters and gradients three times: for fastgd, for torch, and to compare."""
+
+    def __init__(self, count, size):
+        rng = np.random.default_rng(0)
+        drawn = np.resize(rng.standard_normal(min(size, 1 << 20), np.float32), size)
+        self.grads = [drawn * np.float32(1 + k % 3) for k in range(count)]
+        self.params = [drawn + np.float32(k) for k in range(count)]
+        self.tensors = [torch.tensor(p, requires_grad=True) for p in self.params]
+        for tensor, g in zip(self.tensors, self.grads, strict=True):
+            tensor.grad = torch.tensor(g)
+        self.scale = torch.ones(())
+
+    def torch_step(self, average):
+        tensors, grads = self.tensors, [torch.tensor(g) for g in self.grads]
+        opt = torch.optim.AdamW(tensors, fused=True)
+        model = torch.nn.ParameterList(tensors)
+        averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
+        averaged.update_parameters(model)
+
+        def step():
+            # Clipping writes to the gradients: the next step must find them as they were, which in
+            # a real loop the backward pass sees to; so only what clipping itself costs is counted.
+            for tensor, g in zip(tensors, grads, strict=True):
+                tensor.grad = g
+            torch.nn.utils.clip_grad_norm_(tensors, LIMIT)
+            opt.step()
+            if average:
+                averaged.update_parameters(model)
+
+        return step
+
+    def fastgd_step(self, average):
+        options = {"average": fastgd.averages.EMA(self.params, DECAY)} if average else {}
+        opt = fastgd.AdamW(self.params, clip_norm=LIMIT, **options)
+        return lambda: opt.step(self.grads)
+
+
+def main():
+    threads = ALL_THREADS
+    shapes = [(32, 1_000_000, threads), (300, 64, 1), (1, 100_000, 1)]
+    if "--quick" in sys.argv:
+        shapes = [(32, 1_000_000, threads)]
+    stream = Stream()
+    for count, size, threads in shapes:
+        fastgd.set_num_threads(threads)
+        torch.set_num_threads(threads)
+        peers, total = Peers(count, size), count * size
+        for average in (True, False):
+            words = f"clip + AdamW{' + average' * average}, {count} × {size}"
+            steps = {"fastgd": peers.fastgd_step(average)}
+            if size > 1000:
+                steps["stream"] = stream.over(total, 2 + average, threads, reads=1)
+            if "--quick" not in sys.argv:
+                steps["torch"] = peers.torch_step(average)
+            report(words, steps)
+        grads = peers.grads
+        tensors = [torch.tensor(g) for g in grads]
+        assert abs(global_norm(grads) / float(torch.nn.utils.get_total_norm(tensors)) - 1) < 1e-4
+        report(
+            f"norm, {count} × {size}",
+            {
+                "fastgd": lambda grads=grads: global_norm(grads),
+                "read": stream.reading(total, threads),
+                "torch": lambda tensors=tensors: torch.nn.utils.get_total_norm(tensors),
+            },
+        )
+
+
+if __name__ == "__main__":
+    main()
