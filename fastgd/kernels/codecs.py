@@ -83,13 +83,13 @@ def _enter(
 # ------------------------------------------------------------------------------------- the bits
 
 
-def to_float32(x: Array) -> Array:
-    """The nearest float32; what is beyond its range is inf."""
+def _cast(x: Array, dtype: DTypeLike) -> Array:
+    """To the nearest number of a type; what is beyond its range is inf."""
     with np.errstate(all="ignore"):
-        return x.astype(np.float32)
+        return x.astype(dtype)
 
 
-def to_odd(x: Array) -> Array:
+def _to_odd(x: Array) -> Array:
     """Float32 on the way to 16 bits: float64 keeps 14 bits of its fraction, rounded to odd.
 
     What is cut off leaves its mark in the last bit, so that rounding again gives what rounding once
@@ -100,7 +100,7 @@ def to_odd(x: Array) -> Array:
     cut = np.uint64(2**38 - 1)
     u = x.view(np.uint64)
     odd: Array = (u | ((u & cut) + cut)) & ~cut
-    return to_float32(odd.view(np.float64))
+    return _cast(odd.view(np.float64), np.float32)
 
 
 def _bits(x: Array) -> Array:
@@ -132,7 +132,7 @@ def _code_scale(a: Array, zero: Array | int, linear: Array) -> Array:
 
 def load_float32(code: Array, beside: Array | None, dtype: DTypeLike) -> Array:
     """Float32, computed with as it is or as float64."""
-    return code.astype(dtype)
+    return _cast(code, dtype)
 
 
 @_enter(np.float32)
@@ -140,13 +140,12 @@ def store_float32(
     code: Array, beside: Array | None, x: Array, words: Array | None = None, shift: int = 0
 ) -> None:
     """Float32, rounded to nearest from float64."""
-    code[...] = to_float32(x)
+    code[...] = _cast(x, np.float32)
 
 
 def load_float64(code: Array, beside: Array | None, dtype: DTypeLike) -> Array:
     """Float64, rounded to nearest where float32 is computed with."""
-    with np.errstate(all="ignore"):
-        return code.astype(dtype)
+    return _cast(code, dtype)
 
 
 @_enter(np.float64)
@@ -154,7 +153,7 @@ def store_float64(
     code: Array, beside: Array | None, x: Array, words: Array | None = None, shift: int = 0
 ) -> None:
     """Float64."""
-    code[...] = x
+    code[...] = _cast(x, np.float64)
 
 
 # ---------------------------------------------------------------------------- bfloat16, float16
@@ -168,7 +167,7 @@ def load_bfloat16(code: Array, beside: Array | None, dtype: DTypeLike) -> Array:
     >>> load_bfloat16(np.array([0x3FC0], np.uint16), None, np.float32)
     array([1.5], dtype=float32)
     """
-    return _float(code.astype(np.int64) << 16).astype(dtype)
+    return _cast(_float(code.astype(np.int64) << 16), dtype)
 
 
 @_enter(np.uint16, stochastic=True)
@@ -179,7 +178,7 @@ def store_bfloat16(
 
     A NaN stays one, quiet, with its sign.  Rounding by chance leaves every finite float32 finite.
     """
-    x = to_odd(x) if words is None else to_float32(x)
+    x = _to_odd(x) if words is None else _cast(x, np.float32)
     u = _bits(x)
     a, sign = u & 0x7FFFFFFF, u >> 31
     if words is None:
@@ -196,7 +195,7 @@ def load_float16(code: Array, beside: Array | None, dtype: DTypeLike) -> Array:
     m, sign = h & 0x7FFF, h >> 15
     normal = (m << 13) + np.where(m < 0x7C00, 112 << 23, 224 << 23)
     subnormal = _bits(m.astype(np.float32) * np.float32(2.0**-24))
-    return _float(np.where(m < 0x400, subnormal, normal) | sign << 31).astype(dtype)
+    return _cast(_float(np.where(m < 0x400, subnormal, normal) | sign << 31), dtype)
 
 
 @_enter(np.uint16, stochastic=True)
@@ -208,7 +207,7 @@ def store_float16(
     A NaN stays one, quiet, with its sign and upper payload.  Rounding by chance leaves finite what
     is below 65536; from there on it is inf, as it is to nearest from 65520 on.
     """
-    x = to_odd(x) if words is None else to_float32(x)
+    x = _to_odd(x) if words is None else _cast(x, np.float32)
     u = _bits(x)
     magnitude, sign = u & 0x7FFFFFFF, u >> 31
     zero, normal, end = 112 << 23, 113 << 23, 143 << 23  # 2^-15, 2^-14, 2^16
@@ -235,7 +234,7 @@ def load_split(code: Array, beside: Array | None, dtype: DTypeLike) -> Array:
     assert beside is not None
     h = code.astype(np.int64)
     a = np.maximum(((h & 0x7FFF) << 16) + beside.astype(np.int64), 0)
-    return _float(a | (h >> 15) << 31).astype(dtype)
+    return _cast(_float(a | (h >> 15) << 31), dtype)
 
 
 @_enter(np.uint16, np.int16)
@@ -254,7 +253,7 @@ def store_split(
     (array([0.10009766], dtype=float32), array([0.1], dtype=float32))
     """
     assert beside is not None
-    x = to_float32(x)
+    x = _cast(x, np.float32)
     u = _bits(x)
     u = np.where(np.isnan(x), (u & 0x80000000) | 0x7FC00000, u)
     code[...] = (u + 0x8000) >> 16 & 0xFFFF
@@ -302,7 +301,7 @@ def load_e4m3(code: Array, beside: Array | None, dtype: DTypeLike) -> Array:
     m, sign = c & 0x7F, c >> 7
     subnormal = _bits(m.astype(np.float32) * _float(zero - (2 << 23)))
     x = _float(np.where(m < 8, subnormal, (m << 20) + zero) | sign << 31)
-    return np.where(scale > E4M3_MOST, np.float32(np.nan), x).astype(dtype)
+    return _cast(np.where(scale > E4M3_MOST, np.float32(np.nan), x), dtype)
 
 
 @_enter(np.uint8, np.uint8, TILE, stochastic=True)
@@ -313,7 +312,7 @@ def store_e4m3(
     assert beside is not None
     if x.size == 0:
         return
-    u = _bits(to_float32(x))
+    u = _bits(_cast(x, np.float32))
     a, sign = u & 0x7FFFFFFF, u >> 31
     beside[...] = _scales(a, E4M3_BINADES, E4M3_LEAST)
     scale = _each(beside, x.size)
@@ -337,7 +336,7 @@ def load_ue5m3(code: Array, beside: Array | None, dtype: DTypeLike) -> Array:
     c, scale = code.astype(np.int64), _each(beside, code.size)
     zero = np.clip(scale, UE5M3_LEAST, UE5M3_MOST) << 23
     x = _float(np.where(c == 0, 0, (c << 20) + zero))
-    return np.where(scale > UE5M3_MOST, np.float32(np.nan), x).astype(dtype)
+    return _cast(np.where(scale > UE5M3_MOST, np.float32(np.nan), x), dtype)
 
 
 @_enter(np.uint8, np.uint8, TILE, stochastic=True)
@@ -351,7 +350,7 @@ def store_ue5m3(
     assert beside is not None
     if x.size == 0:
         return
-    x = to_float32(x)
+    x = _cast(x, np.float32)
     a = np.where(x < 0, 0x7FFFFFFF, _bits(x) & 0x7FFFFFFF)
     beside[...] = _scales(a, UE5M3_BINADES, UE5M3_LEAST)
     scale = _each(beside, x.size)
