@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fastgd._trees import Structure, unflatten
 from fastgd.kernels._engine import Plan
+from fastgd.kernels.codecs import computed
 from fastgd.kernels.memory import zeros_beside
 from fastgd.kernels.reference import Stages
 
@@ -30,7 +31,7 @@ class Accumulated:
     """
 
     def __init__(self, structure: Structure, params: Sequence[Array], labels: list[str]) -> None:
-        self.sums = [zeros_beside(p) for p in params]
+        self.sums = [zeros_beside(p, computed(p.dtype)) for p in params]
         self.counts = np.zeros(len(params), np.int64)
         self.weight = np.zeros(1)
         self._structure, self._labels = structure, labels

@@ -14,10 +14,21 @@ from fastgd import _groups
 from fastgd._trees import Name, flatten, name_of
 from fastgd.kernels import checks
 from fastgd.kernels._engine import Plan
+from fastgd.kernels.codecs import as_stored, computed
 from fastgd.kernels.memory import zeros_beside
 from fastgd.kernels.reference import Stages
 
 Array = NDArray[Any]
+
+
+def _like(p: Array) -> Array:
+    """Zeros like a parameter, of the type that it is computed with."""
+    return zeros_beside(p, computed(p.dtype))
+
+
+def _set(to: Array, values: Array) -> None:
+    """Set an array of any dtype of floats to the values of another, rounded to nearest."""
+    as_stored(to).store(as_stored(values).load(computed(values.dtype)).copy())
 
 
 class EMA:
@@ -86,17 +97,17 @@ class EMA:
             raise ValueError("params: expected at least one parameter, found none")
         self._labels = [checks.label(path) for path, _ in leaves]
         self._params = [
-            checks.check_parameter(leaf, f"params{label}")
+            checks.check_parameter(leaf, f"params{label}", checks.ANY)
             for (_, leaf), label in zip(leaves, self._labels, strict=True)
         ]
         names = [name_of(path) for path, _ in leaves]
-        start = [zeros_beside(p) for p in self._params]
+        start = [_like(p) for p in self._params]
         self.averages = dict(zip(names, start, strict=True))
         if len(self.averages) != len(names):
             raise ValueError(f"params: expected names of their own, found {names}")
         if not self.bias_correction:
             for average, p in zip(start, self._params, strict=True):
-                average[...] = p
+                _set(average, p)
         self.steps = np.zeros(len(names), np.int64)
         self.lock = RLock()
         self._swapped = False
@@ -119,9 +130,9 @@ class EMA:
 
     def extend(self, params: Mapping[Name, Array]) -> None:
         """Average more parameters, which count as having stood still so far."""
-        self.averages = self.averages | {name: zeros_beside(p) for name, p in params.items()}
+        self.averages = self.averages | {name: _like(p) for name, p in params.items()}
         for name, p in params.items():
-            self.averages[name][...] = p
+            _set(self.averages[name], p)
         self._params = [*self._params, *params.values()]
         self._labels = [*self._labels, *(checks.label((name,)) for name in params)]
         self.steps = np.full(len(self._params), self.step, np.int64)
@@ -193,7 +204,7 @@ class EMA:
             self._swapped = True
             try:
                 for p, average in zip(self._params, self.averages.values(), strict=True):
-                    p[...] = average
+                    _set(p, average)
                 yield
             finally:
                 for p, own in zip(self._params, kept, strict=True):

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgd import _groups, _options, _state_dict
+from fastgd import _groups, _options, _state_dict, _storage
 from fastgd._accumulated import Accumulated
 from fastgd._trees import Name, Path, Structure, flatten, name_of, unflatten
 from fastgd.kernels import checks, reference
 from fastgd.kernels._engine import Plan, StepRecord
-from fastgd.kernels.memory import zeros_beside
+from fastgd.kernels.codecs import Stored, as_stored
 from fastgd.kernels.reference import RULES
 
 Array = NDArray[Any]
@@ -59,6 +59,8 @@ class Optimizer:
         into these arrays to change them.
     options : mapping
         ``"clip_by"``, ``"nonfinite"`` and ``"zero_grads"`` as given to the constructor; fixed.
+    storage : Storage
+        How parameters and states are kept, as given to the constructor; fixed.
     average : fastgd.averages.EMA or None
         The average of the weights that steps update, if wanted.
     """
@@ -121,6 +123,7 @@ class Optimizer:
         """Take the arguments of a subclass's ``__init__``, its ``locals()``."""
         options = arguments["options"]
         self.options = _options.checked(options, type(self).__name__)
+        self.storage = _storage.checked(options)
         given = {**arguments, **dict.fromkeys(_options.HYPER), **options}
         self.defaults = {key: given[key] for key in given if key in self.domains}
         self.param_groups: tuple[_groups.ParamGroup, ...] = ()
@@ -170,8 +173,18 @@ class Optimizer:
 
     def _copy_out(self) -> None:
         """Bring the copies up to date with the parameters."""
-        for out, p in zip(self._copies or (), self._params().values(), strict=False):
-            reference.copy(out, p)
+        for out, (name, p) in zip(self._copies or (), self._params().items(), strict=False):
+            kept = self.storage.parameter(p, self.state[name])
+            reference.copy(as_stored(out), kept)
+
+    def _all_copies(self) -> list[Array | None] | None:
+        """Where each parameter is copied to: a parameter with a master is itself such a copy."""
+        params = list(self._params().values())
+        if not any(map(self.storage.has_master, params)):
+            return None if self._copies is None else list(self._copies)
+        if self._copies is not None:
+            raise ValueError("copy_to: expected without master=True, which makes copies itself")
+        return [p if self.storage.has_master(p) else None for p in params]
 
     def _take_group(self, group: Any, prefix: Path) -> Structure:
         """Check a group and append it; returns its structure."""
@@ -189,9 +202,11 @@ class Optimizer:
                 raise ValueError(f"{where}: expected names of their own, found {name!r} twice")
             taken.add(name)
         arrays = tuple(
-            checks.check_parameter(leaf, f"params{checks.label(path)}")
+            checks.check_parameter(leaf, f"params{checks.label(path)}", checks.ANY)
             for path, (_, leaf) in zip(paths, leaves, strict=True)
         )
+        for p, path in zip(arrays, paths, strict=True):
+            self.storage.refuse_unchosen(p, f"params{checks.label(path)}")
         new = _groups.ParamGroup(
             {"params": arrays, "param_names": tuple(name_of(path) for path, _ in leaves)},
             self.defaults | {key: group[key] for key in group if key != "params"},
@@ -214,24 +229,23 @@ class Optimizer:
         rules = [self.rule(h) for h in hypers]
         steps = steps.copy()
         state: dict[Name, Mapping[str, Array]] = {}
-        params: list[Array] = []
-        arrays: list[tuple[Array, ...]] = []
+        params: list[Stored] = []
+        arrays: list[tuple[Stored, ...]] = []
         owners: list[int] = []
+        storage = self.storage
         for k, (group, h, rule) in enumerate(zip(self.param_groups, hypers, rules, strict=True)):
             for name, p in zip(self._names[k], group["params"], strict=True):
                 i = len(params)
                 kept = {**self.state.get(name, {}), "step": steps[i, ...]}
-                for key in RULES[rule].states:
+                for key in storage.keys(p, rule):
                     if key not in kept:
-                        kept[key] = zeros_beside(p)
-                        if start := self.initial(h).get(key):
-                            kept[key].fill(start)
+                        kept |= storage.new(p, key, self.initial(h).get(key, 0.0))
                         # Schedules go on from the steps taken; a velocity may then start from 0.
-                        if self.restarts and not group.scheduled:
+                        if self.restarts and not group.scheduled and key in RULES[rule].states:
                             steps[i] = 0
                 state[name] = MappingProxyType(kept)
-                arrays.append(tuple(kept[key] for key in RULES[rule].states))
-                params.append(p)
+                arrays.append(tuple(storage.state(p, key, kept) for key in RULES[rule].states))
+                params.append(storage.parameter(p, kept))
                 owners.append(k)
         names = [RULES[rules[k]].states for k in owners]
         average = self.average
@@ -246,10 +260,11 @@ class Optimizer:
             grads,
             averages=None if average is None else list(average.averages.values()),
             average_steps=None if average is None else average.steps,
-            copies=self._copies,
+            copies=self._all_copies(),
             clip_by=self.options["clip_by"],
             nonfinite=self.options["nonfinite"],
             skipped=self._skipped,
+            seed=storage.seed,
         )
         self.state, self._rules, self._steps = MappingProxyType(state), rules, steps
         self._plan = plan
@@ -537,10 +552,19 @@ class Optimizer:
             self._follow_rules()
             eager = [bool(self.initial(group)) for group in groups]
             entries = [[self.state[name] for name in names] for names in self._names]
-            written = _state_dict.write(groups, self._rules, entries, eager, self.decoupled)
+            written = _state_dict.write(
+                groups, self._rules, entries, eager, self.decoupled, self.storage
+            )
             written["fastgd"] = _state_dict.write_beside(
                 self.skipped, self.average, self._accumulated, list(self.state)
             )
+            rules = {
+                name: rule
+                for names, rule in zip(self._names, self._rules, strict=True)
+                for name in names
+            }
+            if layouts := self.storage.layouts(self._params(), rules):
+                written["fastgd"]["layouts"] = layouts
             return written
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -563,7 +587,9 @@ class Optimizer:
         groups = self.param_groups
         with self._lock:
             live = [array for entry in self.state.values() for array in entry.values()]
-            changes, entries = _state_dict.read(state_dict, groups, self.rule, self.decoupled, live)
+            changes, entries = _state_dict.read(
+                state_dict, groups, self.rule, self.decoupled, live, self.storage
+            )
             beside = _state_dict.read_beside(state_dict, self._params(), self.average)
             pending = None
             if beside is not None and beside.weight:
@@ -576,10 +602,10 @@ class Optimizer:
                 groups, changes, self._names, entries, strict=True
             ):
                 group.update(change)
-                start = self.initial(group)
-                for name, (step, arrays) in zip(names, own, strict=True):
-                    for key, array in self.state[name].items():
-                        array[...] = step if key == "step" else arrays.get(key, start.get(key, 0))
+                rule = self.rule(group)
+                for name, p, (step, arrays) in zip(names, group["params"], own, strict=True):
+                    self.storage.fill(p, rule, self.state[name], arrays, self.initial(group))
+                    self.state[name]["step"][...] = step
             if beside is not None:
                 self._skipped[0] = beside.skipped
                 if self.average is not None and beside.average is not None:

@@ -45,6 +45,20 @@ class Options(TypedDict, total=False):
         float32 or bfloat16 arrays in the form of the parameters, to which each step copies them.
     zero_grads : bool
         Zero the gradients' arrays in the sweep that reads them; also if the step is skipped.
+    state_dtype : {"float32", "float64", "bfloat16", "float16", "8bit"} or dict by state
+        How states are kept; by default in the type that is computed with, float64 for float64
+        parameters, else float32.  What is kept in fewer bits is rounded up or down by chance, so
+        that small changes add up.  "8bit" is one byte for each element and one for each 256; see
+        ``docs/formats.md``.
+    master : {False, True, "split"}
+        For parameters of 16 bits: keep a float32 master in the state, of which they are the nearest
+        copy; or, for bfloat16, only its lower half beside them.
+    rounding : {"nearest", "stochastic"}
+        Without a master, how updated parameters of 16 bits are rounded.
+    min_8bit_size : int
+        Parameters with fewer elements keep the states as they are computed with.
+    seed : int
+        Of rounding by chance, which follows from it, the step and the element alone.
     """
 
     grads: object
@@ -55,6 +69,11 @@ class Options(TypedDict, total=False):
     average: float | EMA | None
     copy_to: object
     zero_grads: bool
+    state_dtype: str | Mapping[str, str] | None
+    master: bool | str
+    rounding: str | None
+    min_8bit_size: int
+    seed: int
 
 
 # Those that are hyper-parameters of groups.

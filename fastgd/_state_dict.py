@@ -6,16 +6,19 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fastgd._groups import ParamGroup, number, positive
 from fastgd._trees import Name
 from fastgd.kernels import checks
+from fastgd.kernels.codecs import TILE, as_stored, codec_of
 from fastgd.kernels.reference import RULES
 
 if TYPE_CHECKING:
     from fastgd._accumulated import Accumulated
     from fastgd._ema import EMA
+    from fastgd._storage import Storage
 
 # The step count and the states of a parameter.
 Entry = tuple[int, dict[str, NDArray[Any]]]
@@ -35,6 +38,7 @@ def write(
     entries: Sequence[Sequence[Mapping[str, Any]]],
     eager: Sequence[bool],
     decoupled: bool,
+    storage: Storage,
 ) -> dict[str, Any]:
     """The state dict of groups that run these rules, with these states; all arrays are copies.
 
@@ -46,8 +50,8 @@ def write(
     param_groups = []
     first = 0
     for group, rule, own, always in zip(groups, rules, entries, eager, strict=True):
-        for i, entry in enumerate(own, first):
-            arrays = {key: entry[key] for key in RULES[rule].states}
+        for i, (p, entry) in enumerate(zip(group["params"], own, strict=True), first):
+            arrays = {key: entry[key] for key in storage.keys(p, rule)}
             if entry["step"] or always or any(a.any() for a in arrays.values()):
                 copies = {key: a.copy() for key, a in arrays.items()}
                 state[i] = {"step": int(entry["step"]), **copies}
@@ -66,6 +70,7 @@ def read(
     rule: Callable[[Mapping[str, Any]], str],
     decoupled: bool,
     live: Iterable[NDArray[Any]],
+    storage: Storage,
 ) -> tuple[list[dict[str, Any]], list[list[Entry]]]:
     """Check a whole state dict; returns each group's new hyper-parameters and its entries.
 
@@ -82,6 +87,8 @@ def read(
     live : iterable of ndarray
         The optimizer's own states, which may stand in the state dict, and then must be copied
         before any is written.
+    storage : Storage
+        How the optimizer keeps its states.
     """
     if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
         raise ValueError("state_dict: expected a dict with 'state' and 'param_groups'")
@@ -103,11 +110,11 @@ def read(
     memory = {id(array.base) for array in live}
     entries = []
     for group, saved, change in zip(groups, saved_groups, changes, strict=True):
-        states = RULES[rule({**group, **change})].states
+        picked = rule({**group, **change})
         number_of = _match(group["param_names"], saved)
         entries.append(
             [
-                _read_entry(saved_state.get(number_of[name], {}), p, name, states, memory)
+                _read_entry(saved_state.get(number_of[name], {}), p, name, picked, memory, storage)
                 for name, p in zip(group["param_names"], group["params"], strict=True)
             ]
         )
@@ -145,26 +152,53 @@ def _match(names: Sequence[Name], saved: Mapping[str, Any]) -> dict[Name, Any]:
 
 
 def _read_entry(
-    entry: Any, p: NDArray[Any], name: Name, expected: tuple[str, ...], memory: set[int]
+    entry: Any, p: NDArray[Any], name: Name, rule: str, memory: set[int], storage: Storage
 ) -> Entry:
     """The step count and the states of one parameter, checked against what its rule keeps."""
     label = f"state[{name!r}]".replace("'", '"')
     if not isinstance(entry, Mapping):
         raise TypeError(f"{label}: expected a dict of states, found {entry!r}")
-    arrays = {key: value for key, value in entry.items() if key != "step" and value is not None}
-    if extra := set(arrays) - set(expected):
+    given = {key: value for key, value in entry.items() if key != "step" and value is not None}
+    expected, known = RULES[rule].states, storage.keys(p, rule)
+    known += [f"{key}_scale" for key in expected] + ["master", "master_low"]
+    if extra := set(given) - set(known):
         raise ValueError(f"{label}: has {sorted(extra)}, which this optimizer does not keep")
-    if arrays and (missing := set(expected) - set(arrays)):
+    if given and (missing := set(expected) - set(given)):
         raise ValueError(f"{label}: has no {sorted(missing)}")
     # torch counts the steps of some optimizers in a tensor, of SGD not at all.
-    step = number(entry.get("step", 1 if arrays else 0), f"{label}: step")
+    step = number(entry.get("step", 1 if given else 0), f"{label}: step")
     if not 0 <= step < 2**53 or step != int(step):
         raise ValueError(f"{label}: step: expected a whole number from 0 to 2^53, found {step}")
-    checked = {}
-    for key, value in arrays.items():
-        a = checks.check_values(value, p, f'{label}["{key}"]')
-        checked[key] = a.copy() if id(a.base) in memory else a
-    return int(step), checked
+    arrays = {key: checks.as_array(value, f'{label}["{key}"]') for key, value in given.items()}
+    for key, a in arrays.items():
+        _check_saved(a, arrays, key, p, f'{label}["{key}"]')
+    return int(step), {k: a.copy() if id(a.base) in memory else a for k, a in arrays.items()}
+
+
+def _check_saved(
+    a: NDArray[Any], arrays: Mapping[str, NDArray[Any]], key: str, p: NDArray[Any], label: str
+) -> None:
+    """Check that a saved array can be what its key says, however it was kept."""
+    shape: tuple[int, ...] = p.shape
+    if key.endswith("_scale"):
+        dtypes, shape = "uint8", (-(-p.size // TILE),)
+    elif key == "master_low":
+        dtypes, shape = "int16", (p.size,)
+    elif key == "master":
+        dtypes = "float32"
+    elif a.dtype == np.uint8:
+        dtypes = "uint8"
+        if f"{key}_scale" not in arrays:
+            raise ValueError(f"{label}: has no {key}_scale, which its codes need")
+    elif p.dtype == np.float64:
+        dtypes = "float64, float32, bfloat16 or float16"
+    else:
+        dtypes = "float32, bfloat16 or float16"
+    kind = codec_of(a.dtype.newbyteorder("=")) or a.dtype.name
+    if kind not in dtypes.replace(",", "").split():
+        raise TypeError(f"{label}: expected dtype {dtypes}, found {a.dtype}")
+    if a.shape != shape:
+        raise ValueError(f"{label}: expected shape {shape}, found {a.shape}")
 
 
 # ------------------------------------------------------------------ what torch's state dicts lack
@@ -204,7 +238,7 @@ def read_beside(
     beside, where = state_dict["fastgd"], 'state_dict["fastgd"]'
     if not isinstance(beside, Mapping):
         raise TypeError(f"{where}: expected a dict, found {type(beside).__name__}")
-    if unknown := set(beside) - {"skipped", "average", "accumulated"}:
+    if unknown := set(beside) - {"skipped", "average", "accumulated", "layouts"}:
         raise ValueError(f"{where}: has unknown {sorted(map(str, unknown))}")
     skipped = number(beside.get("skipped", 0), f'{where}["skipped"]')
     if not 0 <= skipped < 2**53 or skipped != int(skipped):
@@ -212,6 +246,16 @@ def read_beside(
     if ("average" in beside) != (average is not None):
         problem = "has none, which this optimizer has" if average else "this optimizer has none"
         raise ValueError(f'{where}["average"]: {problem}')
+    layouts = beside.get("layouts", {})
+    if not isinstance(layouts, Mapping):
+        raise TypeError(f'{where}["layouts"]: expected a dict, found {layouts!r}')
+    for name, p in params.items():
+        order = as_stored(p).order
+        if layouts.get(name, order) != order and p.ndim > 1:
+            raise ValueError(
+                f'{where}["layouts"]: expected parameter {name!r} in {order} order, whose 8-bit '
+                f"states have a scale for each 256 elements in memory, found {layouts[name]!r}"
+            )
     averages = None if average is None else average.check_state_dict(beside["average"])
     weight: float = 0.0
     sums: list[NDArray[Any] | None] = []

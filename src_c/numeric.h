@@ -4,6 +4,7 @@
 
 #include <stdalign.h>
 #include <stddef.h>
+#include <stdint.h>
 
 /* Elements a staged step works on at a time: two scratch tiles and the tensors' own fit in L1. */
 #define FASTGD_TILE 256
@@ -16,12 +17,15 @@
 #define FASTGD_BLOCK 32768
 
 /* Scratch tiles of a staged step, aligned to a cache line: AVX-512 loads that straddle two lines
- * made a staged step 1.4 times slower. */
+ * made a staged step 1.4 times slower.  Two for the gradient, one for the parameter, one for each
+ * state; and random words, which serve two stores each. */
 typedef struct {
-    alignas(64) unsigned char tile[2][FASTGD_TILE * sizeof(double)];
+    alignas(64) unsigned char tile[3 + FASTGD_MAX_STATES][FASTGD_TILE * sizeof(double)];
+    alignas(64) uint32_t words[3][FASTGD_TILE];
 } fastgd_scratch;
 
-/* The stages around a rule.  SCALE to DECOUPLED_DECAY come before it, the others after. */
+/* The stages around a rule.  SCALE to DECOUPLED_DECAY come before it, the next three after; STORED
+ * says that some array is not kept in the type that is computed with. */
 enum {
     FASTGD_SCALE = 1,
     FASTGD_CLIP_VALUE = 2,
@@ -29,7 +33,8 @@ enum {
     FASTGD_DECOUPLED_DECAY = 8,
     FASTGD_AVERAGE = 16,
     FASTGD_COPY = 32,
-    FASTGD_ZERO_GRADIENT = 64
+    FASTGD_ZERO_GRADIENT = 64,
+    FASTGD_STORED = 128
 };
 
 /* What the tensors of one group at the same step count share. */
@@ -41,21 +46,30 @@ typedef struct {
     double clip_value;
 } fastgd_stages;
 
-/* What the copy of a parameter is stored as. */
-enum { FASTGD_FLOAT32 = 0, FASTGD_BFLOAT16 = 1 };
+/* Where the part of an array starts, and how it is kept. */
+typedef struct {
+    char *code;
+    char *beside;      /* the remainders or scales beside it, if it has any */
+    const void *load;  /* a codec's loops; NULL: computed with where it is */
+    const void *store;
+    int size;          /* bytes of an element, */
+    int beside_size;   /* of what stands beside it, */
+    int per;           /* one for as many elements */
+    int shift;         /* of the random bits for it; negative: to nearest */
+} fastgd_stored;
 
 /* The part of a tensor that one call of a staged step works on: where each array's part starts. */
 typedef struct {
-    void *p;
-    const void *g; /* NULL: no rule, only what comes after it */
-    void *s[FASTGD_MAX_STATES];
+    fastgd_stored p, g, copy; /* without a gradient no rule, only what comes after it */
+    fastgd_stored s[FASTGD_MAX_STATES];
     ptrdiff_t n;
     int flags;
     double factor; /* of the gradient */
     void *average;
-    double beta, gamma; /* of the average */
-    void *copy;
-    int copy_type;
+    double beta, gamma;  /* of the average */
+    uint64_t key[3];     /* of random words */
+    int n_words;         /* how many of them are wanted for each element */
+    ptrdiff_t offset;    /* of the part in its tensor */
 } fastgd_part;
 
 #endif

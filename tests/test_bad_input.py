@@ -25,7 +25,11 @@ def read_only(shape):
 # What is wrong: (array for a parameter of shape (4, 6), error, what the message says).
 WRONG_ARRAYS = {
     "dtype": (lambda: np.zeros((4, 6), np.int64), TypeError, "expected dtype float32.*found int64"),
-    "half": (lambda: np.zeros((4, 6), np.float16), TypeError, "expected dtype.*found float16"),
+    "long double": (
+        lambda: np.zeros((4, 6), np.longdouble),
+        TypeError,
+        "expected dtype.*found (float|long)",
+    ),
     "complex": (lambda: np.zeros((4, 6), np.complex64), TypeError, "found complex64"),
     "objects": (lambda: np.zeros((4, 6), object), TypeError, "found object"),
     "strided": (lambda: np.zeros((4, 12), F32)[:, ::2], ValueError, "contiguous.*strides"),
@@ -60,7 +64,6 @@ def test_parameters(what):
     "what",
     [
         *WRONG_ARRAYS,
-        "float64",
         "shape",
         "transposed",
         "extra dimension",
@@ -70,7 +73,6 @@ def test_parameters(what):
 )
 def test_gradients(what, bound):
     wrong = {
-        "float64": (lambda: np.zeros((4, 6)), TypeError, "expected dtype float32 as its parameter"),
         "shape": (lambda: np.zeros((4, 7), F32), ValueError, r"shape \(4, 6\).*found \(4, 7\)"),
         "transposed": (lambda: np.zeros((6, 4), F32).T, ValueError, "C order.*ascontiguousarray"),
         "extra dimension": (lambda: np.zeros((1, 4, 6), F32), ValueError, "shape"),

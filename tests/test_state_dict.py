@@ -159,7 +159,7 @@ BROKEN = {
     "names": (lambda s, g: g[0].update(param_names=["a", "c"]), ValueError, r"expected parameters \['a', 'b'\]"),
     "stray": (lambda s, g: s.update({7: {}}), ValueError, r"parameters in no group: \[7\]"),
     "shape": (lambda s, g: s[1].update(exp_avg=np.zeros(6)), ValueError, r'state\["b"\]\["exp_avg"\]: expected shape \(2, 3\)'),
-    "dtype": (lambda s, g: s[0].update(exp_avg=np.zeros(2, np.float32)), TypeError, "expected dtype float64"),
+    "dtype": (lambda s, g: s[0].update(exp_avg=np.zeros(2, np.int32)), TypeError, "expected dtype float64"),
     "kind": (lambda s, g: s[0].update(exp_avg="x"), TypeError, 'state\\["a"\\]\\["exp_avg"\\]: expected an array'),
     "missing": (lambda s, g: s[1].pop("exp_avg_sq"), ValueError, r'state\["b"\]: has no \[\'exp_avg_sq\'\]'),
     "other": (lambda s, g: s[1].update(sum=np.zeros((2, 3))), ValueError, "has .'sum'., which this"),

@@ -1,11 +1,13 @@
 """Types of the compiled engine; its documentation is in `_engine.pyx`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, final
 
 from numpy import float64, int64
 from numpy.typing import NDArray
+
+from fastgd.kernels.codecs import Stored
 
 def use_backend(module: ModuleType | None) -> None: ...
 def x86_64_level() -> int: ...
@@ -25,26 +27,26 @@ class StepRecord:
 class Plan:
     params: list[NDArray[Any]]
     labels: list[str]
-    states: list[tuple[NDArray[Any], ...]]
     steps: NDArray[int64]
     bound: list[NDArray[Any] | None] | None
     def __new__(
         cls,
         structure: object,
-        params: list[NDArray[Any]],
+        params: Sequence[NDArray[Any] | Stored],
         labels: list[str],
         groups: list[int],
-        states: list[tuple[NDArray[Any], ...]],
+        states: Sequence[tuple[NDArray[Any] | Stored, ...]],
         state_names: list[tuple[str, ...]],
         steps: NDArray[int64],
         grads: object = None,
         *,
         averages: list[NDArray[Any]] | None = None,
         average_steps: NDArray[int64] | None = None,
-        copies: list[NDArray[Any]] | None = None,
+        copies: Sequence[NDArray[Any] | None] | None = None,
         clip_by: str = "all",
         nonfinite: str = "propagate",
         skipped: NDArray[int64] | None = None,
+        seed: int = 0,
     ) -> Plan: ...
     def step(
         self,

@@ -17,7 +17,10 @@ from libc.string cimport memset
 
 from fastgd.kernels._types cimport *
 
-from fastgd.kernels import checks, reference
+from fastgd.kernels import checks, codecs, reference
+
+cdef extern from "codecs.h" nogil:
+    cnp.uint64_t fastgd_random_key(cnp.uint64_t, cnp.uint64_t, cnp.uint64_t)
 
 cdef extern from "Python.h":
     int Py_EnterRecursiveCall(const char* where) except 1
@@ -38,8 +41,8 @@ cdef object _MISSING = object()
 cdef dict CLIP_BY = {"all": 0, "group": 1, "tensor": 2}
 cdef dict NONFINITE = {"propagate": 0, "skip": 1, "raise": 2}
 
-include "_machine.pxi"
 include "_sweep.pxi"
+include "_machine.pxi"
 include "_norms.pxi"
 
 
@@ -78,13 +81,14 @@ cdef class Plan:
     structure : None, list or dict
         The form in which gradients come: None for a bare array, else lists and dicts nested like
         the parameters, with None in place of each array.
-    params : list of ndarray
-        The parameters in the order of `structure`; float32 or float64, contiguous, writeable.
+    params : list of ndarray or `codecs.Stored`
+        The parameters in the order of `structure`; contiguous, writeable, of a dtype of floats.
+        float64 is computed with as it is, everything else as float32.
     labels : list of str
         What to call each parameter in an error, less the leading ``params``.
     groups : list of int
         The group each parameter belongs to.
-    states : list of tuple of ndarray
+    states : list of tuple of ndarray or `codecs.Stored`
         The states of each parameter, in the order of its rule.
     state_names : list of tuple of str
         What they are called.
@@ -96,14 +100,16 @@ cdef class Plan:
         Arrays like the parameters that average them from step to step.
     average_steps : ndarray of int64, optional
         The number of steps that these have seen; counted up in place.
-    copies : list of ndarray, optional
-        Arrays that get a copy of the parameters, as float32 or (uint16) bfloat16.
+    copies : list of ndarray or None, optional
+        Arrays that get a copy of the parameters, of a dtype of floats.
     clip_by : {"all", "group", "tensor"}
         What a norm that is clipped is the norm of.
     nonfinite : {"propagate", "skip", "raise"}
         What to do with gradients that aren't finite.
     skipped : ndarray of int64, shape (1,), optional
         The number of steps skipped; counted up in place.
+    seed : int
+        What the random words of stochastic rounding follow from, with step and element.
 
     Raises
     ------
@@ -111,8 +117,10 @@ cdef class Plan:
         If an array is not what it has to be, or two of them overlap.
     """
 
-    cdef readonly list params, labels, states
+    cdef readonly list params, labels
+    cdef list kept              # of each parameter, its states and itself as `codecs.Stored`
     cdef list averages, copies
+    cdef unsigned long long seed
     cdef cnp.ndarray average_steps, skipped
     cdef int clip_by, nonfinite
     cdef readonly cnp.ndarray steps
@@ -131,31 +139,30 @@ cdef class Plan:
     cdef list span_labels
     cdef bint busy
 
-    def __cinit__(self, structure, list params, list labels, list groups, list states,
+    def __cinit__(self, structure, params, list labels, list groups, states,
                   list state_names, cnp.ndarray steps, grads=None, *, list averages=None,
-                  cnp.ndarray average_steps=None, list copies=None, clip_by="all",
-                  nonfinite="propagate", cnp.ndarray skipped=None):
+                  cnp.ndarray average_steps=None, copies=None, clip_by="all",
+                  nonfinite="propagate", cnp.ndarray skipped=None, unsigned long long seed=0):
         cdef Py_ssize_t i, k
-        self.structure, self.params, self.labels, self.states = structure, params, labels, states
+        self.structure, self.labels = structure, labels
+        self.kept = [(*map(codecs.as_stored, states[i]), codecs.as_stored(params[i]))
+                     for i in range(len(params))]
+        self.params = [codecs.as_stored(p).code for p in params]
+        self.seed = seed
         self.steps, self.counts = steps, <cnp.int64_t*> cnp.PyArray_DATA(steps)
-        self.averages, self.average_steps, self.copies = averages, average_steps, copies
+        self.averages, self.average_steps = averages, average_steps
+        self.copies = None if copies is None else list(copies)
         self.clip_by, self.nonfinite, self.skipped = CLIP_BY[clip_by], NONFINITE[nonfinite], skipped
         self.n, self.n_groups = len(params), max(groups) + 1
         self.tensors = <Tensor*> calloc(self.n, sizeof(Tensor))
         self.settings = <Setting*> calloc(self.n, sizeof(Setting))
-        if self.tensors == NULL or self.settings == NULL:
+        self.common.beside = <Beside*> calloc(self.n, sizeof(Beside))
+        self.common.codecs = codec_rows
+        if self.tensors == NULL or self.settings == NULL or self.common.beside == NULL:
             raise MemoryError
         written = []
         for i in range(self.n):
-            written.append((params[i], f"params{labels[i]}"))
-            for name, state in zip(state_names[i], states[i], strict=True):
-                label = checks.state_label(labels[i], name)
-                written.append((checks.check_like(state, params[i], label), label))
-            if averages is not None:
-                label = f"average{labels[i]}"
-                written.append((checks.check_like(averages[i], params[i], label), label))
-            if copies is not None:
-                written.append((copies[i], f"copy_to{labels[i]}"))
+            written += self.arrays_of(i, state_names[i])
             self.plan_tensor(i, groups[i])
         self.cut_chunks()
 
@@ -172,37 +179,65 @@ cdef class Plan:
             self.bound = self.read_gradients(grads)
             for i in range(self.n):
                 self.tensors[i].bound = self.tensors[i].g
+                self.tensors[i].bound_codec = self.tensors[i].g_codec
 
     def __dealloc__(self):
         free(self.tensors)
         free(self.chunks)
         free(self.settings)
+        free(self.common.beside)
         free(self.blocks)
         free(self.sums)
         free(self.spans)
 
+    cdef list arrays_of(self, Py_ssize_t i, names):
+        """All arrays of a parameter that a step writes, checked, with what to call them."""
+        p, label = self.params[i], self.labels[i]
+        arrays = []
+        for name, a in zip((*names, None), self.kept[i], strict=True):
+            own = f"params{label}" if name is None else checks.state_label(label, name)
+            checks.check_stored(a, p, own)
+            arrays.append((a.code, own))
+            if a.beside is not None:
+                arrays.append((a.beside, own))
+        if self.averages is not None:
+            own, average = f"average{label}", self.averages[i]
+            checks.check_average(average, p, own)
+            arrays.append((average, own))
+        if self.copies is not None and self.copies[i] is not None:
+            arrays.append((self.copies[i], f"copy_to{label}"))
+        return arrays
+
     cdef int plan_tensor(self, Py_ssize_t i, Py_ssize_t group) except -1:
         cdef Tensor* t = &self.tensors[i]
+        cdef Beside* beside = &self.common.beside[i]
         cdef cnp.ndarray p = self.params[i]
-        cdef tuple states = self.states[i]
         cdef Py_ssize_t j
+        *states, own = self.kept[i]
         if len(states) > MAX_STATES:
             raise ValueError(f"a rule may have at most {MAX_STATES} states")
+        *shifts, p_shift = codecs.shifts(self.kept[i])
         t.p = cnp.PyArray_BYTES(p)
+        t.p_codec = CODEC_NAMES.index(own.codec)
         t.n = p.size
         t.group = group
-        t.is_double = cnp.PyArray_TYPE(p) == cnp.NPY_DOUBLE
+        t.is_double = t.p_codec == FLOAT64
         t.order = (cnp.NPY_ARRAY_C_CONTIGUOUS if cnp.PyArray_IS_C_CONTIGUOUS(p)
                    else cnp.NPY_ARRAY_F_CONTIGUOUS)
         t.n_states = <int> len(states)
+        t.coded = t.p_codec != t.is_double
+        beside.p, beside.p_shift = address_of(own.beside), p_shift
         for j in range(t.n_states):
-            t.s[j] = cnp.PyArray_BYTES(<cnp.ndarray> states[j])
+            t.s[j] = cnp.PyArray_BYTES(<cnp.ndarray> states[j].code)
+            t.s_codec[j] = CODEC_NAMES.index(states[j].codec)
+            t.coded |= t.s_codec[j] != t.is_double
+            beside.s[j], beside.s_shift[j] = address_of(states[j].beside), shifts[j]
+        t.n_words = (max(p_shift, *shifts, -1) + 32) // 32
         if self.averages is not None:
             t.average = cnp.PyArray_BYTES(<cnp.ndarray> self.averages[i])
-        if self.copies is not None:
+        if self.copies is not None and self.copies[i] is not None:
             t.copy = cnp.PyArray_BYTES(<cnp.ndarray> self.copies[i])
-            t.copy_type = (FLOAT32 if cnp.PyArray_TYPE(<cnp.ndarray> self.copies[i])
-                           == cnp.NPY_FLOAT else BFLOAT16)
+            t.copy_codec = codec_of(<cnp.ndarray> self.copies[i])
 
     cdef int cut_chunks(self) except -1:
         """Cut each tensor into equal chunks of at most CHUNK elements, whole tiles each.
@@ -210,7 +245,7 @@ cdef class Plan:
         All but the first chunk of a large tensor start on a cache line, the first has what is left
         over: 64-byte loads that straddle two lines cost AVX-512 a third of its speed.
         """
-        cdef Py_ssize_t i, n, parts, size, head, line
+        cdef Py_ssize_t i, n, parts, size, head
         cdef Py_ssize_t most = 0
         for i in range(self.n):
             most += self.tensors[i].n // CHUNK + 2
@@ -219,9 +254,10 @@ cdef class Plan:
             raise MemoryError
         for i in range(self.n):
             n, head = self.tensors[i].n, 0
-            if n >= ALIGN_FROM:
-                line = 64 // (8 if self.tensors[i].is_double else 4)
-                head = (64 - <Py_ssize_t> (<size_t> self.tensors[i].p % 64)) * line // 64 % line
+            # Where tiles have scales, chunks are of whole tiles from the start.
+            if n >= ALIGN_FROM and all(a.beside is None for a in self.kept[i]):
+                size = codec_rows[self.tensors[i].p_codec].size
+                head = <Py_ssize_t> ((64 - <size_t> self.tensors[i].p % 64) % 64) // size
             self.add_chunks(i, 0, head, TILE)
             parts = (n - head + CHUNK - 1) // CHUNK
             if parts:
@@ -282,13 +318,14 @@ cdef class Plan:
         if grad is None:
             t.g = NULL
             return 0
+        cdef int codec
         if not (cnp.PyArray_CheckExact(grad) and fits(grad, self.params[i], t.order)):
             grad = checks.as_gradient(grad, self.params[i], f"grads{self.labels[i]}")
-        g = cnp.PyArray_BYTES(<cnp.ndarray> grad)
-        if g != t.cleared:
+        g, codec = cnp.PyArray_BYTES(<cnp.ndarray> grad), codec_of(<cnp.ndarray> grad)
+        if g != t.cleared or codec != t.g_codec:
             self.check_overlap(i, <size_t> g, cnp.PyArray_NBYTES(<cnp.ndarray> grad))
-            t.cleared = g
-        t.g = g
+            t.cleared, t.zeroable = g, NULL
+        t.g, t.g_codec = g, codec
         held[i] = grad
 
     cdef int check_overlap(self, Py_ssize_t i, size_t start, size_t size) except -1:
@@ -398,32 +435,36 @@ cdef class Plan:
     cdef list hold_gradients(self, grads):
         """Note the pointers of the gradients, given or bound; returns the arrays."""
         cdef Py_ssize_t i
+        cdef Tensor* t
         if grads is not None:
             return self.read_gradients(grads)
         if self.bound is None:
             raise TypeError("step() needs gradients, as no gradients were bound with grads=...")
         for i in range(self.n):
+            t = &self.tensors[i]
             if self.bound[i] is not None and not is_unmoved(
-                    &self.tensors[i], <cnp.ndarray> self.bound[i], self.tensors[i].bound):
+                    <cnp.ndarray> self.bound[i], t.bound, t.n, t.bound_codec):
                 raise ValueError(f"grads{self.labels[i]}: was given another dtype, shape or "
                                  "memory after it was bound")
-            self.tensors[i].g = self.tensors[i].bound
+            if t.g_codec != t.bound_codec:
+                t.cleared = t.zeroable = NULL
+            t.g, t.g_codec = t.bound, t.bound_codec
         return self.bound
 
     cdef int check_unmoved(self) except -1:
         """Refuse parameters that were made read-only or given other memory since the plan."""
         cdef Py_ssize_t i
+        cdef Tensor* t
         cdef cnp.ndarray p
         for i in range(self.n):
+            t = &self.tensors[i]
             p = <cnp.ndarray> self.params[i]
-            if not (is_unmoved(&self.tensors[i], p, self.tensors[i].p)
-                    and cnp.PyArray_ISWRITEABLE(p)):
+            if not (is_unmoved(p, t.p, t.n, t.p_codec) and cnp.PyArray_ISWRITEABLE(p)):
                 raise ValueError(f"params{self.labels[i]}: was made read-only, or given another "
                                  "dtype, shape or memory, after the optimizer was made")
-            if self.copies is not None:
+            if t.copy != NULL:
                 p = <cnp.ndarray> self.copies[i]
-                if not (cnp.PyArray_BYTES(p) == self.tensors[i].copy and cnp.PyArray_ISWRITEABLE(p)
-                        and cnp.PyArray_SIZE(p) == self.tensors[i].n):
+                if not (is_unmoved(p, t.copy, t.n, t.copy_codec) and cnp.PyArray_ISWRITEABLE(p)):
                     raise ValueError(f"copy_to{self.labels[i]}: was made read-only, or given "
                                      "another shape or memory, after the optimizer was made")
 
@@ -489,7 +530,7 @@ cdef class Plan:
         cdef Sum* total
         if self.sums == NULL:
             for i in range(self.n):
-                k += cut_blocks(NULL, NULL, self.tensors[i].n, False)
+                k += cut_blocks(NULL, NULL, self.tensors[i].n, 0)
             free(self.blocks)
             self.blocks = <Block*> calloc(max(k, 1), sizeof(Block))
             self.sums = <Sum*> calloc(self.n + self.n_groups + 1, sizeof(Sum))
@@ -501,7 +542,7 @@ cdef class Plan:
         for i in range(self.n):
             t = &self.tensors[i]
             if t.g != NULL:
-                k += cut_blocks(self.blocks + k, t.g, t.n, t.is_double)
+                k += cut_blocks(self.blocks + k, t.g, t.n, t.g_codec)
                 elements += t.n
         add_up_blocks(self.blocks, k, elements, held, 1.0)
         total = &self.sums[self.n + self.n_groups]
@@ -510,8 +551,8 @@ cdef class Plan:
         for i in range(self.n):
             t = &self.tensors[i]
             if t.g != NULL:
-                sum_of(self.blocks + k, cut_blocks(NULL, NULL, t.n, False), held[i], &self.sums[i])
-                k += cut_blocks(NULL, NULL, t.n, False)
+                sum_of(self.blocks + k, cut_blocks(NULL, NULL, t.n, 0), held[i], &self.sums[i])
+                k += cut_blocks(NULL, NULL, t.n, 0)
                 add_to(&self.sums[self.n + t.group], &self.sums[i])
                 add_to(total, &self.sums[i])
         return is_finite(total)
@@ -524,19 +565,17 @@ cdef class Plan:
     cdef int mark_stages(self, dict rules, StepRecord record, list configured, bint clips,
                          double unscale, bint zero) except -1:
         """Note the factor of each gradient, with its norm clipped, and each tensor's stages."""
-        cdef Py_ssize_t i
+        cdef Py_ssize_t i, k
         cdef Tensor* t
         cdef Setting* setting
         cdef Sum* total
         cdef double norm, least = 1.0
         cdef Py_ssize_t elements = 0
-        cdef int always = ((AVERAGE if self.averages is not None else 0)
-                           | (COPY if self.copies is not None else 0))
         for i in range(self.n):
             t = &self.tensors[i]
-            t.flags = always
+            t.flags = (AVERAGE if t.average != NULL else 0) | (COPY if t.copy != NULL else 0)
             if t.g == NULL:
-                elements += t.n if always else 0
+                elements += t.n if t.flags else 0
                 continue
             elements += t.n
             setting = &self.settings[t.setting]
@@ -553,6 +592,11 @@ cdef class Plan:
                     if not setting.clip_norm / (norm * unscale) >= least:
                         least = setting.clip_norm / (norm * unscale)
             t.flags |= setting.stages.flags | (SCALE if t.factor != 1.0 else 0)
+            if t.coded or t.g_codec != t.is_double:
+                t.flags |= STORED
+                for k in range(t.n_words):
+                    self.common.beside[i].key[k] = fastgd_random_key(
+                        self.seed, self.counts[i] + 1, i + (<cnp.uint64_t> k << 40))
             if zero:
                 t.flags |= ZERO_GRADIENT
         if clips:
@@ -574,7 +618,7 @@ cdef class Plan:
         for i in range(self.n):
             if self.tensors[i].g != NULL:
                 memset(self.tensors[i].g, 0,
-                       self.tensors[i].n * (8 if self.tensors[i].is_double else 4))
+                       self.tensors[i].n * codec_rows[self.tensors[i].g_codec].size)
 
     cdef int sweep(self) except -1:
         cdef Py_ssize_t k, threads = threads_for(self.elements, self.n_chunks)
@@ -591,17 +635,26 @@ cdef class Plan:
     cdef int step_by_reference(self, list held, list configured, tuple average) except -1:
         """The same step by the specification itself."""
         cdef Py_ssize_t i
+        cdef Tensor* t
         for i in range(self.n):
-            if self.tensors[i].g != NULL:
-                name, coefficients, stages = configured[self.tensors[i].setting]
-                stages = reference.Stages(self.tensors[i].factor, *stages[1:])
-                reference.step(name, self.params[i], held[i], self.states[i], coefficients, stages)
-            if self.tensors[i].flags & AVERAGE:
-                reference.average(self.averages[i], self.params[i], *average)
-            if self.tensors[i].flags & COPY:
-                reference.copy(self.copies[i], self.params[i])
-            if self.tensors[i].flags & ZERO_GRADIENT:
+            t = &self.tensors[i]
+            *states, p = self.kept[i]
+            if t.g != NULL:
+                name, coefficients, stages = configured[t.setting]
+                stages = reference.Stages(t.factor, *stages[1:])
+                keys = [self.common.beside[i].key[k] for k in range(t.n_words)]
+                g = codecs.as_stored(held[i])
+                reference.step_stored(name, p, g, states, coefficients, stages, keys)
+            if t.flags & AVERAGE:
+                reference.average(self.averages[i], p, *average)
+            if t.flags & COPY:
+                reference.copy(codecs.as_stored(self.copies[i]), p)
+            if t.flags & ZERO_GRADIENT:
                 held[i][...] = 0
+
+
+cdef char* address_of(a) except? NULL:
+    return NULL if a is None else cnp.PyArray_BYTES(<cnp.ndarray> a)
 
 
 cdef inline cnp.int64_t max_of(cnp.int64_t* values, Py_ssize_t n) noexcept:
@@ -612,21 +665,46 @@ cdef inline cnp.int64_t max_of(cnp.int64_t* values, Py_ssize_t n) noexcept:
     return largest
 
 
-cdef inline bint is_unmoved(Tensor* t, cnp.ndarray a, const char* start) noexcept:
+cdef int _bfloat16 = -1        # NumPy's number of ml_dtypes' type, once it was seen
+
+
+cdef inline int codec_of_type(int kind) noexcept:
+    """The codec of arrays of one of NumPy's types, or -1."""
+    if kind == <int> cnp.NPY_FLOAT:
+        return FLOAT32
+    if kind == <int> cnp.NPY_DOUBLE:
+        return FLOAT64
+    if kind == <int> cnp.NPY_USHORT or kind == _bfloat16:
+        return BFLOAT16
+    return FLOAT16 if kind == <int> cnp.NPY_FLOAT16 else -1
+
+
+cdef int codec_of(cnp.ndarray a) except -1:
+    """The codec of an array that was found to be of floats."""
+    global _bfloat16
+    cdef int codec = codec_of_type(cnp.PyArray_TYPE(a))
+    if codec < 0:
+        assert a.dtype.name == "bfloat16"
+        _bfloat16, codec = cnp.PyArray_TYPE(a), BFLOAT16
+    return codec
+
+
+cdef inline bint is_unmoved(cnp.ndarray a, const char* start, Py_ssize_t size,
+                            int codec) noexcept:
     """Whether an array is still the memory that the plan knows it to be."""
     cdef Py_ssize_t n = 1
     cdef int j
     for j in range(cnp.PyArray_NDIM(a)):
         n *= cnp.PyArray_DIM(a, j)
-    return (cnp.PyArray_BYTES(a) == start and n == t.n
-            and cnp.PyArray_TYPE(a) == <int> (cnp.NPY_DOUBLE if t.is_double else cnp.NPY_FLOAT))
+    return (cnp.PyArray_BYTES(a) == start and n == size
+            and codec_of_type(cnp.PyArray_TYPE(a)) == (BFLOAT16 if codec == SPLIT else codec))
 
 
 cdef bint fits(cnp.ndarray g, cnp.ndarray p, int order) noexcept:
-    """Whether a gradient has its parameter's type, shape and layout."""
+    """Whether a gradient is of floats, in its parameter's shape and layout."""
     cdef int needed = order | cnp.NPY_ARRAY_ALIGNED
     cdef int j
-    if (cnp.PyArray_TYPE(g) != cnp.PyArray_TYPE(p) or cnp.PyArray_NDIM(g) != cnp.PyArray_NDIM(p)
+    if (codec_of_type(cnp.PyArray_TYPE(g)) < 0 or cnp.PyArray_NDIM(g) != cnp.PyArray_NDIM(p)
             or (cnp.PyArray_FLAGS(g) & needed) != needed or not cnp.PyArray_ISNOTSWAPPED(g)):
         return False
     for j in range(cnp.PyArray_NDIM(p)):
@@ -712,8 +790,7 @@ cdef class Measure:
             if blocks == NULL:
                 raise MemoryError
             self.blocks, self.capacity = blocks, self.n + more
-        self.n += cut_blocks(self.blocks + self.n, cnp.PyArray_BYTES(x), n,
-                             cnp.PyArray_TYPE(x) == cnp.NPY_DOUBLE)
+        self.n += cut_blocks(self.blocks + self.n, cnp.PyArray_BYTES(x), n, codec_of(x))
         self.elements += n
         self.arrays.append(x)
 
@@ -724,7 +801,7 @@ cdef class Measure:
         add_up_blocks(self.blocks, self.n, self.elements, self.arrays, 1.0)
         total.plain = total.scaled = 0.0
         for x in self.arrays:
-            n = cut_blocks(NULL, NULL, cnp.PyArray_SIZE(x), False)
+            n = cut_blocks(NULL, NULL, cnp.PyArray_SIZE(x), 0)
             sum_of(self.blocks + k, n, x, &one)
             add_to(&total, &one)
             k += n
@@ -737,8 +814,8 @@ cdef tuple keys_of(path):
 
 
 cdef bint is_plain(cnp.ndarray x) noexcept:
-    """Whether an array is float32 or float64 in memory that can be read from start to end."""
-    return (cnp.PyArray_TYPE(x) in (cnp.NPY_FLOAT, cnp.NPY_DOUBLE) and cnp.PyArray_ISBEHAVED_RO(x)
+    """Whether an array is of floats in memory that can be read from start to end."""
+    return (codec_of_type(cnp.PyArray_TYPE(x)) >= 0 and cnp.PyArray_ISBEHAVED_RO(x)
             and (cnp.PyArray_IS_C_CONTIGUOUS(x) or cnp.PyArray_IS_F_CONTIGUOUS(x)))
 
 

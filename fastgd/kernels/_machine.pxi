@@ -10,19 +10,54 @@ cdef extern from "threads.h" nogil:
 # The rule loops of the chosen backend, {name: (f32, f64)}, or None for the NumPy reference.
 cdef dict _rules = None
 cdef void* _staged[2]
-cdef void* _sums[2]
+cdef void* _sums[3]
+
+# The rows of its codecs, in the order of `codecs.CODECS`.  The first two are the types that are
+# computed with, by their value of `is_double`.
+cdef enum:
+    FLOAT32 = 0
+    FLOAT64 = 1
+    BFLOAT16 = 2
+    FLOAT16 = 3
+    SPLIT = 4
+    N_CODECS = 7
+
+cdef Codec codec_rows[N_CODECS]
+cdef list CODEC_NAMES = list(codecs.CODECS)
+
+
+def _fill_codec_rows():
+    """Note what the codecs keep, which is the same for all backends."""
+    cdef int k, j
+    assert CODEC_NAMES[:5] == ["float32", "float64", "bfloat16", "float16", "split"]
+    assert len(CODEC_NAMES) == N_CODECS
+    for k in range(N_CODECS):
+        row = codecs.CODECS[CODEC_NAMES[k]]
+        codec_rows[k].size, codec_rows[k].per = row.code.itemsize, row.per
+        codec_rows[k].beside_size = 0 if row.beside is None else row.beside.itemsize
+
+
+_fill_codec_rows()
 
 
 def use_backend(module):
     """Take rules and stages from a compiled backend module; None means the NumPy reference."""
     global _rules
-    cdef int j
+    cdef int j, k
     if module is None:
         _rules = None
         return
+    for j in range(3):
+        _sums[j] = <void*> <size_t> module.SUM_OF_SQUARES[j]
+    for k in range(N_CODECS):
+        load, nearest, stochastic = module.CODECS[CODEC_NAMES[k]]
+        for j in range(2):
+            codec_rows[k].load[j] = <void*> <size_t> load[j]
+            codec_rows[k].nearest[j] = <void*> <size_t> nearest[j]
+            if stochastic is not None:
+                codec_rows[k].stochastic[j] = <void*> <size_t> stochastic[j]
     for j in range(2):
         _staged[j] = <void*> <size_t> module.STAGED[j]
-        _sums[j] = <void*> <size_t> module.SUM_OF_SQUARES[j]
     _rules = module.RULES
 
 

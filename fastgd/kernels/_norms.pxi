@@ -10,7 +10,7 @@ cdef double LARGE = 2.0 ** 900
 cdef struct Block:
     const char* x
     Py_ssize_t n
-    bint is_double
+    int codec
     double total
 
 
@@ -21,10 +21,14 @@ cdef struct Sum:
 
 cdef inline void add_up(Block* block, Block* end, double factor) noexcept nogil:
     while block < end:
-        if block.is_double:
+        if block.codec == FLOAT32:
+            block.total = (<sum_f32> _sums[0])(<const float*> block.x, block.n, factor)
+        elif block.codec == FLOAT64:
             block.total = (<sum_f64> _sums[1])(<const double*> block.x, block.n, factor)
         else:
-            block.total = (<sum_f32> _sums[0])(<const float*> block.x, block.n, factor)
+            block.total = (<sum_coded> _sums[2])(
+                codec_rows[block.codec].load[1], block.x, block.n, codec_rows[block.codec].size,
+                factor)
         block += 1
 
 
@@ -55,7 +59,7 @@ cdef int sum_of(Block* blocks, Py_ssize_t n, x, Sum* total) except -1:
     total.plain = total.scaled = 0.0
     for k in range(n):
         total.plain += blocks[k].total
-    if not total.plain <= LARGE and blocks[0].is_double:
+    if not total.plain <= LARGE and blocks[0].codec == FLOAT64:
         add_up_blocks(blocks, n, n * BLOCK, [x], SMALL)
         total.plain = 0.0
         for k in range(n):
@@ -77,14 +81,14 @@ cdef inline double norm_of(Sum* total) noexcept:
     return sqrt(total.plain)
 
 
-cdef Py_ssize_t cut_blocks(Block* blocks, const char* x, Py_ssize_t n, bint is_double) noexcept:
+cdef Py_ssize_t cut_blocks(Block* blocks, const char* x, Py_ssize_t n, int codec) noexcept:
     """Cut an array into blocks, unless there is no room for them; returns how many there are."""
     cdef Py_ssize_t start = 0, k = 0
     while start < n:
         if blocks != NULL:
-            blocks[k].x = x + start * (8 if is_double else 4)
+            blocks[k].x = x + start * codec_rows[codec].size
             blocks[k].n = min(<Py_ssize_t> BLOCK, n - start)
-            blocks[k].is_double = is_double
+            blocks[k].codec = codec
         k += 1
         start += BLOCK
     return k

@@ -2,11 +2,6 @@
 # instead of multiplying the rules.  `staged` drives them over pieces that stay in cache.
 # Specified by the functions of the same names in reference.py.
 
-from libc.string cimport memset
-
-cdef extern from "codecs.h" nogil:
-    unsigned short fastgd_bfloat16(float x)
-
 
 cdef void scale(floating* restrict out, const floating* restrict g, Py_ssize_t n,
                 floating factor) noexcept nogil:
@@ -37,25 +32,44 @@ cdef void decoupled_decay(floating* restrict p, Py_ssize_t n, floating factor) n
         p[i] = factor * p[i]
 
 
-cdef void copy_float32(float* restrict out, const floating* restrict p,
-                       Py_ssize_t n) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(n):
-        out[i] = <float> p[i]
+cdef inline char* beside_at(const Stored* a, Py_ssize_t start) noexcept nogil:
+    return a.beside + start // a.per * a.beside_size
 
 
-cdef void copy_bfloat16(unsigned short* restrict out, const floating* restrict p,
-                        Py_ssize_t n) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(n):
-        out[i] = fastgd_bfloat16(<float> p[i])
+cdef inline floating* load(const Stored* a, floating* tile, Py_ssize_t start,
+                           Py_ssize_t n) noexcept nogil:
+    """A piece of an array in the type that is computed with: where it is, or loaded to a tile."""
+    cdef char* code = a.code + start * a.size
+    if a.load == NULL:
+        return <floating*> code
+    if floating is float:
+        (<load_f32> a.load)(tile, code, beside_at(a, start), n)
+    else:
+        (<load_f64> a.load)(tile, code, beside_at(a, start), n)
+    return tile
+
+
+cdef inline void store(const Stored* a, const floating* x, Py_ssize_t start, Py_ssize_t n,
+                       const Scratch* scratch) noexcept nogil:
+    """Put a piece that was loaded to a tile back to where it is kept."""
+    cdef char* code = a.code + start * a.size
+    cdef const uint32_t* words = NULL
+    if a.store == NULL:
+        return
+    if a.shift >= 0:
+        words = scratch.words[a.shift // 32]
+    if floating is float:
+        (<store_f32> a.store)(code, beside_at(a, start), x, n, words, a.shift % 32)
+    else:
+        (<store_f64> a.store)(code, beside_at(a, start), x, n, words, a.shift % 32)
 
 
 cdef void staged(const void* rule, const Part* part, const floating* c,
                  const Stages* stages) noexcept nogil:
     """A step of a part of a tensor, piece by piece, with the stages that its flags name.
 
-    scale → value clipping → L2 decay → decoupled decay → rule → average → copy → zero gradient.
+    load → scale → value clipping → L2 decay → decoupled decay → rule → store → average → copy →
+    zero gradient.
 
     The gradient is only read, unless it is to be zeroed: a stage that changes it writes to a
     scratch tile.  Without stages that work on several arrays in turn the piece is the whole part:
@@ -64,10 +78,9 @@ cdef void staged(const void* rule, const Part* part, const floating* c,
     """
     cdef Scratch scratch
     cdef floating* s[MAX_STATES]
-    cdef floating* free_tile = <floating*> scratch.tile[0]
-    cdef floating* next_tile = <floating*> scratch.tile[1]
-    cdef floating* p
-    cdef floating* average
+    cdef floating* free_tile
+    cdef floating* next_tile
+    cdef floating* p = NULL
     cdef const floating* g
     cdef floating of_average[2]
     cdef Py_ssize_t start = 0, n, j
@@ -76,9 +89,10 @@ cdef void staged(const void* rule, const Part* part, const floating* c,
     of_average[0], of_average[1] = <floating> part.beta, <floating> part.gamma
     while start < part.n:
         n = min(piece, part.n - start)
-        p = <floating*> part.p + start
-        if part.g != NULL:
-            g = <const floating*> part.g + start
+        if part.g.code != NULL:
+            p = load[floating](&part.p, <floating*> scratch.tile[2], start, n)
+            g = load[floating](&part.g, <floating*> scratch.tile[0], start, n)
+            free_tile, next_tile = <floating*> scratch.tile[1], <floating*> scratch.tile[0]
             if flags & SCALE:
                 scale(free_tile, g, n, <floating> part.factor)
                 g = free_tile
@@ -90,35 +104,37 @@ cdef void staged(const void* rule, const Part* part, const floating* c,
             if flags & L2_DECAY:
                 l2_decay(free_tile, g, p, n, <floating> stages.weight_decay)
                 g = free_tile
-                free_tile, next_tile = next_tile, free_tile
             if flags & DECOUPLED_DECAY:
                 decoupled_decay(p, n, <floating> stages.decoupled)
             for j in range(stages.n_states):
-                s[j] = <floating*> part.s[j] + start
+                s[j] = load[floating](&part.s[j], <floating*> scratch.tile[3 + j], start, n)
             if floating is float:
                 (<rule_f32> rule)(p, g, s, n, c)
             else:
                 (<rule_f64> rule)(p, g, s, n, c)
+            if flags & STORED:
+                for j in range(part.n_words):
+                    random_words(scratch.words[j], part.key[j], part.offset + start, n)
+                store[floating](&part.p, p, start, n, &scratch)
+                for j in range(stages.n_states):
+                    store[floating](&part.s[j], s[j], start, n, &scratch)
+        if flags & (AVERAGE | COPY):
+            # What is kept of it, which may be less than what was computed.
+            p = load[floating](&part.p, <floating*> scratch.tile[2], start, n)
         if flags & AVERAGE:
-            average = <floating*> part.average + start
-            ema(average, p, NULL, n, of_average)
+            ema(<floating*> part.average + start, p, NULL, n, of_average)
         if flags & COPY:
-            if part.copy_type == BFLOAT16:
-                copy_bfloat16(<unsigned short*> part.copy + start, p, n)
-            else:
-                copy_float32(<float*> part.copy + start, p, n)
+            store[floating](&part.copy, p, start, n, &scratch)
         if flags & ZERO_GRADIENT:
-            memset(<floating*> part.g + start, 0, n * sizeof(floating))
+            memset(part.g.code + start * part.g.size, 0, n * part.g.size)
         start += n
 
 
-cdef double sum_of_squares(const floating* restrict x, Py_ssize_t n, double factor) noexcept nogil:
-    """The sum of (factor·x)² in double precision, lane by lane, then over the lanes as a tree."""
-    cdef double lane[LANES]
+cdef inline void add_squares(double* lane, const floating* x, Py_ssize_t n,
+                             double factor) noexcept nogil:
+    """Add (factor·x)² to the lanes, in turn."""
     cdef double y
-    cdef Py_ssize_t start = 0, width = LANES // 2, j
-    for j in range(LANES):
-        lane[j] = 0.0
+    cdef Py_ssize_t start = 0, j
     while start + LANES <= n:
         for j in range(LANES):
             y = factor * <double> x[start + j]
@@ -127,6 +143,11 @@ cdef double sum_of_squares(const floating* restrict x, Py_ssize_t n, double fact
     for j in range(n - start):
         y = factor * <double> x[start + j]
         lane[j] += y * y
+
+
+cdef inline double add_lanes(double* lane) noexcept nogil:
+    """The sum over the lanes, as a binary tree."""
+    cdef Py_ssize_t width = LANES // 2, j
     while width:
         for j in range(width):
             lane[j] += lane[j + width]
@@ -134,6 +155,34 @@ cdef double sum_of_squares(const floating* restrict x, Py_ssize_t n, double fact
     return lane[0]
 
 
+cdef double sum_of_squares(const floating* x, Py_ssize_t n, double factor) noexcept nogil:
+    """The sum of (factor·x)² in double precision."""
+    cdef double lane[LANES]
+    cdef Py_ssize_t j
+    for j in range(LANES):
+        lane[j] = 0.0
+    add_squares(lane, x, n, factor)
+    return add_lanes(lane)
+
+
+cdef double sum_of_coded(const void* load, const char* code, Py_ssize_t n, int size,
+                         double factor) noexcept nogil:
+    """The same of numbers that a codec keeps."""
+    cdef Scratch scratch
+    cdef double* tile = <double*> scratch.tile[0]
+    cdef double lane[LANES]
+    cdef Py_ssize_t start = 0, m, j
+    for j in range(LANES):
+        lane[j] = 0.0
+    while start < n:
+        m = min(<Py_ssize_t> TILE, n - start)
+        (<load_f64> load)(tile, code + start * size, NULL, m)
+        add_squares(lane, <const double*> tile, m, factor)
+        start += m
+    return add_lanes(lane)
+
+
 # (float32 loop, float64 loop), as addresses, like a row of RULES.
 STAGED = (<size_t> <void*> staged[float], <size_t> <void*> staged[double])
-SUM_OF_SQUARES = (<size_t> <void*> sum_of_squares[float], <size_t> <void*> sum_of_squares[double])
+SUM_OF_SQUARES = (<size_t> <void*> sum_of_squares[float], <size_t> <void*> sum_of_squares[double],
+                  <size_t> <void*> sum_of_coded)

@@ -10,15 +10,38 @@ cdef struct Tensor:
     char* s[MAX_STATES]
     char* average              # of the parameter, or NULL
     char* copy                 # of the parameter, or NULL
-    int copy_type
     int n_states
-    int is_double
+    int is_double              # what is computed with
     int order                  # the contiguity flag that parameter and gradient share
     int flags                  # this step's stages
     double factor              # of this step's gradient
     Py_ssize_t n
     Py_ssize_t group
     Py_ssize_t setting         # this step's
+    unsigned char p_codec      # how each array is kept, as rows of `codec_rows`
+    unsigned char g_codec
+    unsigned char bound_codec
+    unsigned char copy_codec
+    unsigned char s_codec[MAX_STATES]
+    unsigned char coded        # whether parameter or states are not what is computed with
+    unsigned char n_words      # random words for each element
+
+# What arrays have that are not kept in the type that is computed with; as many as tensors.
+cdef struct Beside:
+    char* p
+    char* s[MAX_STATES]
+    int p_shift                # of the random bits of a store, or -1: to nearest
+    int s_shift[MAX_STATES]
+    cnp.uint64_t key[3]        # of this step's random words
+
+# A row of the backend's CODECS.
+cdef struct Codec:
+    void* load[2]              # float32, float64
+    void* nearest[2]
+    void* stochastic[2]
+    int size
+    int beside_size
+    int per
 
 cdef struct Chunk:
     Py_ssize_t tensor
@@ -42,6 +65,8 @@ cdef struct Common:
     double beta                # of the weights' average
     double gamma
     void* staged[2]
+    Beside* beside
+    Codec* codecs
 
 ctypedef fused real:
     float
@@ -63,24 +88,58 @@ cdef inline void run_plain(real* p, Tensor* t, Chunk* chunk, const real* c,
         (<rule_f64> rule)(p, g, s, chunk.n, c)
 
 
-cdef inline void run_staged(real* p, Tensor* t, Chunk* chunk, Setting* setting, const real* c,
-                            Common* common) noexcept nogil:
+cdef inline void describe(Stored* a, Codec* codec, char* code, char* beside, int shift,
+                          int is_double, Py_ssize_t offset) noexcept nogil:
+    """Where a chunk of an array is, and by which loops it is read and written."""
+    a.code = code + offset * codec.size
+    a.beside = beside + offset // codec.per * codec.beside_size
+    a.size, a.beside_size, a.per, a.shift = codec.size, codec.beside_size, codec.per, shift
+    a.load = codec.load[is_double]
+    a.store = codec.nearest[is_double] if shift < 0 else codec.stochastic[is_double]
+
+
+cdef inline void describe_native(Stored* a, char* code, int size, Py_ssize_t offset) noexcept nogil:
+    """Where a chunk of an array is that is computed with where it is."""
+    a.code = code + offset * size
+    a.beside = NULL
+    a.load = a.store = NULL
+    a.size, a.beside_size, a.per, a.shift = size, 0, 1, -1
+
+
+cdef void run_staged(Tensor* t, Chunk* chunk, Setting* setting, Common* common) noexcept nogil:
     """The rule and all that is to happen around it."""
     cdef Part part
-    cdef int kind = t.is_double, j
-    part.p = p + chunk.offset
-    part.g = NULL if t.g == NULL else <real*> t.g + chunk.offset
+    cdef Beside* beside = common.beside + chunk.tensor
+    cdef int kind = t.is_double, size = 8 if t.is_double else 4, j
+    if t.p_codec == kind:
+        describe_native(&part.p, t.p, size, chunk.offset)
+    else:
+        describe(&part.p, &common.codecs[t.p_codec], t.p, beside.p, beside.p_shift, kind,
+                 chunk.offset)
+    if t.g == NULL:
+        part.g.code = NULL
+    elif t.g_codec == kind:
+        describe_native(&part.g, t.g, size, chunk.offset)
+    else:
+        describe(&part.g, &common.codecs[t.g_codec], t.g, NULL, -1, kind, chunk.offset)
     for j in range(t.n_states):
-        part.s[j] = <real*> t.s[j] + chunk.offset
+        if t.s_codec[j] == kind:
+            describe_native(&part.s[j], t.s[j], size, chunk.offset)
+        else:
+            describe(&part.s[j], &common.codecs[t.s_codec[j]], t.s[j], beside.s[j],
+                     beside.s_shift[j], kind, chunk.offset)
+    if t.copy != NULL:
+        describe(&part.copy, &common.codecs[t.copy_codec], t.copy, NULL, -1, kind, chunk.offset)
+    part.average = t.average + chunk.offset * size
     part.n, part.flags, part.factor = chunk.n, t.flags, t.factor
     part.beta, part.gamma = common.beta, common.gamma
-    part.average = <real*> t.average + chunk.offset
-    part.copy = t.copy + chunk.offset * (2 if t.copy_type == BFLOAT16 else 4)
-    part.copy_type = t.copy_type
-    if real is float:
-        (<staged_f32> common.staged[0])(setting.rule[0], &part, c, &setting.stages)
+    part.n_words, part.offset = t.n_words, chunk.offset
+    for j in range(t.n_words):
+        part.key[j] = beside.key[j]
+    if kind:
+        (<staged_f64> common.staged[1])(setting.rule[1], &part, setting.c64, &setting.stages)
     else:
-        (<staged_f64> common.staged[1])(setting.rule[1], &part, c, &setting.stages)
+        (<staged_f32> common.staged[0])(setting.rule[0], &part, setting.c32, &setting.stages)
 
 
 cdef void run(Tensor* tensors, Setting* settings, Common* common, Chunk* chunk,
@@ -91,10 +150,7 @@ cdef void run(Tensor* tensors, Setting* settings, Common* common, Chunk* chunk,
         t = &tensors[chunk.tensor]
         setting = &settings[t.setting]
         if t.flags:
-            if t.is_double:
-                run_staged[double](<double*> t.p, t, chunk, setting, setting.c64, common)
-            else:
-                run_staged[float](<float*> t.p, t, chunk, setting, setting.c32, common)
+            run_staged(t, chunk, setting, common)
         elif t.g != NULL:
             if t.is_double:
                 run_plain[double](<double*> t.p, t, chunk, setting.c64, setting.rule[1])

@@ -1,5 +1,7 @@
 # The C types that pass between the engine and the backends; declared in src_c/numeric.h.
 
+from libc.stdint cimport uint32_t, uint64_t
+
 cdef extern from "numeric.h" nogil:
     const int TILE "FASTGD_TILE"
     const int MAX_STATES "FASTGD_MAX_STATES"
@@ -15,11 +17,11 @@ cdef extern from "numeric.h" nogil:
     const int COPY "FASTGD_COPY"
     const int ZERO_GRADIENT "FASTGD_ZERO_GRADIENT"
 
-    const int FLOAT32 "FASTGD_FLOAT32"
-    const int BFLOAT16 "FASTGD_BFLOAT16"
+    const int STORED "FASTGD_STORED"
 
     ctypedef struct Scratch "fastgd_scratch":
-        unsigned char tile[2][2048]
+        unsigned char tile[7][2048]
+        uint32_t words[3][256]
 
     ctypedef struct Stages "fastgd_stages":
         int flags
@@ -28,18 +30,30 @@ cdef extern from "numeric.h" nogil:
         double decoupled
         double clip_value
 
+    ctypedef struct Stored "fastgd_stored":
+        char* code
+        char* beside
+        const void* load
+        const void* store
+        int size
+        int beside_size
+        int per
+        int shift
+
     ctypedef struct Part "fastgd_part":
-        void* p
-        const void* g
-        void* s[4]
+        Stored p
+        Stored g
+        Stored copy
+        Stored s[4]
         Py_ssize_t n
         int flags
         double factor
         void* average
         double beta
         double gamma
-        void* copy
-        int copy_type
+        uint64_t key[3]
+        int n_words
+        Py_ssize_t offset
 
 # p, g, states, n, coefficients
 ctypedef void (*rule_f32)(
@@ -52,3 +66,12 @@ ctypedef void (*staged_f64)(const void*, const Part*, const double*, const Stage
 # g, n, scale
 ctypedef double (*sum_f32)(const float*, Py_ssize_t, double) noexcept nogil
 ctypedef double (*sum_f64)(const double*, Py_ssize_t, double) noexcept nogil
+# load, code, n, scale: of what is kept in fewer bytes
+ctypedef double (*sum_coded)(const void*, const void*, Py_ssize_t, int, double) noexcept nogil
+# A codec's loops: out, code, beside, n; code, beside, x, n, words, shift
+ctypedef void (*load_f32)(float*, const void*, const void*, Py_ssize_t) noexcept nogil
+ctypedef void (*load_f64)(double*, const void*, const void*, Py_ssize_t) noexcept nogil
+ctypedef void (*store_f32)(
+    void*, void*, const float*, Py_ssize_t, const uint32_t*, int) noexcept nogil
+ctypedef void (*store_f64)(
+    void*, void*, const double*, Py_ssize_t, const uint32_t*, int) noexcept nogil

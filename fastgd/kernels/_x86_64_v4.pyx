@@ -5,4 +5,5 @@ from libc.math cimport sqrt, sqrtf
 from fastgd.kernels._types cimport *
 
 include "_rules.pxi"
+include "_codecs.pxi"
 include "_stages.pxi"

@@ -15,9 +15,13 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from fastgd.kernels.codecs import CODECS, Stored, codec_of, computed
+
 Array = NDArray[Any]
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+TWO = "float32 or float64"
+ANY = "float32, float64, bfloat16 or float16"
 
 
 def label(path: Sequence[object]) -> str:
@@ -35,7 +39,8 @@ def state_label(parameter: str, state: str) -> str:
 def as_array(obj: object, name: str) -> Array:
     """A NumPy array over the memory of `obj`; never a copy.
 
-    Takes NumPy arrays, CPU tensors (through DLPack), and what exposes its buffer.
+    Takes NumPy arrays, CPU tensors (through DLPack), and what exposes its buffer.  bfloat16, which
+    NumPy itself lacks, comes as ml_dtypes has it or as uint16.
     """
     if isinstance(obj, np.ma.MaskedArray):
         raise TypeError(f"{name}: expected a plain array, found a masked array")
@@ -44,6 +49,8 @@ def as_array(obj: object, name: str) -> Array:
     found = f"{type(obj).__module__}.{type(obj).__qualname__}"
     if isinstance(obj, np.generic):
         raise TypeError(f"{name}: expected an array, found the scalar {found}")
+    if str(getattr(obj, "dtype", "")) == "torch.bfloat16":  # which DLPack can't give to NumPy
+        obj = obj.detach().view(sys.modules["torch"].uint16)  # type: ignore[attr-defined]
     if hasattr(obj, "__dlpack__"):
         detach = getattr(obj, "detach", None)  # tensors that record gradients
         try:
@@ -57,11 +64,10 @@ def as_array(obj: object, name: str) -> Array:
         raise TypeError(f"{name}: expected an array, found {found}") from None
 
 
-def check_parameter(obj: object, name: str) -> Array:
-    """The array of a parameter: float32 or float64, contiguous, aligned, native, writeable."""
+def check_parameter(obj: object, name: str, dtypes: str = TWO) -> Array:
+    """The array of a parameter: of one of the dtypes, contiguous, aligned, native, writeable."""
     p = as_array(obj, name)
-    if p.dtype.newbyteorder("=") not in DTYPES:
-        raise TypeError(f"{name}: expected dtype float32 or float64, found {p.dtype}")
+    _check_dtype(p, name, dtypes)
     _check_memory(p, name)
     if not (p.flags.c_contiguous or p.flags.f_contiguous):
         raise ValueError(
@@ -110,33 +116,60 @@ def check_values(obj: object, p: Array, name: str) -> Array:
 
 
 def as_gradient(obj: object, p: Array, name: str) -> Array:
-    """The array of a gradient; a NumPy scalar counts as one of shape ()."""
+    """The array of a gradient, of any dtype of floats; a NumPy scalar counts as one of shape ()."""
     if isinstance(obj, np.generic) and p.shape == ():
         obj = np.asarray(obj)
-    return check_like(obj, p, name, writeable=False)
+    g = as_array(obj, name)
+    _check_dtype(g, name, ANY)
+    _check_place(g, p, name, writeable=False)
+    return g
+
+
+def check_average(a: Array, p: Array, name: str) -> None:
+    """Check an average of a parameter, which is of the type that is computed with."""
+    dtype = computed(p.dtype)
+    if a.dtype != dtype:
+        raise TypeError(f"{name}: expected dtype {dtype}, found {a.dtype}")
+    _check_place(a, p, name, writeable=True)
+
+
+def check_stored(a: Stored, p: Array, name: str) -> Stored:
+    """A state as it is kept: in its parameter's shape and layout, with enough beside it."""
+    codec = CODECS[a.codec]
+    if a.code.dtype.itemsize != codec.code.itemsize:
+        raise TypeError(f"{name}: expected dtype {codec.code}, found {a.code.dtype}")
+    _check_place(a.code, p, name, writeable=True)
+    if codec.beside is not None:
+        size = -(-p.size // codec.per)
+        beside = a.beside
+        if beside is None or beside.dtype != codec.beside or beside.shape != (size,):
+            raise ValueError(f"{name}: expected {size} of {codec.beside} beside it")
+        if not beside.flags.c_contiguous:
+            raise ValueError(f"{name}: expected contiguous memory beside it")
+        _check_writeable(beside, name)
+    return a
 
 
 def as_floats(obj: object, name: str) -> Array:
     """The values of an array as one that can be read from start to end; a copy if need be."""
     a = np.asarray(obj) if isinstance(obj, np.floating) else as_array(obj, name)
-    if a.dtype.newbyteorder("=") not in DTYPES:
-        raise TypeError(f"{name}: expected dtype float32 or float64, found {a.dtype}")
+    _check_dtype(a, name, ANY)
     return np.require(a, a.dtype.newbyteorder("="), ["C", "A"])
 
 
 def check_copy(obj: object, p: Array, name: str) -> Array:
-    """The array that a parameter is copied to: float32, or bfloat16 as uint16."""
-    if str(getattr(obj, "dtype", "")) == "torch.bfloat16":
-        obj = obj.detach().view(sys.modules["torch"].uint16)  # type: ignore[attr-defined]
-        a = as_array(obj, name)
-    else:
-        a = as_array(obj, name)
-        if a.dtype.name == "bfloat16":
-            a = a.view(np.uint16)
-        elif a.dtype != np.float32:
-            raise TypeError(f"{name}: expected dtype float32 or bfloat16, found {a.dtype}")
+    """The array that a parameter is copied to."""
+    a = as_array(obj, name)
+    _check_dtype(a, name, "float32, bfloat16 or float16")
     _check_place(a, p, name, writeable=True)
     return a
+
+
+def _check_dtype(a: Array, name: str, dtypes: str) -> None:
+    """Check that an array is of one of the dtypes; uint16 counts as bfloat16."""
+    codec = codec_of(a.dtype.newbyteorder("="))
+    if codec is None or codec not in dtypes:
+        raise TypeError(f"{name}: expected dtype {dtypes}, found {a.dtype}")
 
 
 def _check_memory(a: Array, name: str) -> None:

@@ -5,17 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 Array = NDArray[Any]
 
 
-def zeros_beside(p: Array) -> Array:
+def zeros_beside(p: Array, dtype: DTypeLike | None = None) -> Array:
     """Zeros in the shape and layout of `p`, and as far from the start of a cache line.
 
     So a chunk whose parameters start on a line has its states start on one, too, and no 64-byte
     load straddles two lines: on AVX-512 that makes a step in cache 1.3 times as fast.
     """
-    raw = np.zeros(p.nbytes + 64, np.uint8)
-    offset = (p.ctypes.data - raw.ctypes.data) % 64
-    return np.ndarray(p.shape, p.dtype, raw, offset, order="C" if p.flags.c_contiguous else "F")
+    kind = p.dtype if dtype is None else np.dtype(dtype)
+    raw = np.zeros(p.size * kind.itemsize + 64, np.uint8)
+    # In elements: where types differ in size, the same element then starts a line in both.
+    ahead = p.ctypes.data % 64 // p.itemsize
+    offset = (ahead * kind.itemsize - raw.ctypes.data) % 64
+    return np.ndarray(p.shape, kind, raw, offset, order="C" if p.flags.c_contiguous else "F")

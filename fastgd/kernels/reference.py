@@ -18,7 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fastgd.kernels.codecs import Stored, as_stored, random_words, shifts
+
 Array = NDArray[Any]
+Squares = Array  # a state that is never negative
 Scalar = Any  # a NumPy scalar of the arrays' type
 
 
@@ -29,6 +32,7 @@ class Rule(NamedTuple):
     states: tuple[str, ...]
     coefficients: tuple[str, ...]
     update: Callable[..., None]
+    squares: frozenset[str]
 
 
 RULES: dict[str, Rule] = {}
@@ -39,7 +43,9 @@ def rule(update: Callable[..., None]) -> Callable[..., None]:
     code = update.__code__
     positional, total = code.co_argcount, code.co_argcount + code.co_kwonlyargcount
     names = code.co_varnames
-    RULES[code.co_name] = Rule(code.co_name, names[2:positional], names[positional:total], update)
+    states, coefficients = names[2:positional], names[positional:total]
+    squares = frozenset(key for key in states if update.__annotations__[key] == "Squares")
+    RULES[code.co_name] = Rule(code.co_name, states, coefficients, update, squares)
     return update
 
 
@@ -85,7 +91,7 @@ def nesterov(
 
 @rule
 def adagrad(
-    p: Array, g: Array, sum: Array, *, alpha: Scalar, eps: Scalar, eps_root: Scalar
+    p: Array, g: Array, sum: Squares, *, alpha: Scalar, eps: Scalar, eps_root: Scalar
 ) -> None:
     """ν ← ν + g²; p ← p − αg / (√(ν + ε_root) + ε) (Duchi, Hazan and Singer, 2011)."""
     nu = sum
@@ -97,7 +103,7 @@ def adagrad(
 def rmsprop(
     p: Array,
     g: Array,
-    square_avg: Array,
+    square_avg: Squares,
     *,
     alpha: Scalar,
     beta: Scalar,
@@ -115,7 +121,7 @@ def rmsprop(
 def rmsprop_momentum(
     p: Array,
     g: Array,
-    square_avg: Array,
+    square_avg: Squares,
     momentum_buffer: Array,
     *,
     alpha: Scalar,
@@ -136,7 +142,7 @@ def rmsprop_momentum(
 def rmsprop_centered(
     p: Array,
     g: Array,
-    square_avg: Array,
+    square_avg: Squares,
     grad_avg: Array,
     *,
     alpha: Scalar,
@@ -156,7 +162,7 @@ def rmsprop_centered(
 def rmsprop_centered_momentum(
     p: Array,
     g: Array,
-    square_avg: Array,
+    square_avg: Squares,
     grad_avg: Array,
     momentum_buffer: Array,
     *,
@@ -180,7 +186,7 @@ def adam(
     p: Array,
     g: Array,
     exp_avg: Array,
-    exp_avg_sq: Array,
+    exp_avg_sq: Squares,
     *,
     alpha: Scalar,
     beta1: Scalar,
@@ -205,8 +211,8 @@ def amsgrad(
     p: Array,
     g: Array,
     exp_avg: Array,
-    exp_avg_sq: Array,
-    max_exp_avg_sq: Array,
+    exp_avg_sq: Squares,
+    max_exp_avg_sq: Squares,
     *,
     alpha: Scalar,
     beta1: Scalar,
@@ -306,22 +312,6 @@ def decoupled_decay(p: Array, factor: Scalar) -> None:
     p[...] = factor * p
 
 
-def copy(out: Array, p: Array) -> None:
-    """The parameter as float32 or bfloat16, of nearest value, ties to even.
-
-    bfloat16 is the upper half of a float32, here as a `uint16`; a NaN becomes a quiet one.  A
-    float64 becomes a float32 first.
-    """
-    with np.errstate(all="ignore"):
-        x = p.astype(np.float32)
-    if out.dtype == np.float32:
-        out[...] = x
-        return
-    bits = x.view(np.uint32)
-    rounded = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16
-    out[...] = np.where(np.isnan(x), bits >> 16 | 0x40, rounded)
-
-
 def step(
     name: str,
     p: Array,
@@ -362,11 +352,50 @@ def step(
         row.update(p, g, *states, **rounded)
 
 
-def average(mean: Array, p: Array, beta: float, gamma: float) -> None:
+def step_stored(
+    name: str,
+    p: Stored,
+    g: Stored,
+    states: Sequence[Stored],
+    coefficients: Sequence[float],
+    stages: Stages,
+    keys: Sequence[int],
+) -> None:
+    """`step` of arrays that may be kept in other types than is computed with: load → step → store.
+
+    Parameters
+    ----------
+    name, coefficients, stages
+        As for `step`.
+    p, g : Stored
+        The parameter and its gradient.
+    states : sequence of Stored
+        The states in the rule's order.
+    keys : sequence of int
+        Of the random words by which stores round; each word serves two, states first.
+    """
+    dtype = np.float64 if p.codec == "float64" else np.float32
+    kept = [*states, p]
+    *loaded, x = [a.load(dtype) for a in kept]
+    step(name, x, g.load(dtype), loaded, coefficients, stages)
+    words = [random_words(key, 0, x.size) for key in keys]
+    for a, values, shift in zip(kept, [*loaded, x], shifts(kept), strict=True):
+        if shift < 0:
+            a.store(values)
+        else:
+            a.store(values, words[shift // 32], shift % 32)
+
+
+def average(mean: Array, p: Stored, beta: float, gamma: float) -> None:
     """The stage after the rule that averages weights: the rule `ema`."""
-    to = p.dtype.type
+    to = mean.dtype.type
     with np.errstate(all="ignore"):
-        ema(mean, p, beta=to(beta), gamma=to(gamma))
+        ema(Stored(mean, None, mean.dtype.name).raw(), p.load(to), beta=to(beta), gamma=to(gamma))
+
+
+def copy(out: Stored, p: Stored) -> None:
+    """The stage after it that copies the parameter to another type, to nearest."""
+    out.store(p.load(np.float64 if p.codec == "float64" else np.float32).copy())
 
 
 # ---------------------------------------------------------------------------------------- norms
@@ -382,10 +411,10 @@ def sums_of_squares(x: Array, factor: float = 1.0) -> list[float]:
     depend on neither vectors nor threads.
     """
     sums = []
-    flat = x.ravel(order="K")
+    flat = as_stored(x).load(np.float64)
     with np.errstate(all="ignore"):
         for start in range(0, flat.size, BLOCK):
-            y = factor * flat[start : start + BLOCK].astype(np.float64)
+            y = factor * flat[start : start + BLOCK]
             square = np.zeros(-(-y.size // LANES) * LANES)
             square[: y.size] = y * y
             lane = np.add.accumulate(square.reshape(-1, LANES), axis=0)[-1]
