@@ -1,18 +1,262 @@
-/* Numbers as they are stored: to and from the types that kernels compute in. */
+/* The codecs: one number from its storage to float32 and back, and the random words of stochastic
+ * rounding.  docs/formats.md describes the formats, fastgd/kernels/codecs.py specifies them bit for
+ * bit, _codecs.pxi has the loops.
+ *
+ * All of it is plain arithmetic on 32-bit lanes, without a branch, a table or a library call, so
+ * that compilers vectorise the loops for every instruction set: no F16C, no 16-bit float type.
+ * Comparisons are of signed integers, the only ones that SSE2 and AVX2 have; where a float32 may be
+ * subnormal the work is done on integers, which no flush-to-zero mode touches.
+ *
+ * A float's magnitude, read as an integer, is its logarithm, linear between powers of two.  Adding a
+ * random (or half a) unit below the last bit to be kept and cutting off what follows is therefore
+ * rounding, and a carry into the exponent is right, too. */
 #ifndef FASTGD_CODECS_H
 #define FASTGD_CODECS_H
 
 #include <stdint.h>
 #include <string.h>
 
-/* The bfloat16 nearest to x, ties to even; a NaN stays one, and becomes quiet. */
+#define FASTGD_INF 0x7f800000          /* of float32 */
+#define FASTGD_NAN_SCALE 255
+
+static inline uint32_t fastgd_bits(float x)
+{
+    uint32_t u;
+    memcpy(&u, &x, sizeof u);
+    return u;
+}
+
+static inline float fastgd_float(uint32_t u)
+{
+    float x;
+    memcpy(&x, &u, sizeof x);
+    return x;
+}
+
+static inline int32_t fastgd_magnitude(float x) { return (int32_t)(fastgd_bits(x) & 0x7fffffff); }
+static inline int32_t fastgd_min(int32_t a, int32_t b) { return a < b ? a : b; }
+static inline int32_t fastgd_max(int32_t a, int32_t b) { return a > b ? a : b; }
+
+/* float64 on its way to 16 bits, as a float32.  Rounded to odd: of the fraction 14 bits are kept, and
+ * what is cut off leaves its mark in the last of them, so that rounding again gives what rounding
+ * once would have given (Boldo and Melquiond, 2008).  14 are more than either format needs, and few
+ * enough for a float32 to hold, where it matters, even if it is subnormal. */
+static inline float fastgd_to_odd(double x)
+{
+    const uint64_t cut = ((uint64_t)1 << 38) - 1;
+    uint64_t u;
+    memcpy(&u, &x, sizeof u);
+    u = (u | ((u & cut) + cut)) & ~cut;
+    memcpy(&x, &u, sizeof x);
+    return (float)x;
+}
+
+/* ------------------------------------------------------------------------------------ bfloat16 */
+
+static inline float fastgd_bfloat16_load(uint16_t h) { return fastgd_float((uint32_t)h << 16); }
+
+/* To nearest, ties to even; NaN stays a NaN, quiet, of its sign. */
 static inline uint16_t fastgd_bfloat16(float x)
 {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-    uint32_t nan = bits >> 16 | 0x40u;
-    return (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded);
+    const uint32_t u = fastgd_bits(x), rounded = u + 0x7fff + (u >> 16 & 1);
+    return (uint16_t)((x != x ? u | 0x400000 : rounded) >> 16);
+}
+
+/* Up or down by chance, from 16 random bits.  The limit keeps finite values finite; what lies above
+ * the limit is inf or NaN, whose upper half stays as it is. */
+static inline uint16_t fastgd_bfloat16_stochastic(float x, uint32_t random)
+{
+    const uint32_t u = fastgd_bits(x);
+    const int32_t a = fastgd_magnitude(x);
+    const int32_t up = fastgd_min((int32_t)(a + random), FASTGD_INF - 1);
+    const uint32_t q = (uint32_t)fastgd_max(up, a) | (x != x ? 0x400000 : 0);
+    return (uint16_t)(q >> 16 | (u >> 16 & 0x8000));
+}
+
+/* ----------------------------------------------- float32 in two halves: bfloat16 and remainder */
+
+/* The upper half is rounded to nearest, ties away from zero, and the lower a signed remainder.  A
+ * NaN becomes the quiet one with no remainder, as others would round to inf or -0. */
+static inline uint32_t fastgd_split_canonical(float x)
+{
+    const uint32_t u = fastgd_bits(x);
+    return x != x ? (u & 0x80000000) | 0x7fc00000 : u;
+}
+
+static inline uint16_t fastgd_split_high(uint32_t u) { return (uint16_t)((u + 0x8000) >> 16); }
+static inline int16_t fastgd_split_low(uint32_t u) { return (int16_t)(uint16_t)u; }
+
+/* The limit matters only where the upper half was set to zero from outside, beside an old
+ * remainder: a magnitude below zero would be a NaN. */
+static inline float fastgd_split_load(uint16_t high, int16_t low)
+{
+    const uint32_t u = (uint32_t)high << 16;
+    const int32_t a = fastgd_max((int32_t)(u & 0x7fffffff) + low, 0);
+    return fastgd_float((uint32_t)a | (u & 0x80000000));
+}
+
+/* ------------------------------------------------------------------------------------- float16 */
+
+/* float32's exponent bits of 2^-15, float16's zero point; its 2^-14 and 2^16, where its normal
+ * numbers start and end. */
+#define FASTGD_F16_ZERO 0x38000000
+#define FASTGD_F16_NORMAL 0x38800000
+#define FASTGD_F16_END 0x47800000
+
+static inline float fastgd_float16_load(uint16_t h)
+{
+    const int32_t m = h & 0x7fff;
+    const int32_t normal = (m << 13) + (m < 0x7c00 ? FASTGD_F16_ZERO : 2 * FASTGD_F16_ZERO);
+    const uint32_t subnormal = fastgd_bits((float)m * 0x1p-24f);
+    const uint32_t u = m < 0x400 ? subnormal : (uint32_t)normal;
+    return fastgd_float(u | (uint32_t)(h & 0x8000) << 16);
+}
+
+/* To nearest, ties to even; NaN stays a NaN, quiet, of its sign and upper payload.  The last place
+ * of 0.5 is that of float16's subnormals, so that adding 0.5 rounds them. */
+static inline uint16_t fastgd_float16_nearest(float x)
+{
+    const int32_t a = fastgd_magnitude(x);
+    const uint32_t b = (uint32_t)fastgd_min(a, FASTGD_F16_END) - FASTGD_F16_ZERO;
+    const uint32_t normal = (b + 0xfff + (b >> 13 & 1)) >> 13;
+    const uint32_t subnormal = fastgd_bits(fastgd_float((uint32_t)a) + 0.5f) - 0x3f000000;
+    const uint32_t nan = 0x7e00 | ((uint32_t)a >> 13 & 0x3ff);
+    const uint32_t q = a < FASTGD_F16_NORMAL ? subnormal : normal;
+    return (uint16_t)((x != x ? nan : q) | (fastgd_bits(x) >> 16 & 0x8000));
+}
+
+/* Up or down by chance, from 13 of 16 random bits.  Below 65536 finite values stay finite; what
+ * lies above is inf, as in rounding to nearest. */
+static inline uint16_t fastgd_float16_stochastic(float x, uint32_t random)
+{
+    const int32_t a = fastgd_min(fastgd_magnitude(x), FASTGD_F16_END);
+    /* A subnormal's value in fixed point; what is normal overtakes it by its logarithm. */
+    const float value = fastgd_float((uint32_t)a) * 0x1p37f;
+    const int32_t linear = (int32_t)(value < 0x1p23f ? value : 0x1p23f);
+    const int32_t b = fastgd_max(a - FASTGD_F16_ZERO, linear);
+    const int32_t up = fastgd_min(b + (int32_t)(random >> 3), FASTGD_F16_END - FASTGD_F16_ZERO - 1);
+    const uint32_t q = (uint32_t)fastgd_max(up, b) >> 13;
+    const uint32_t nan = 0x7e00 | ((uint32_t)fastgd_magnitude(x) >> 13 & 0x3ff);
+    return (uint16_t)((x != x ? nan : q) | (fastgd_bits(x) >> 16 & 0x8000));
+}
+
+/* ------------------------------------------------------------- 8 bits, and a scale for a block */
+
+/* A scale is a biased exponent, 2^(scale - 127), as in E8M0 of the OCP's MX formats; 255 is NaN.
+ * The least are those for which no step between codes is a subnormal float32. */
+enum {
+    FASTGD_E4M3_LEAST = 32, FASTGD_E4M3_MOST = 239, FASTGD_E4M3_BINADES = 15,
+    FASTGD_UE5M3_LEAST = 1, FASTGD_UE5M3_MOST = 223, FASTGD_UE5M3_BINADES = 31
+};
+
+/* 20 bits of a float32 are cut off: to nearest after adding a half, by chance after adding 16 random
+ * bits and half of what these leave. */
+#define FASTGD_HALF 0x80000
+#define FASTGD_REST 8
+
+static inline int32_t fastgd_unit(uint32_t random) { return (int32_t)(random << 4); }
+
+/* The scale with which the largest of a block (its bits) has the topmost exponent, or the next one if
+ * it could be rounded beyond the largest code; NaN if that is inf, NaN or negative. */
+static inline int fastgd_block_scale(uint32_t largest, int binades, int least)
+{
+    if (largest > FASTGD_INF - 0x100000)
+        return FASTGD_NAN_SCALE;
+    return fastgd_max((int)((largest + 0xfffff) >> 23) - binades, least);
+}
+
+/* The exponent bits of a scale as it was read; memory of zeros counts as the least scale. */
+static inline int32_t fastgd_scale_bits(int scale, int least)
+{
+    return fastgd_max(scale, least) << 23;
+}
+
+/* Signed, 4 exponent bits, 3 mantissa bits, subnormals, no code for inf or NaN. */
+/* Widened once, with its sign: sign and magnitude taken apart first would each be widened. */
+static inline float fastgd_e4m3_load(uint8_t code, int32_t scale_bits)
+{
+    const int32_t c = (int8_t)code, m = (int32_t)((uint32_t)c << 20 & 0x07f00000);
+    const float step = fastgd_float((uint32_t)(scale_bits - (22 << 23))); /* 2^-20 of it */
+    const uint32_t subnormal = fastgd_bits((float)m * step);
+    const uint32_t u = m < 8 << 20 ? subnormal : (uint32_t)(m + scale_bits);
+    return fastgd_float(u | ((uint32_t)c & 0x80000000));
+}
+
+/* The bits of 2^33.  Those of a sum with it are fixed point, here 2^20 for each step between
+ * subnormals, and linear, up to where the number's own bits, which are its logarithm, overtake them:
+ * at the first normal code.  What they have in common is cut off above the code. */
+#define FASTGD_FIXED 0x50000000
+
+static inline float fastgd_e4m3_steps(int32_t scale_bits)
+{
+    return fastgd_float((286u << 23) - (uint32_t)scale_bits);
+}
+
+static inline uint8_t fastgd_e4m3_store(float x, int32_t zero, float steps, int32_t rest,
+                                        int32_t unit)
+{
+    const int32_t a = fastgd_magnitude(x);
+    const float fixed = fastgd_float((uint32_t)(FASTGD_FIXED + rest));
+    const int32_t linear = (int32_t)fastgd_bits(fastgd_float((uint32_t)a) * steps + fixed);
+    const int32_t b = fastgd_max(a + (FASTGD_FIXED + rest - zero), linear);
+    return (uint8_t)((b + unit) >> 20 | (int32_t)(fastgd_bits(x) >> 24 & 0x80));
+}
+
+/* Unsigned, 5 exponent bits, 3 mantissa bits, 0 for zero, no subnormals, no code for inf or NaN. */
+
+/* The bits by which the largest is found, of which negative ones are beyond inf; -0 counts as 0. */
+static inline uint32_t fastgd_ue5m3_order(float x) { return fastgd_bits(x + 0.0f); }
+
+static inline float fastgd_ue5m3_load(uint8_t code, int32_t scale_bits)
+{
+    const int32_t m = (int32_t)code << 20;
+    return fastgd_float((uint32_t)(m ? m + scale_bits : 0));
+}
+
+/* What is positive stays so, as a second moment of zero would make a step too long; only where it is
+ * no normal float32 may it become zero. */
+static inline uint8_t fastgd_ue5m3_store(float x, int32_t zero, int32_t rest, int32_t unit)
+{
+    const int32_t a = fastgd_magnitude(x);
+    const int32_t b = fastgd_max(a + (rest - zero), fastgd_min(a, 1 << 20));
+    return (uint8_t)((b + unit) >> 20);
+}
+
+/* -------------------------------------------------------------------------------- random words */
+
+/* The finaliser of splitmix64 (Steele, Lea and Flood, 2014; constants of Stafford). */
+static inline uint64_t fastgd_mix(uint64_t z)
+{
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+/* What a step's random words of one tensor follow from. */
+static inline uint64_t fastgd_random_key(uint64_t seed, uint64_t step, uint64_t tensor)
+{
+    const uint64_t gamma = 0x9e3779b97f4a7c15u;
+    uint64_t key = fastgd_mix(seed + gamma);
+    key = fastgd_mix((key ^ step) + gamma);
+    return fastgd_mix((key ^ tensor) + gamma);
+}
+
+/* The key of 256 elements: splitmix64's value number `block` from the tensor's key. */
+static inline uint64_t fastgd_block_key(uint64_t key, uint64_t block)
+{
+    return fastgd_mix(key + (block + 1) * 0x9e3779b97f4a7c15u);
+}
+
+/* The word of one of 256 elements: an integer hash of few operations on 32-bit lanes (the multipliers
+ * are of Wellons' hash prospector) of the element's number times FASTGD_WORD_STEP, plus one half of
+ * the block's key; the other half comes in underway. */
+#define FASTGD_WORD_STEP 0x9e3779b9u
+
+static inline uint32_t fastgd_random_word(uint32_t x, uint32_t high)
+{
+    x = (x ^ x >> 16) * 0x21f0aaadu + high;
+    x = (x ^ x >> 15) * 0xd35a2d97u;
+    return x ^ x >> 15;
 }
 
 #endif

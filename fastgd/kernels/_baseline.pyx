@@ -1,5 +1,5 @@
 # The kernels for any processor of the architecture; _x86_64_v3.pyx and _x86_64_v4.pyx are the same
-# two includes, compiled with other flags (BACKENDS in setup.py).
+# three includes, compiled with other flags (BACKENDS in setup.py).
 from cython cimport floating
 from libc.math cimport sqrt, sqrtf
 
@@ -7,3 +7,4 @@ from fastgd.kernels._types cimport *
 
 include "_rules.pxi"
 include "_stages.pxi"
+include "_codecs.pxi"

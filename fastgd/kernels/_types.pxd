@@ -1,5 +1,7 @@
 # The C types that pass between the engine and the backends; declared in src_c/numeric.h.
 
+from libc.stdint cimport uint32_t, uint64_t
+
 cdef extern from "numeric.h" nogil:
     const int TILE "FASTGD_TILE"
     const int MAX_STATES "FASTGD_MAX_STATES"
@@ -52,3 +54,15 @@ ctypedef void (*staged_f64)(const void*, const Part*, const double*, const Stage
 # g, n, scale
 ctypedef double (*sum_f32)(const float*, Py_ssize_t, double) noexcept nogil
 ctypedef double (*sum_f64)(const double*, Py_ssize_t, double) noexcept nogil
+# The loops of codecs: out, code, beside, n
+ctypedef void (*load_f32)(float*, const void*, const void*, Py_ssize_t) noexcept nogil
+ctypedef void (*load_f64)(double*, const void*, const void*, Py_ssize_t) noexcept nogil
+# code, beside, x, n, words, shift
+ctypedef void (*store_f32)(
+    void*, void*, const float*, Py_ssize_t, const uint32_t*, int) noexcept nogil
+ctypedef void (*store_f64)(
+    void*, void*, const double*, Py_ssize_t, const uint32_t*, int) noexcept nogil
+# words, key, start, n
+ctypedef void (*random_words_t)(uint32_t*, uint64_t, Py_ssize_t, Py_ssize_t) noexcept nogil
+# seed, step, tensor
+ctypedef uint64_t (*random_key_t)(uint64_t, uint64_t, uint64_t) noexcept nogil

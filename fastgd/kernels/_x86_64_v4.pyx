@@ -6,3 +6,4 @@ from fastgd.kernels._types cimport *
 
 include "_rules.pxi"
 include "_stages.pxi"
+include "_codecs.pxi"

@@ -1,0 +1,335 @@
+# The codecs: loops that load a tile from its storage into float32 or float64, and store it back.
+# Included by every backend.
+#
+# What a loop computes is specified by the function of the same name in codecs.py, bit for bit; what
+# happens to one element stands in src_c/codecs.h.  All loads have one signature, and so have all
+# stores.  `code` is the storage, `beside` what stands beside it: the remainders of the split form,
+# or the one scale of a tile of 8-bit codes.  Stochastic stores take 16 random bits per element:
+# those of `words` from bit `shift` (0 or 16) on.
+
+from libc.stdint cimport int16_t, int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+cdef extern from "codecs.h" nogil:
+    const int FASTGD_NAN_SCALE
+    const int FASTGD_HALF, FASTGD_REST
+    const int FASTGD_E4M3_LEAST, FASTGD_E4M3_MOST, FASTGD_E4M3_BINADES
+    const int FASTGD_UE5M3_LEAST, FASTGD_UE5M3_MOST, FASTGD_UE5M3_BINADES
+    float fastgd_float(uint32_t)
+    float fastgd_to_odd(double)
+    int32_t fastgd_magnitude(float)
+    int32_t fastgd_max(int32_t, int32_t)
+    float fastgd_bfloat16_load(uint16_t)
+    uint16_t fastgd_bfloat16(float)
+    uint16_t fastgd_bfloat16_stochastic(float, uint32_t)
+    float fastgd_float16_load(uint16_t)
+    uint16_t fastgd_float16_nearest(float)
+    uint16_t fastgd_float16_stochastic(float, uint32_t)
+    uint32_t fastgd_split_canonical(float)
+    uint16_t fastgd_split_high(uint32_t)
+    int16_t fastgd_split_low(uint32_t)
+    float fastgd_split_load(uint16_t, int16_t)
+    int fastgd_block_scale(uint32_t, int, int)
+    int32_t fastgd_scale_bits(int, int)
+    int32_t fastgd_unit(uint32_t)
+    float fastgd_e4m3_load(uint8_t, int32_t)
+    float fastgd_e4m3_steps(int32_t)
+    uint8_t fastgd_e4m3_store(float, int32_t, float, int32_t, int32_t)
+    uint32_t fastgd_ue5m3_order(float)
+    float fastgd_ue5m3_load(uint8_t, int32_t)
+    uint8_t fastgd_ue5m3_store(float, int32_t, int32_t, int32_t)
+    uint64_t fastgd_random_key(uint64_t, uint64_t, uint64_t)
+    uint64_t fastgd_block_key(uint64_t, uint64_t)
+    uint32_t fastgd_random_word(uint32_t, uint32_t)
+    const uint32_t FASTGD_WORD_STEP
+
+
+cdef inline float to_odd(floating x) noexcept nogil:
+    """To float32 on the way to 16 bits, without rounding twice."""
+    if floating is float:
+        return x
+    else:
+        return fastgd_to_odd(x)
+
+
+# ------------------------------------------------------------------------------ float32, float64
+
+cdef void load_float32(floating* restrict out, const void* restrict code,
+                       const void* restrict beside, Py_ssize_t n) noexcept nogil:
+    cdef const float* c = <const float*> code
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i] = <floating> c[i]
+
+
+cdef void store_float32(void* restrict code, void* restrict beside, const floating* restrict x,
+                        Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
+    cdef float* c = <float*> code
+    cdef Py_ssize_t i
+    for i in range(n):
+        c[i] = <float> x[i]
+
+
+cdef void load_float64(floating* restrict out, const void* restrict code,
+                       const void* restrict beside, Py_ssize_t n) noexcept nogil:
+    cdef const double* c = <const double*> code
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i] = <floating> c[i]
+
+
+cdef void store_float64(void* restrict code, void* restrict beside, const floating* restrict x,
+                        Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
+    cdef double* c = <double*> code
+    cdef Py_ssize_t i
+    for i in range(n):
+        c[i] = <double> x[i]
+
+
+# ---------------------------------------------------------------------------- bfloat16, float16
+
+cdef void load_bfloat16(floating* restrict out, const void* restrict code,
+                        const void* restrict beside, Py_ssize_t n) noexcept nogil:
+    cdef const uint16_t* c = <const uint16_t*> code
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i] = <floating> fastgd_bfloat16_load(c[i])
+
+
+cdef void store_bfloat16(void* restrict code, void* restrict beside, const floating* restrict x,
+                         Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
+    cdef uint16_t* c = <uint16_t*> code
+    cdef Py_ssize_t i
+    for i in range(n):
+        c[i] = fastgd_bfloat16(to_odd(x[i]))
+
+
+cdef void stochastic_bfloat16(void* restrict code, void* restrict beside,
+                              const floating* restrict x, Py_ssize_t n,
+                              const uint32_t* restrict words, int shift) noexcept nogil:
+    cdef uint16_t* c = <uint16_t*> code
+    cdef Py_ssize_t i
+    for i in range(n):
+        c[i] = fastgd_bfloat16_stochastic(<float> x[i], (words[i] >> shift) & 0xffff)
+
+
+cdef void load_float16(floating* restrict out, const void* restrict code,
+                       const void* restrict beside, Py_ssize_t n) noexcept nogil:
+    cdef const uint16_t* c = <const uint16_t*> code
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i] = <floating> fastgd_float16_load(c[i])
+
+
+cdef void store_float16(void* restrict code, void* restrict beside, const floating* restrict x,
+                        Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
+    cdef uint16_t* c = <uint16_t*> code
+    cdef Py_ssize_t i
+    for i in range(n):
+        c[i] = fastgd_float16_nearest(to_odd(x[i]))
+
+
+cdef void stochastic_float16(void* restrict code, void* restrict beside,
+                             const floating* restrict x, Py_ssize_t n,
+                             const uint32_t* restrict words, int shift) noexcept nogil:
+    cdef uint16_t* c = <uint16_t*> code
+    cdef Py_ssize_t i
+    for i in range(n):
+        c[i] = fastgd_float16_stochastic(<float> x[i], (words[i] >> shift) & 0xffff)
+
+
+# ---------------------------------------------------------- float32 as bfloat16 and a remainder
+
+cdef void load_split(floating* restrict out, const void* restrict code,
+                     const void* restrict beside, Py_ssize_t n) noexcept nogil:
+    cdef const uint16_t* high = <const uint16_t*> code
+    cdef const int16_t* low = <const int16_t*> beside
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i] = <floating> fastgd_split_load(high[i], low[i])
+
+
+cdef void store_split(void* restrict code, void* restrict beside, const floating* restrict x,
+                      Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
+    cdef uint16_t* high = <uint16_t*> code
+    cdef int16_t* low = <int16_t*> beside
+    cdef uint32_t u
+    cdef Py_ssize_t i
+    for i in range(n):
+        u = fastgd_split_canonical(<float> x[i])
+        high[i] = fastgd_split_high(u)
+        low[i] = fastgd_split_low(u)
+
+
+# ------------------------------------------------------------------- 8 bits, one scale per tile
+
+cdef inline void fill_nan(floating* out, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i] = <floating> fastgd_float(0x7fc00000)
+
+
+cdef void load_e4m3(floating* restrict out, const void* restrict code,
+                    const void* restrict beside, Py_ssize_t n) noexcept nogil:
+    cdef const uint8_t* c = <const uint8_t*> code
+    cdef int scale = (<const uint8_t*> beside)[0]
+    cdef int32_t bits = fastgd_scale_bits(scale, FASTGD_E4M3_LEAST)
+    cdef Py_ssize_t i
+    if scale > FASTGD_E4M3_MOST:
+        fill_nan(out, n)
+        return
+    for i in range(n):
+        out[i] = <floating> fastgd_e4m3_load(c[i], bits)
+
+
+cdef inline int scale_e4m3(const floating* x, Py_ssize_t n) noexcept nogil:
+    cdef int32_t largest = 0
+    cdef Py_ssize_t i
+    for i in range(n):
+        largest = fastgd_max(largest, fastgd_magnitude(<float> x[i]))
+    return fastgd_block_scale(<uint32_t> largest, FASTGD_E4M3_BINADES, FASTGD_E4M3_LEAST)
+
+
+cdef void store_e4m3(void* restrict code, void* restrict beside, const floating* restrict x,
+                     Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
+    cdef uint8_t* c = <uint8_t*> code
+    cdef int scale = scale_e4m3(x, n)
+    cdef int32_t bits = scale << 23
+    cdef float steps = fastgd_e4m3_steps(bits)
+    cdef Py_ssize_t i
+    (<uint8_t*> beside)[0] = <uint8_t> scale
+    if scale == FASTGD_NAN_SCALE:
+        memset(code, 0, n)
+        return
+    for i in range(n):
+        c[i] = fastgd_e4m3_store(<float> x[i], bits, steps, 0, FASTGD_HALF)
+
+
+cdef void stochastic_e4m3(void* restrict code, void* restrict beside, const floating* restrict x,
+                          Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
+    cdef uint8_t* c = <uint8_t*> code
+    cdef int scale = scale_e4m3(x, n)
+    cdef int32_t bits = scale << 23
+    cdef float steps = fastgd_e4m3_steps(bits)
+    cdef Py_ssize_t i
+    (<uint8_t*> beside)[0] = <uint8_t> scale
+    if scale == FASTGD_NAN_SCALE:
+        memset(code, 0, n)
+        return
+    for i in range(n):
+        c[i] = fastgd_e4m3_store(<float> x[i], bits, steps, FASTGD_REST,
+                                 fastgd_unit((words[i] >> shift) & 0xffff))
+
+
+cdef void load_ue5m3(floating* restrict out, const void* restrict code,
+                     const void* restrict beside, Py_ssize_t n) noexcept nogil:
+    cdef const uint8_t* c = <const uint8_t*> code
+    cdef int scale = (<const uint8_t*> beside)[0]
+    cdef int32_t bits = fastgd_scale_bits(scale, FASTGD_UE5M3_LEAST)
+    cdef Py_ssize_t i
+    if scale > FASTGD_UE5M3_MOST:
+        fill_nan(out, n)
+        return
+    for i in range(n):
+        out[i] = <floating> fastgd_ue5m3_load(c[i], bits)
+
+
+cdef inline int scale_ue5m3(const floating* x, Py_ssize_t n) noexcept nogil:
+    cdef uint32_t largest = 0, order
+    cdef Py_ssize_t i
+    for i in range(n):
+        order = fastgd_ue5m3_order(<float> x[i])
+        largest = order if order > largest else largest
+    return fastgd_block_scale(largest, FASTGD_UE5M3_BINADES, FASTGD_UE5M3_LEAST)
+
+
+cdef void store_ue5m3(void* restrict code, void* restrict beside, const floating* restrict x,
+                      Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
+    cdef uint8_t* c = <uint8_t*> code
+    cdef int scale = scale_ue5m3(x, n)
+    cdef int32_t bits = scale << 23
+    cdef Py_ssize_t i
+    (<uint8_t*> beside)[0] = <uint8_t> scale
+    if scale == FASTGD_NAN_SCALE:
+        memset(code, 0, n)
+        return
+    for i in range(n):
+        c[i] = fastgd_ue5m3_store(<float> x[i], bits, 0, FASTGD_HALF)
+
+
+cdef void stochastic_ue5m3(void* restrict code, void* restrict beside, const floating* restrict x,
+                           Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
+    cdef uint8_t* c = <uint8_t*> code
+    cdef int scale = scale_ue5m3(x, n)
+    cdef int32_t bits = scale << 23
+    cdef Py_ssize_t i
+    (<uint8_t*> beside)[0] = <uint8_t> scale
+    if scale == FASTGD_NAN_SCALE:
+        memset(code, 0, n)
+        return
+    for i in range(n):
+        c[i] = fastgd_ue5m3_store(<float> x[i], bits, FASTGD_REST,
+                                  fastgd_unit((words[i] >> shift) & 0xffff))
+
+
+# --------------------------------------------------------------------------------- random words
+
+cdef uint64_t random_key(uint64_t seed, uint64_t step, uint64_t tensor) noexcept nogil:
+    return fastgd_random_key(seed, step, tensor)
+
+
+cdef void random_words(uint32_t* restrict words, uint64_t key, Py_ssize_t start,
+                       Py_ssize_t n) noexcept nogil:
+    """The words of `n` elements of a tensor from element `start` on, wherever tiles begin."""
+    cdef uint64_t block
+    cdef uint32_t x, first
+    cdef Py_ssize_t i, m
+    while n > 0:
+        first = <uint32_t> (start % TILE)
+        m = min(n, <Py_ssize_t> (TILE - first))
+        block = fastgd_block_key(key, <uint64_t> (start // TILE))
+        x = <uint32_t> block + first * FASTGD_WORD_STEP
+        for i in range(m):
+            words[i] = fastgd_random_word(x, <uint32_t> (block >> 32))
+            x += FASTGD_WORD_STEP
+        words += m
+        start += m
+        n -= m
+
+
+# name: (load, store to nearest, stochastic store or None), each as the addresses of its loops for
+# float32 and float64.
+CODECS = {
+    "float32": (
+        (<size_t> <void*> load_float32[float], <size_t> <void*> load_float32[double]),
+        (<size_t> <void*> store_float32[float], <size_t> <void*> store_float32[double]),
+        None),
+    "float64": (
+        (<size_t> <void*> load_float64[float], <size_t> <void*> load_float64[double]),
+        (<size_t> <void*> store_float64[float], <size_t> <void*> store_float64[double]),
+        None),
+    "bfloat16": (
+        (<size_t> <void*> load_bfloat16[float], <size_t> <void*> load_bfloat16[double]),
+        (<size_t> <void*> store_bfloat16[float], <size_t> <void*> store_bfloat16[double]),
+        (<size_t> <void*> stochastic_bfloat16[float],
+         <size_t> <void*> stochastic_bfloat16[double])),
+    "float16": (
+        (<size_t> <void*> load_float16[float], <size_t> <void*> load_float16[double]),
+        (<size_t> <void*> store_float16[float], <size_t> <void*> store_float16[double]),
+        (<size_t> <void*> stochastic_float16[float],
+         <size_t> <void*> stochastic_float16[double])),
+    "split": (
+        (<size_t> <void*> load_split[float], <size_t> <void*> load_split[double]),
+        (<size_t> <void*> store_split[float], <size_t> <void*> store_split[double]),
+        None),
+    "e4m3": (
+        (<size_t> <void*> load_e4m3[float], <size_t> <void*> load_e4m3[double]),
+        (<size_t> <void*> store_e4m3[float], <size_t> <void*> store_e4m3[double]),
+        (<size_t> <void*> stochastic_e4m3[float], <size_t> <void*> stochastic_e4m3[double])),
+    "ue5m3": (
+        (<size_t> <void*> load_ue5m3[float], <size_t> <void*> load_ue5m3[double]),
+        (<size_t> <void*> store_ue5m3[float], <size_t> <void*> store_ue5m3[double]),
+        (<size_t> <void*> stochastic_ue5m3[float], <size_t> <void*> stochastic_ue5m3[double])),
+}
+# The loop that makes random words, and the function that makes the key it takes.
+RANDOM = (<size_t> <void*> random_words, <size_t> <void*> random_key)
