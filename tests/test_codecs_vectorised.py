@@ -1,0 +1,71 @@
+"""Every codec's loop is vectorised, to the full width of its backend: see test_vectorised.py."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from helpers import COMPILED
+from test_vectorised import REGISTERS, disassembly, pytestmark
+
+from fastgd.kernels.codecs import CODECS
+
+__all__ = ["disassembly", "pytestmark"]
+
+# What only a vectorised loop has, by loop; SSE2 lacks some of it and has what stands after the |.
+MARKS = {
+    "load_float32": "cvtps2pd",
+    "load_float64": "movup[sd]",  # cvtpd2ps names the narrower register
+    "store_float32": "movup[sd]",
+    "store_float64": "cvtps2pd",
+    "load_bfloat16": "pslld|punpcklwd",
+    "load_float16": "cvtdq2ps mulps",
+    "load_split": "pmaxsd|pcmpgtd",
+    "load_e4m3": "cvtdq2ps mulps",
+    "load_ue5m3": "pslld",
+    "store_bfloat16": "psrld paddd",
+    "store_float16": "psrld addps",
+    "store_split": "paddd",
+    "store_e4m3": "mulps psr[al]d",
+    "store_ue5m3": "psr[al]d",
+    "stochastic_bfloat16": "psrld paddd",
+    "stochastic_float16": "mulps cvttps2dq psrld",
+    "stochastic_e4m3": "mulps psr[al]d psrld",
+    "stochastic_ue5m3": "psr[al]d psrld",
+    "random_words": "pmulld|pmuludq psrld",
+}
+# A number in its own type is copied, for which compilers call the C library.
+COPIED = ["float32", "float64"]
+# What the largest of a tile is found with.
+LARGEST = "pmax[su]d|pcmpgtd"
+
+
+def marks(name):
+    found = MARKS[name].split()
+    if re.fullmatch("(store|stochastic)_u?e.m3", name):
+        found.append(LARGEST)
+    return found
+
+
+@pytest.mark.parametrize("fuse", [0, 1])
+@pytest.mark.parametrize("name", MARKS)
+@pytest.mark.parametrize("backend", COMPILED)
+def test_codec_is_vectorised(disassembly, backend, name, fuse):
+    symbol = rf"__pyx_fuse_{fuse}__pyx_f_.*_{backend}_{name}(\..*)?"
+    if name == "random_words":
+        symbol = rf"__pyx_f_.*_{backend}_{name}(\..*)?"
+    body = "".join(b for s, b in disassembly(backend).items() if re.fullmatch(symbol, s))
+    assert body, f"{name} was not found among the functions of {backend}"
+    register = REGISTERS[backend]
+    for mark in [] if name.endswith(COPIED[fuse]) else marks(name):
+        assert re.search(rf"\bv?({mark})\s.*%{register}\d", body), mark
+    # Nothing is called for an element, and nothing contracted.
+    calls = set(re.findall(r"\bcall\s+\w+ <(.+?)>", body))
+    assert {call.split("@")[0] for call in calls} <= {"memset", "memcpy"}
+    assert not re.search(r"\bvf(n?m(add|sub))\d", body)
+
+
+def test_every_loop_is_looked_at():
+    loops = {f"load_{name}" for name in CODECS} | {f"store_{name}" for name in CODECS}
+    loops |= {f"stochastic_{name}" for name, codec in CODECS.items() if codec.stochastic}
+    assert set(MARKS) == {*loops, "random_words"}
