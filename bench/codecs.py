@@ -21,8 +21,8 @@ import numpy as np
 import fastgd
 
 N = 256
-TIMES = 2000
-ROUNDS = 30
+TIMES = 500
+ROUNDS = 100
 ADAM = ["load e4m3", "load ue5m3", "random words", "stochastic e4m3", "stochastic ue5m3"]
 
 

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from fastgd._trees import Structure, unflatten
 from fastgd.kernels._engine import Plan
-from fastgd.kernels.codecs import computed
 from fastgd.kernels.memory import zeros_beside
 from fastgd.kernels.reference import Stages
+from fastgd.kernels.stored import computed
 
 Array = NDArray[Any]
 

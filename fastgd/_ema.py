@@ -14,9 +14,9 @@ from fastgd import _groups
 from fastgd._trees import Name, flatten, name_of
 from fastgd.kernels import checks
 from fastgd.kernels._engine import Plan
-from fastgd.kernels.codecs import as_stored, computed
 from fastgd.kernels.memory import zeros_beside
 from fastgd.kernels.reference import Stages
+from fastgd.kernels.stored import as_stored, computed
 
 Array = NDArray[Any]
 

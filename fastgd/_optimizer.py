@@ -17,8 +17,8 @@ from fastgd._accumulated import Accumulated
 from fastgd._trees import Name, Path, Structure, flatten, name_of, unflatten
 from fastgd.kernels import checks, reference
 from fastgd.kernels._engine import Plan, StepRecord
-from fastgd.kernels.codecs import Stored, as_stored
 from fastgd.kernels.reference import RULES
+from fastgd.kernels.stored import Stored, as_stored
 
 Array = NDArray[Any]
 Hyper = Mapping[str, Any]

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from fastgd._groups import ParamGroup, number, positive
 from fastgd._trees import Name
 from fastgd.kernels import checks
-from fastgd.kernels.codecs import TILE, as_stored, codec_of
+from fastgd.kernels.codecs import TILE
 from fastgd.kernels.reference import RULES
+from fastgd.kernels.stored import as_stored, codec_of
 
 if TYPE_CHECKING:
     from fastgd._accumulated import Accumulated

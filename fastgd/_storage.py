@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastgd._trees import Name
-from fastgd.kernels.codecs import CODECS, Stored, as_stored, codec_of, computed
+from fastgd.kernels.codecs import CODECS
 from fastgd.kernels.memory import zeros_beside
 from fastgd.kernels.reference import RULES
+from fastgd.kernels.stored import Stored, as_stored, codec_of, computed
 
 Array = NDArray[Any]
 

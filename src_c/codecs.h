@@ -4,8 +4,8 @@
  *
  * All of it is plain arithmetic on 32-bit lanes, without a branch, a table or a library call, so
  * that compilers vectorise the loops for every instruction set: no F16C, no 16-bit float type.
- * Comparisons are of signed integers, the only ones that SSE2 and AVX2 have; where float32 would be
- * subnormal the work is done on integers, so that flush-to-zero modes change nothing.
+ * Comparisons are of signed integers, the only ones that SSE2 and AVX2 have; where a float32 may be
+ * subnormal the work is done on integers, which no flush-to-zero mode touches.
  *
  * A float's magnitude, read as an integer, is its logarithm, linear between powers of two.  Adding a
  * random (or half a) unit below the last bit to be kept and cutting off what follows is therefore
@@ -56,7 +56,7 @@ static inline float fastgd_to_odd(double x)
 static inline float fastgd_bfloat16_load(uint16_t h) { return fastgd_float((uint32_t)h << 16); }
 
 /* To nearest, ties to even; NaN stays a NaN, quiet, of its sign. */
-static inline uint16_t fastgd_bfloat16_nearest(float x)
+static inline uint16_t fastgd_bfloat16(float x)
 {
     const uint32_t u = fastgd_bits(x), rounded = u + 0x7fff + (u >> 16 & 1);
     return (uint16_t)((x != x ? u | 0x400000 : rounded) >> 16);
@@ -90,8 +90,9 @@ static inline int16_t fastgd_split_low(uint32_t u) { return (int16_t)(uint16_t)u
  * remainder: a magnitude below zero would be a NaN. */
 static inline float fastgd_split_load(uint16_t high, int16_t low)
 {
-    const int32_t a = fastgd_max((int32_t)((uint32_t)(high & 0x7fff) << 16) + low, 0);
-    return fastgd_float((uint32_t)a | (uint32_t)(high & 0x8000) << 16);
+    const uint32_t u = (uint32_t)high << 16;
+    const int32_t a = fastgd_max((int32_t)(u & 0x7fffffff) + low, 0);
+    return fastgd_float((uint32_t)a | (u & 0x80000000));
 }
 
 /* ------------------------------------------------------------------------------------- float16 */
@@ -105,9 +106,10 @@ static inline float fastgd_split_load(uint16_t high, int16_t low)
 static inline float fastgd_float16_load(uint16_t h)
 {
     const int32_t m = h & 0x7fff;
-    const uint32_t normal = ((uint32_t)m << 13) + (m < 0x7c00 ? FASTGD_F16_ZERO : 0x70000000);
+    const int32_t normal = (m << 13) + (m < 0x7c00 ? FASTGD_F16_ZERO : 2 * FASTGD_F16_ZERO);
     const uint32_t subnormal = fastgd_bits((float)m * 0x1p-24f);
-    return fastgd_float((m < 0x400 ? subnormal : normal) | (uint32_t)(h & 0x8000) << 16);
+    const uint32_t u = m < 0x400 ? subnormal : (uint32_t)normal;
+    return fastgd_float(u | (uint32_t)(h & 0x8000) << 16);
 }
 
 /* To nearest, ties to even; NaN stays a NaN, quiet, of its sign and upper payload.  The last place
@@ -123,21 +125,15 @@ static inline uint16_t fastgd_float16_nearest(float x)
     return (uint16_t)((x != x ? nan : q) | (fastgd_bits(x) >> 16 & 0x8000));
 }
 
-/* The magnitude on a scale of integers on which codes are `1 << bits` apart: logarithmic from
- * `zero` (the exponent bits of the code's own zero point) on, where `linear`, a multiple of the
- * value in fixed point, is overtaken; linear below, where codes are evenly spaced. */
-static inline int32_t fastgd_code_scale(int32_t a, int32_t zero, float linear)
-{
-    const float most = linear < 0x1p23f ? linear : 0x1p23f;
-    return fastgd_max(a - zero, (int32_t)most);
-}
-
 /* Up or down by chance, from 13 of 16 random bits.  Below 65536 finite values stay finite; what
  * lies above is inf, as in rounding to nearest. */
 static inline uint16_t fastgd_float16_stochastic(float x, uint32_t random)
 {
     const int32_t a = fastgd_min(fastgd_magnitude(x), FASTGD_F16_END);
-    const int32_t b = fastgd_code_scale(a, FASTGD_F16_ZERO, fastgd_float((uint32_t)a) * 0x1p37f);
+    /* A subnormal's value in fixed point; what is normal overtakes it by its logarithm. */
+    const float value = fastgd_float((uint32_t)a) * 0x1p37f;
+    const int32_t linear = (int32_t)(value < 0x1p23f ? value : 0x1p23f);
+    const int32_t b = fastgd_max(a - FASTGD_F16_ZERO, linear);
     const int32_t up = fastgd_min(b + (int32_t)(random >> 3), FASTGD_F16_END - FASTGD_F16_ZERO - 1);
     const uint32_t q = (uint32_t)fastgd_max(up, b) >> 13;
     const uint32_t nan = 0x7e00 | ((uint32_t)fastgd_magnitude(x) >> 13 & 0x3ff);
@@ -149,70 +145,81 @@ static inline uint16_t fastgd_float16_stochastic(float x, uint32_t random)
 /* A scale is a biased exponent, 2^(scale - 127), as in E8M0 of the OCP's MX formats; 255 is NaN.
  * The least are those for which no step between codes is a subnormal float32. */
 enum {
-    FASTGD_E4M3_LEAST = 22, FASTGD_E4M3_MOST = 239, FASTGD_E4M3_BINADES = 15,
+    FASTGD_E4M3_LEAST = 32, FASTGD_E4M3_MOST = 239, FASTGD_E4M3_BINADES = 15,
     FASTGD_UE5M3_LEAST = 1, FASTGD_UE5M3_MOST = 223, FASTGD_UE5M3_BINADES = 31
 };
 
-/* Half a unit: 20 bits of a float32 are cut off.  With this in place of a random word's rounding is
- * to nearest. */
+/* 20 bits of a float32 are cut off: to nearest after adding a half, by chance after adding 16 random
+ * bits and half of what these leave. */
 #define FASTGD_HALF 0x80000
+#define FASTGD_REST 8
 
-/* The random unit: 16 bits, and half of what is left below them. */
-static inline int32_t fastgd_unit(uint32_t random) { return (int32_t)(random << 4 | 8); }
+static inline int32_t fastgd_unit(uint32_t random) { return (int32_t)(random << 4); }
 
-/* The scale with which the largest magnitude (as integer) has the topmost exponent, or the next one
- * if it could round beyond the largest code; NaN if there is an inf or NaN. */
-static inline int fastgd_block_scale(int32_t largest, int binades, int least)
+/* The scale with which the largest of a block (its bits) has the topmost exponent, or the next one if
+ * it could be rounded beyond the largest code; NaN if that is inf, NaN or negative. */
+static inline int fastgd_block_scale(uint32_t largest, int binades, int least)
 {
-    const int scale = ((largest + 0xfffff) >> 23) - binades;
     if (largest > FASTGD_INF - 0x100000)
         return FASTGD_NAN_SCALE;
-    return scale < least ? least : scale;
+    return fastgd_max((int)((largest + 0xfffff) >> 23) - binades, least);
 }
 
 /* The exponent bits of a scale as it was read; memory of zeros counts as the least scale. */
 static inline int32_t fastgd_scale_bits(int scale, int least)
 {
-    return (scale < least ? least : scale) << 23;
+    return fastgd_max(scale, least) << 23;
 }
 
 /* Signed, 4 exponent bits, 3 mantissa bits, subnormals, no code for inf or NaN. */
+/* Widened once, with its sign: sign and magnitude taken apart first would each be widened. */
 static inline float fastgd_e4m3_load(uint8_t code, int32_t scale_bits)
 {
-    const int32_t m = code & 0x7f;
-    const float step = fastgd_float((uint32_t)(scale_bits - (2 << 23)));
-    const uint32_t normal = (uint32_t)((m << 20) + scale_bits);
+    const int32_t c = (int8_t)code, m = (int32_t)((uint32_t)c << 20 & 0x07f00000);
+    const float step = fastgd_float((uint32_t)(scale_bits - (22 << 23))); /* 2^-20 of it */
     const uint32_t subnormal = fastgd_bits((float)m * step);
-    return fastgd_float((m < 8 ? subnormal : normal) | (uint32_t)(code & 0x80) << 24);
+    const uint32_t u = m < 8 << 20 ? subnormal : (uint32_t)(m + scale_bits);
+    return fastgd_float(u | ((uint32_t)c & 0x80000000));
 }
 
-static inline uint8_t fastgd_e4m3_store(float x, int32_t scale_bits, int32_t unit)
+/* The bits of 2^33.  Those of a sum with it are fixed point, here 2^20 for each step between
+ * subnormals, and linear, up to where the number's own bits, which are its logarithm, overtake them:
+ * at the first normal code.  What they have in common is cut off above the code. */
+#define FASTGD_FIXED 0x50000000
+
+static inline float fastgd_e4m3_steps(int32_t scale_bits)
+{
+    return fastgd_float((286u << 23) - (uint32_t)scale_bits);
+}
+
+static inline uint8_t fastgd_e4m3_store(float x, int32_t zero, float steps, int32_t rest,
+                                        int32_t unit)
 {
     const int32_t a = fastgd_magnitude(x);
-    const float steps = fastgd_float((uint32_t)((276 << 23) - scale_bits)); /* 2^20 in each step */
-    const int32_t b = fastgd_code_scale(a, scale_bits, fastgd_float((uint32_t)a) * steps);
+    const float fixed = fastgd_float((uint32_t)(FASTGD_FIXED + rest));
+    const int32_t linear = (int32_t)fastgd_bits(fastgd_float((uint32_t)a) * steps + fixed);
+    const int32_t b = fastgd_max(a + (FASTGD_FIXED + rest - zero), linear);
     return (uint8_t)((b + unit) >> 20 | (int32_t)(fastgd_bits(x) >> 24 & 0x80));
 }
 
-/* Unsigned, 5 exponent bits, 3 mantissa bits, 0 for zero, no subnormals, no code for inf or NaN.
- * A negative number counts as NaN; adding 0 makes -0 none. */
-static inline int32_t fastgd_ue5m3_magnitude(float x)
-{
-    const uint32_t u = fastgd_bits(x + 0.0f);
-    return (int32_t)((u | (0 - (u >> 31))) & 0x7fffffff);
-}
+/* Unsigned, 5 exponent bits, 3 mantissa bits, 0 for zero, no subnormals, no code for inf or NaN. */
+
+/* The bits by which the largest is found, of which negative ones are beyond inf; -0 counts as 0. */
+static inline uint32_t fastgd_ue5m3_order(float x) { return fastgd_bits(x + 0.0f); }
 
 static inline float fastgd_ue5m3_load(uint8_t code, int32_t scale_bits)
 {
-    return fastgd_float(code ? (uint32_t)((code << 20) + scale_bits) : 0);
+    const int32_t m = (int32_t)code << 20;
+    return fastgd_float((uint32_t)(m ? m + scale_bits : 0));
 }
 
-/* What is positive stays so: a second moment of zero would make a step too long. */
-static inline uint8_t fastgd_ue5m3_store(float x, int32_t scale_bits, int32_t unit)
+/* What is positive stays so, as a second moment of zero would make a step too long; only where it is
+ * no normal float32 may it become zero. */
+static inline uint8_t fastgd_ue5m3_store(float x, int32_t zero, int32_t rest, int32_t unit)
 {
     const int32_t a = fastgd_magnitude(x);
-    const int32_t b = fastgd_max(a - scale_bits, 1 << 20);
-    return (uint8_t)(a ? (b + unit) >> 20 : 0);
+    const int32_t b = fastgd_max(a + (rest - zero), fastgd_min(a, 1 << 20));
+    return (uint8_t)((b + unit) >> 20);
 }
 
 /* -------------------------------------------------------------------------------- random words */

@@ -67,3 +67,13 @@ def _size(tile):
 def _at(array, tile, per=1):
     """The address of a tile's elements, or of what stands beside them."""
     return None if array is None else array.ctypes.data + tile.start // per * array.itemsize
+
+
+def stored(store, name, x, words=None, shift=0):
+    """The arrays that a store fills, which hold something else before."""
+    code, beside = CODECS[name].new(x.size)
+    code[...] = 99
+    if beside is not None:
+        beside[...] = 99
+    store(code, beside, x, words, shift)
+    return [code] if beside is None else [code, beside]

@@ -26,18 +26,18 @@ MARKS = {
     "store_bfloat16": "psrld paddd",
     "store_float16": "psrld addps",
     "store_split": "paddd",
-    "store_e4m3": "mulps cvttps2dq psr[al]d",
+    "store_e4m3": "mulps psr[al]d",
     "store_ue5m3": "psr[al]d",
     "stochastic_bfloat16": "psrld paddd",
     "stochastic_float16": "mulps cvttps2dq psrld",
-    "stochastic_e4m3": "mulps cvttps2dq psr[al]d psrld",
+    "stochastic_e4m3": "mulps psr[al]d psrld",
     "stochastic_ue5m3": "psr[al]d psrld",
     "random_words": "pmulld|pmuludq psrld",
 }
 # A number in its own type is copied, for which compilers call the C library.
 COPIED = ["float32", "float64"]
 # What the largest of a tile is found with.
-LARGEST = "pmaxsd|pcmpgtd"
+LARGEST = "pmax[su]d|pcmpgtd"
 
 
 def marks(name):

@@ -15,7 +15,7 @@ from fastgd._optimizer import OPTIMIZERS
 from fastgd._storage import SQUARES
 from fastgd.averages import EMA
 from fastgd.functional import global_norm
-from fastgd.kernels.codecs import as_stored
+from fastgd.kernels.stored import as_stored
 
 F32, F64, F16, BF16 = np.float32, np.float64, np.float16, ml_dtypes.bfloat16
 SIZES = [0, 1, 7, 255, 256, 257, 1000, 4095, 4096, 5000, 70_001]

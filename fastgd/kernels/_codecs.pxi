@@ -12,7 +12,7 @@ from libc.string cimport memset
 
 cdef extern from "codecs.h" nogil:
     const int FASTGD_NAN_SCALE
-    const int FASTGD_HALF
+    const int FASTGD_HALF, FASTGD_REST
     const int FASTGD_E4M3_LEAST, FASTGD_E4M3_MOST, FASTGD_E4M3_BINADES
     const int FASTGD_UE5M3_LEAST, FASTGD_UE5M3_MOST, FASTGD_UE5M3_BINADES
     float fastgd_float(uint32_t)
@@ -20,7 +20,7 @@ cdef extern from "codecs.h" nogil:
     int32_t fastgd_magnitude(float)
     int32_t fastgd_max(int32_t, int32_t)
     float fastgd_bfloat16_load(uint16_t)
-    uint16_t fastgd_bfloat16_nearest(float)
+    uint16_t fastgd_bfloat16(float)
     uint16_t fastgd_bfloat16_stochastic(float, uint32_t)
     float fastgd_float16_load(uint16_t)
     uint16_t fastgd_float16_nearest(float)
@@ -29,14 +29,15 @@ cdef extern from "codecs.h" nogil:
     uint16_t fastgd_split_high(uint32_t)
     int16_t fastgd_split_low(uint32_t)
     float fastgd_split_load(uint16_t, int16_t)
-    int fastgd_block_scale(int32_t, int, int)
+    int fastgd_block_scale(uint32_t, int, int)
     int32_t fastgd_scale_bits(int, int)
     int32_t fastgd_unit(uint32_t)
     float fastgd_e4m3_load(uint8_t, int32_t)
-    uint8_t fastgd_e4m3_store(float, int32_t, int32_t)
-    int32_t fastgd_ue5m3_magnitude(float)
+    float fastgd_e4m3_steps(int32_t)
+    uint8_t fastgd_e4m3_store(float, int32_t, float, int32_t, int32_t)
+    uint32_t fastgd_ue5m3_order(float)
     float fastgd_ue5m3_load(uint8_t, int32_t)
-    uint8_t fastgd_ue5m3_store(float, int32_t, int32_t)
+    uint8_t fastgd_ue5m3_store(float, int32_t, int32_t, int32_t)
     uint64_t fastgd_random_key(uint64_t, uint64_t, uint64_t)
     uint64_t fastgd_block_key(uint64_t, uint64_t)
     uint32_t fastgd_random_word(uint32_t, uint32_t)
@@ -100,7 +101,7 @@ cdef void store_bfloat16(void* restrict code, void* restrict beside, const float
     cdef uint16_t* c = <uint16_t*> code
     cdef Py_ssize_t i
     for i in range(n):
-        c[i] = fastgd_bfloat16_nearest(to_odd(x[i]))
+        c[i] = fastgd_bfloat16(to_odd(x[i]))
 
 
 cdef void stochastic_bfloat16(void* restrict code, void* restrict beside,
@@ -186,7 +187,7 @@ cdef inline int scale_e4m3(const floating* x, Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(n):
         largest = fastgd_max(largest, fastgd_magnitude(<float> x[i]))
-    return fastgd_block_scale(largest, FASTGD_E4M3_BINADES, FASTGD_E4M3_LEAST)
+    return fastgd_block_scale(<uint32_t> largest, FASTGD_E4M3_BINADES, FASTGD_E4M3_LEAST)
 
 
 cdef void store_e4m3(void* restrict code, void* restrict beside, const floating* restrict x,
@@ -194,13 +195,14 @@ cdef void store_e4m3(void* restrict code, void* restrict beside, const floating*
     cdef uint8_t* c = <uint8_t*> code
     cdef int scale = scale_e4m3(x, n)
     cdef int32_t bits = scale << 23
+    cdef float steps = fastgd_e4m3_steps(bits)
     cdef Py_ssize_t i
     (<uint8_t*> beside)[0] = <uint8_t> scale
     if scale == FASTGD_NAN_SCALE:
         memset(code, 0, n)
         return
     for i in range(n):
-        c[i] = fastgd_e4m3_store(<float> x[i], bits, FASTGD_HALF)
+        c[i] = fastgd_e4m3_store(<float> x[i], bits, steps, 0, FASTGD_HALF)
 
 
 cdef void stochastic_e4m3(void* restrict code, void* restrict beside, const floating* restrict x,
@@ -208,13 +210,15 @@ cdef void stochastic_e4m3(void* restrict code, void* restrict beside, const floa
     cdef uint8_t* c = <uint8_t*> code
     cdef int scale = scale_e4m3(x, n)
     cdef int32_t bits = scale << 23
+    cdef float steps = fastgd_e4m3_steps(bits)
     cdef Py_ssize_t i
     (<uint8_t*> beside)[0] = <uint8_t> scale
     if scale == FASTGD_NAN_SCALE:
         memset(code, 0, n)
         return
     for i in range(n):
-        c[i] = fastgd_e4m3_store(<float> x[i], bits, fastgd_unit((words[i] >> shift) & 0xffff))
+        c[i] = fastgd_e4m3_store(<float> x[i], bits, steps, FASTGD_REST,
+                                 fastgd_unit((words[i] >> shift) & 0xffff))
 
 
 cdef void load_ue5m3(floating* restrict out, const void* restrict code,
@@ -231,10 +235,11 @@ cdef void load_ue5m3(floating* restrict out, const void* restrict code,
 
 
 cdef inline int scale_ue5m3(const floating* x, Py_ssize_t n) noexcept nogil:
-    cdef int32_t largest = 0
+    cdef uint32_t largest = 0, order
     cdef Py_ssize_t i
     for i in range(n):
-        largest = fastgd_max(largest, fastgd_ue5m3_magnitude(<float> x[i]))
+        order = fastgd_ue5m3_order(<float> x[i])
+        largest = order if order > largest else largest
     return fastgd_block_scale(largest, FASTGD_UE5M3_BINADES, FASTGD_UE5M3_LEAST)
 
 
@@ -249,7 +254,7 @@ cdef void store_ue5m3(void* restrict code, void* restrict beside, const floating
         memset(code, 0, n)
         return
     for i in range(n):
-        c[i] = fastgd_ue5m3_store(<float> x[i], bits, FASTGD_HALF)
+        c[i] = fastgd_ue5m3_store(<float> x[i], bits, 0, FASTGD_HALF)
 
 
 cdef void stochastic_ue5m3(void* restrict code, void* restrict beside, const floating* restrict x,
@@ -263,7 +268,8 @@ cdef void stochastic_ue5m3(void* restrict code, void* restrict beside, const flo
         memset(code, 0, n)
         return
     for i in range(n):
-        c[i] = fastgd_ue5m3_store(<float> x[i], bits, fastgd_unit((words[i] >> shift) & 0xffff))
+        c[i] = fastgd_ue5m3_store(<float> x[i], bits, FASTGD_REST,
+                                  fastgd_unit((words[i] >> shift) & 0xffff))
 
 
 # --------------------------------------------------------------------------------- random words

@@ -17,7 +17,7 @@ from libc.string cimport memset
 
 from fastgd.kernels._types cimport *
 
-from fastgd.kernels import checks, codecs, reference
+from fastgd.kernels import checks, codecs, reference, stored
 
 cdef extern from "codecs.h" nogil:
     cnp.uint64_t fastgd_random_key(cnp.uint64_t, cnp.uint64_t, cnp.uint64_t)
@@ -81,14 +81,14 @@ cdef class Plan:
     structure : None, list or dict
         The form in which gradients come: None for a bare array, else lists and dicts nested like
         the parameters, with None in place of each array.
-    params : list of ndarray or `codecs.Stored`
+    params : list of ndarray or `stored.Stored`
         The parameters in the order of `structure`; contiguous, writeable, of a dtype of floats.
         float64 is computed with as it is, everything else as float32.
     labels : list of str
         What to call each parameter in an error, less the leading ``params``.
     groups : list of int
         The group each parameter belongs to.
-    states : list of tuple of ndarray or `codecs.Stored`
+    states : list of tuple of ndarray or `stored.Stored`
         The states of each parameter, in the order of its rule.
     state_names : list of tuple of str
         What they are called.
@@ -118,7 +118,7 @@ cdef class Plan:
     """
 
     cdef readonly list params, labels
-    cdef list kept              # of each parameter, its states and itself as `codecs.Stored`
+    cdef list kept              # of each parameter, its states and itself as `stored.Stored`
     cdef list averages, copies
     cdef unsigned long long seed
     cdef cnp.ndarray average_steps, skipped
@@ -145,9 +145,9 @@ cdef class Plan:
                   nonfinite="propagate", cnp.ndarray skipped=None, unsigned long long seed=0):
         cdef Py_ssize_t i, k
         self.structure, self.labels = structure, labels
-        self.kept = [(*map(codecs.as_stored, states[i]), codecs.as_stored(params[i]))
+        self.kept = [(*map(stored.as_stored, states[i]), stored.as_stored(params[i]))
                      for i in range(len(params))]
-        self.params = [codecs.as_stored(p).code for p in params]
+        self.params = [stored.as_stored(p).code for p in params]
         self.seed = seed
         self.steps, self.counts = steps, <cnp.int64_t*> cnp.PyArray_DATA(steps)
         self.averages, self.average_steps = averages, average_steps
@@ -216,7 +216,7 @@ cdef class Plan:
         *states, own = self.kept[i]
         if len(states) > MAX_STATES:
             raise ValueError(f"a rule may have at most {MAX_STATES} states")
-        *shifts, p_shift = codecs.shifts(self.kept[i])
+        *shifts, p_shift = stored.shifts(self.kept[i])
         t.p = cnp.PyArray_BYTES(p)
         t.p_codec = CODEC_NAMES.index(own.codec)
         t.n = p.size
@@ -643,12 +643,12 @@ cdef class Plan:
                 name, coefficients, stages = configured[t.setting]
                 stages = reference.Stages(t.factor, *stages[1:])
                 keys = [self.common.beside[i].key[k] for k in range(t.n_words)]
-                g = codecs.as_stored(held[i])
+                g = stored.as_stored(held[i])
                 reference.step_stored(name, p, g, states, coefficients, stages, keys)
             if t.flags & AVERAGE:
                 reference.average(self.averages[i], p, *average)
             if t.flags & COPY:
-                reference.copy(codecs.as_stored(self.copies[i]), p)
+                reference.copy(stored.as_stored(self.copies[i]), p)
             if t.flags & ZERO_GRADIENT:
                 held[i][...] = 0
 

@@ -68,10 +68,15 @@ ctypedef double (*sum_f32)(const float*, Py_ssize_t, double) noexcept nogil
 ctypedef double (*sum_f64)(const double*, Py_ssize_t, double) noexcept nogil
 # load, code, n, scale: of what is kept in fewer bytes
 ctypedef double (*sum_coded)(const void*, const void*, Py_ssize_t, int, double) noexcept nogil
-# A codec's loops: out, code, beside, n; code, beside, x, n, words, shift
+# The loops of codecs: out, code, beside, n
 ctypedef void (*load_f32)(float*, const void*, const void*, Py_ssize_t) noexcept nogil
 ctypedef void (*load_f64)(double*, const void*, const void*, Py_ssize_t) noexcept nogil
+# code, beside, x, n, words, shift
 ctypedef void (*store_f32)(
     void*, void*, const float*, Py_ssize_t, const uint32_t*, int) noexcept nogil
 ctypedef void (*store_f64)(
     void*, void*, const double*, Py_ssize_t, const uint32_t*, int) noexcept nogil
+# words, key, start, n
+ctypedef void (*random_words_t)(uint32_t*, uint64_t, Py_ssize_t, Py_ssize_t) noexcept nogil
+# seed, step, tensor
+ctypedef uint64_t (*random_key_t)(uint64_t, uint64_t, uint64_t) noexcept nogil

@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgd.kernels.codecs import CODECS, Stored, codec_of, computed
+from fastgd.kernels.codecs import CODECS
+from fastgd.kernels.stored import Stored, codec_of, computed
 
 Array = NDArray[Any]
 

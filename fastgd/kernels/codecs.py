@@ -11,8 +11,8 @@ same names and work on a tile of at most 256 elements; these take any number of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -59,69 +59,8 @@ class Codec(NamedTuple):
 CODECS: dict[str, Codec] = {}
 
 
-class Stored(NamedTuple):
-    """An array of any shape, contiguous in some order, and how it is kept.
-
-    ``code`` holds the numbers or their codes, ``beside`` what stands beside them, in the order of
-    memory; ``stochastic`` says how stores round.
-    """
-
-    code: Array
-    beside: Array | None
-    codec: str
-    stochastic: bool = False
-
-    @property
-    def order(self) -> Literal["C", "F"]:
-        """The order of memory."""
-        return "C" if self.code.flags.c_contiguous else "F"
-
-    def raw(self) -> Array:
-        """The codes as a codec takes them: in the order of memory, in its own dtype."""
-        return self.code.reshape(-1, order=self.order).view(CODECS[self.codec].code)
-
-    def load(self, dtype: DTypeLike) -> Array:
-        """The numbers in the order of memory; where they are if they are of that type."""
-        if self.codec == np.dtype(dtype).name:
-            return self.raw()
-        return CODECS[self.codec].load(self.raw(), self.beside, dtype)
-
-    def store(self, x: Array, words: Array | None = None, shift: int = 0) -> None:
-        """Keep numbers in the order of memory."""
-        code = self.raw()
-        if not np.may_share_memory(code, x):
-            CODECS[self.codec].store(code, self.beside, x, words, shift)
-
-
-def codec_of(dtype: np.dtype[Any]) -> str | None:
-    """The codec of an array of some dtype, or None; uint16 counts as the bits of bfloat16."""
-    if dtype.kind == "f" and dtype.name in CODECS:
-        return dtype.name
-    return "bfloat16" if dtype.name in {"bfloat16", "uint16"} else None
-
-
-def computed(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The dtype that parameters of a dtype are computed with."""
-    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
-
-
-def as_stored(a: Array | Stored) -> Stored:
-    """An array as it is kept by its dtype."""
-    if isinstance(a, Stored):
-        return a
-    codec = codec_of(a.dtype)
-    assert codec is not None
-    return Stored(a, None, codec)
-
-
-def shifts(arrays: Sequence[Stored]) -> list[int]:
-    """Which random bits each array's stores take, counted from the first word's; -1 for none."""
-    taken = iter(range(0, 16 * len(arrays), 16))
-    return [next(taken) if a.stochastic else -1 for a in arrays]
-
-
 def _enter(
-    code: DTypeLike, beside: DTypeLike = None, per: int = 1, stochastic: bool = False
+    code: DTypeLike, beside: DTypeLike | None = None, per: int = 1, stochastic: bool = False
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Enter ``store_x`` in `CODECS` together with the ``load_x`` before it."""
 
@@ -175,17 +114,6 @@ def _float(u: Array) -> Array:
 
 def _random16(words: Array, shift: int) -> Array:
     return (words.astype(np.int64) >> shift) & 0xFFFF
-
-
-def _code_scale(a: Array, zero: Array | int, linear: Array) -> Array:
-    """The magnitude `a` on a scale of integers with codes evenly spaced.
-
-    Logarithmic, as the bits themselves are, from `zero` on (the exponent bits of the code's zero
-    point) where the value is normal, else `linear`, a multiple of the value.
-    """
-    fixed = np.where(linear < 2.0**23, linear, np.float32(2.0**23)).astype(np.int64)
-    scaled: Array = np.maximum(a - zero, fixed)
-    return scaled
 
 
 # ----------------------------------------------------------------------------- float32, float64
@@ -278,7 +206,9 @@ def store_float16(
         subnormal = _bits(_float(a) + np.float32(0.5)) - (126 << 23)
         q = np.where(a < normal, subnormal, (b + 0xFFF + (b >> 13 & 1)) >> 13)
     else:
-        b = _code_scale(a, zero, _float(a) * np.float32(2.0**37))
+        # A subnormal's value in fixed point; what is normal overtakes it by its logarithm.
+        linear = np.minimum(_float(a) * np.float32(2.0**37), np.float32(2.0**23)).astype(np.int64)
+        b = np.maximum(a - zero, linear)
         q = np.maximum(np.minimum(b + (_random16(words, shift) >> 3), end - zero - 1), b) >> 13
     q = np.where(np.isnan(x), 0x7E00 | (magnitude >> 13 & 0x3FF), q)
     code[...] = q | sign << 15
@@ -323,7 +253,7 @@ def store_split(
 
 # -------------------------------------------------------------------- 8 bits, one scale per tile
 
-E4M3_LEAST, E4M3_MOST, E4M3_BINADES = 22, 239, 15
+E4M3_LEAST, E4M3_MOST, E4M3_BINADES = 32, 239, 15
 UE5M3_LEAST, UE5M3_MOST, UE5M3_BINADES = 1, 223, 31
 
 
@@ -342,9 +272,9 @@ def _scales(a: Array, binades: int, least: int) -> Array:
     return np.where(largest > INF - 0x100000, NAN_SCALE, scale)
 
 
-def _unit(words: Array | None, shift: int) -> Array | int:
+def _unit(words: Array | None, shift: int) -> tuple[int, Array | int]:
     """What is added before 20 bits are cut off: a half, or 16 random bits and half of the rest."""
-    return 0x80000 if words is None else _random16(words, shift) << 4 | 8
+    return (0, 0x80000) if words is None else (8, _random16(words, shift) << 4)
 
 
 def load_e4m3(code: Array, beside: Array | None, dtype: DTypeLike) -> Array:
@@ -378,10 +308,14 @@ def store_e4m3(
     beside[...] = _scales(a, E4M3_BINADES, E4M3_LEAST)
     scale = _each(beside, x.size)
     zero = np.minimum(scale, E4M3_MOST) << 23
+    rest, unit = _unit(words, shift)
+    # The bits of a sum with 2^33 are fixed point, 2^20 for each step between subnormals, up to
+    # where the number's own bits, its logarithm, overtake them: at the first normal code.
+    fixed = np.array([2.0**33], np.float32)
     with np.errstate(all="ignore"):
-        b = _code_scale(a, zero, _float(a) * _float((276 << 23) - zero))
-    q = (b + _unit(words, shift)) >> 20 | sign << 7
-    code[...] = np.where(scale == NAN_SCALE, 0, q)
+        linear = _float(a) * _float((286 << 23) - zero) + _float(_bits(fixed) + rest)
+    q = (np.maximum(a - zero + rest, _bits(linear) - _bits(fixed)) + unit) >> 20
+    code[...] = np.where(scale == NAN_SCALE, 0, q | sign << 7)
 
 
 def load_ue5m3(code: Array, beside: Array | None, dtype: DTypeLike) -> Array:
@@ -404,7 +338,7 @@ def load_ue5m3(code: Array, beside: Array | None, dtype: DTypeLike) -> Array:
 def store_ue5m3(
     code: Array, beside: Array | None, x: Array, words: Array | None = None, shift: int = 0
 ) -> None:
-    """To nearest, ties up, or by chance; what is positive never becomes zero.
+    """To nearest, ties up, or by chance; what is positive and a normal float32 never becomes zero.
 
     An inf, a NaN or a negative number makes its whole tile NaN.
     """
@@ -415,58 +349,6 @@ def store_ue5m3(
     a = np.where(x < 0, 0x7FFFFFFF, _bits(x) & 0x7FFFFFFF)
     beside[...] = _scales(a, UE5M3_BINADES, UE5M3_LEAST)
     scale = _each(beside, x.size)
-    b = np.maximum(a - (scale << 23), 1 << 20)
-    q = np.where(a == 0, 0, (b + _unit(words, shift)) >> 20)
+    rest, unit = _unit(words, shift)
+    q = (np.maximum(a - (scale << 23) + rest, np.minimum(a, 1 << 20)) + unit) >> 20
     code[...] = np.where(scale == NAN_SCALE, 0, q)
-
-
-# --------------------------------------------------------------------------------- random words
-
-_MASK = 2**64 - 1
-_GAMMA = 0x9E3779B97F4A7C15
-
-
-def _mix(z: int) -> int:
-    """The finaliser of splitmix64 (Steele, Lea and Flood, 2014), with Stafford's constants."""
-    z = ((z ^ z >> 30) * 0xBF58476D1CE4E5B9) & _MASK
-    z = ((z ^ z >> 27) * 0x94D049BB133111EB) & _MASK
-    return z ^ z >> 31
-
-
-def random_key(seed: int, step: int, tensor: int) -> int:
-    """What a step's random words of one tensor follow from; 64 bits.
-
-    Examples
-    --------
-    >>> random_words(random_key(seed=0, step=1, tensor=0), start=0, n=2)
-    array([2691689713, 2856294780], dtype=uint32)
-    """
-    key = 0
-    for part in (seed, step, tensor):
-        key = _mix(((key ^ part) + _GAMMA) & _MASK)
-    return key
-
-
-def random_words(key: int, start: int, n: int) -> Array:
-    """The 32 random bits of each of `n` elements from `start` on, whoever asks and in what tiles.
-
-    Each tile of 256 elements has a key of 64 bits, splitmix64's value number tile from the tensor's
-    key on.  Within it an integer hash (multipliers by Wellons' hash prospector) takes the element's
-    place and both halves of the key.
-
-    Examples
-    --------
-    >>> key = random_key(0, 1, 0)
-    >>> (random_words(key, 0, 300)[250:] == random_words(key, 250, 50)).all()
-    np.True_
-    """
-    first = start // TILE
-    blocks = range(first, -(-(start + n) // TILE))
-    keys = np.array([_mix((key + (b + 1) * _GAMMA) & _MASK) for b in blocks], np.uint64)
-    low, high = keys.astype(np.uint32)[:, None], (keys >> np.uint64(32)).astype(np.uint32)[:, None]
-    x = np.arange(TILE, dtype=np.uint32) * np.uint32(0x9E3779B9) + low
-    x = (x ^ x >> np.uint32(16)) * np.uint32(0x21F0AAAD) + high
-    x = (x ^ x >> np.uint32(15)) * np.uint32(0xD35A2D97)
-    x = x ^ x >> np.uint32(15)
-    words: Array = x.ravel()[start - first * TILE :][:n]
-    return words

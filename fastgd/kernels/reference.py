@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgd.kernels.codecs import Stored, as_stored, random_words, shifts
+from fastgd.kernels.random_words import random_words
+from fastgd.kernels.stored import Stored, as_stored, shifts
 
 Array = NDArray[Any]
 Squares = Array  # a state that is never negative
