@@ -10,6 +10,7 @@ from importlib import import_module
 # name: (module in fastgd.commands, what it does); loaded only when asked for, as each needs extras.
 COMMANDS = {
     "train": "train a small network on handwritten digits with each optimizer, and compare",
+    "bytes": "show what each way to keep a model costs, in memory and in time",
     "config": "show version, backend, threads, and which backends can run here",
 }
 

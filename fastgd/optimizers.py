@@ -34,7 +34,8 @@ class SGD(Optimizer):
     Parameters
     ----------
     params : array, nested lists and dicts of arrays, or groups
-        float32 or float64 arrays, contiguous and writeable; or a list of dicts, each with
+        Arrays of float32, float64, bfloat16 or float16 (see ``master``, ``rounding`` in
+        `fastgd.Options`), contiguous and writeable; or a list of dicts, each with
         ``"params"`` and hyper-parameters of its own.
     lr : float
         The learning rate α.
