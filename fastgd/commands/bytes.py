@@ -134,6 +134,7 @@ def table_of(costs: list[Cost], total: int, measured: int, name: str) -> Table:
         caption=f"GB of memory; step timed with {measured:,} parameters, {fastgd.get_backend()}, "
         f"{threads}" + ("" if measured == total else ", and scaled up"),
         box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
         title_justify="left",
         caption_justify="left",
     )
