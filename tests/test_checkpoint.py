@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -147,6 +149,29 @@ def test_other_tools_find_the_arrays_by_name(file):
     arrays = load_file(file)
     assert sorted(arrays) == ["opt.state.0.momentum_buffer", "params.b", "params.enc.W"]
     assert same_bits(arrays["params.enc.W"], opt.param_groups[0]["params"][0])
+
+
+def test_arrays_begin_where_their_items_are_aligned(file):
+    """So that others may map the file into memory and use it where it is."""
+    dtypes = (np.int8, np.float32, np.uint16, np.float64)
+    for extra in range(9):  # headers of every length
+        params = {str(k) * (extra + 1): np.ones(3, dtype) for k, dtype in enumerate(dtypes)}
+        fastgd.save(file, params=params)
+        data = Path(file).read_bytes()
+        start = 8 + int.from_bytes(data[:8], "little")
+        header = json.loads(data[8:start])
+        for name, p in params.items():
+            assert (start + header[f"params.{name}"]["data_offsets"][0]) % p.itemsize == 0
+
+
+def test_names_that_are_not_unicode(file):
+    w, back = (
+        {"\ud800": np.ones(2), "\0\n": np.ones(3)},
+        {"\ud800": np.zeros(2), "\0\n": np.zeros(3)},
+    )
+    fastgd.save(file, params=w)
+    fastgd.load(file, params=back)
+    assert all(same_bits(back[key], a) for key, a in w.items())
 
 
 def test_metadata_come_back(file):
