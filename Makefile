@@ -1,5 +1,5 @@
 # Verbs for developers; `make build` after an edit to Cython or C.
-.PHONY: build test bench compare lint annotate clean
+.PHONY: build test bench compare lint annotate fuzz-checkpoint clean
 
 PYTHON ?= python
 
@@ -23,6 +23,10 @@ lint:
 	mypy
 	$(PYTHON) -m mypy.stubtest --mypy-config-file pyproject.toml --ignore-missing-stub \
 		fastgd.kernels._engine fastgd.kernels._series
+
+# Ten minutes of fastgd.load under atheris (the extra `fuzz`); what fails is kept in crash-….
+fuzz-checkpoint: build
+	$(PYTHON) tests/fuzz_checkpoint.py -max_total_time=600
 
 # HTML pages beside the sources that show the C behind each line of Cython.
 annotate:

@@ -9,8 +9,7 @@ array([-0.1, -0.1, -0.1], dtype=float32)
 """
 
 from importlib import import_module
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastgd import functional, optimizers
 from fastgd._optimizer import Optimizer
@@ -28,16 +27,20 @@ from fastgd.kernels._engine import StepRecord
 from fastgd.optimizers import *  # noqa: F403
 
 __all__ = [
+    "CheckpointError",
     "Optimizer",
     "Options",
     "StepRecord",
     "available_backends",
     "averages",
+    "checkpoint",
     "data",
     "functional",
     "get_backend",
     "get_num_threads",
     "init",
+    "load",
+    "save",
     "schedules",
     "set_backend",
     "set_num_threads",
@@ -47,17 +50,21 @@ __all__ = [
 __all__ += optimizers.__all__
 
 if TYPE_CHECKING:
-    from fastgd import averages, data, init, schedules, surfaces
+    from fastgd import averages, checkpoint, data, init, schedules, surfaces
+    from fastgd.checkpoint import CheckpointError, load, save
 
-# What not every program needs is imported when it is first asked for.
-_LATER = ("averages", "data", "init", "schedules", "surfaces")
+# What not every program needs is imported when it is first asked for: modules, and names of them.
+_LATER = ("averages", "checkpoint", "data", "init", "schedules", "surfaces")
+_LATER_FROM = {"CheckpointError": "checkpoint", "load": "checkpoint", "save": "checkpoint"}
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     if name in _LATER:
         return import_module(f"fastgd.{name}")
+    if name in _LATER_FROM:
+        return getattr(import_module(f"fastgd.{_LATER_FROM[name]}"), name)
     raise AttributeError(f"module 'fastgd' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
+    return sorted({*globals(), *_LATER, *_LATER_FROM})

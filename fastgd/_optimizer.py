@@ -350,10 +350,9 @@ class Optimizer:
         ----------
         grads : array or nested lists and dicts of arrays, optional
             The gradients in the form of the parameters, with their shapes and layouts, of any dtype
-            of floats; None in the place of an array leaves its parameter, states and step count alone.
-            They
-            are only read, unless ``zero_grads`` was asked for.  May be left out if gradients were
-            bound in the constructor, or accumulated.
+            of floats; None in the place of an array leaves its parameter, states and step count
+            alone.  They are only read, unless ``zero_grads`` was asked for.  May be left out if
+            gradients were bound in the constructor, or accumulated.
         grad_scale : float
             The factor by which the loss was scaled: gradients count as divided by it.
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers import same_bits
 
+import fastgd
 from fastgd._optimizer import OPTIMIZERS
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install torch==2.13.0")
@@ -164,3 +166,17 @@ def test_tensors_that_cannot_be():
     ):
         with pytest.raises(error, match=message):
             OPTIMIZERS["SGD"]([bad])
+
+
+def test_a_checkpoint_of_tensors(tmp_path):
+    model, twin = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    model.register_buffer("count", torch.tensor([5]))
+    twin.register_buffer("count", torch.tensor([0]))
+    opt = fastgd.Adam(dict(model.named_parameters()))
+    opt.step({name: np.ones(p.shape, np.float32) for name, p in model.named_parameters()})
+    fastgd.save(tmp_path / "run", opt, params=model.state_dict())
+    other = fastgd.Adam(dict(twin.named_parameters()))
+    fastgd.load(tmp_path / "run", other, params=twin.state_dict())
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(twin.state_dict()[name], tensor)
+    assert same_bits(other.state["weight"]["exp_avg"], opt.state["weight"]["exp_avg"])

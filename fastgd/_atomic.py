@@ -1,0 +1,138 @@
+"""Files that are replaced whole or not at all, whenever the process or the machine stops."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import FileIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_TEMPORARY = re.compile(r"\.fastgd-[0-9a-f]{16}\.tmp")
+
+
+@contextmanager
+def replacement(path: str) -> Iterator[FileIO]:
+    """A new file to fill, which takes the place of `path` when the block has ended well.
+
+    Parameters
+    ----------
+    path : str
+        What to replace.  A symbolic link stays one: what it leads to is replaced.  Permissions of
+        an existing file are kept; a new one has those that the umask leaves.
+
+    Yields
+    ------
+    FileIO
+        An empty file in the same folder, to write to; its ``name`` is its path.
+
+    Raises
+    ------
+    OSError
+        If the system refuses (no such folder, full disk, …); `path` is as it was then, and the new
+        file gone.  Only if the folder itself cannot be written to disk, at the end, `path` is the
+        new file already.
+    ValueError
+        If `path` is something else than a file.
+
+    Notes
+    -----
+    The new file's bytes are on the disk (fsync) before its name is changed, and the folder's after.
+    A process that is killed leaves its temporary file behind, ``.fastgd-….tmp``; the next
+    replacement in the folder removes it.  Living processes hold locks on theirs.
+    """
+    target = os.path.realpath(path)
+    try:
+        kind = os.stat(target).st_mode
+    except FileNotFoundError:
+        mode = None
+    else:
+        if not stat.S_ISREG(kind):
+            found = "a directory" if stat.S_ISDIR(kind) else "something else"
+            raise ValueError(f"{path}: expected a file to replace, found {found}")
+        mode = stat.S_IMODE(kind) & 0o777
+    folder = os.path.dirname(target)
+    try:
+        _clean(folder)
+        # Until it has been filled, we have to be able to write, and nobody new to read.
+        with _create(folder, 0o666 if mode is None else mode | 0o600) as file:
+            try:
+                yield file
+                if mode is not None:
+                    os.fchmod(file.fileno(), mode)
+                os.fsync(file.fileno())
+                os.replace(file.name, target)
+            except BaseException:
+                with suppress(FileNotFoundError):
+                    os.unlink(file.name)
+                raise
+        _sync_folder(folder)
+    except OSError as error:
+        if error.filename is None or _is_temporary(error.filename):
+            error.filename, error.filename2 = path, None  # what the caller knows
+        raise
+
+
+def _is_temporary(path: object) -> bool:
+    return isinstance(path, str) and bool(_TEMPORARY.fullmatch(os.path.basename(path)))
+
+
+def _create(folder: str, mode: int) -> FileIO:
+    """An empty temporary file, open and locked."""
+    while True:
+        path = os.path.join(folder, f".fastgd-{secrets.token_hex(8)}.tmp")
+        file = FileIO(path, "xb", opener=lambda path, flags: os.open(path, flags, mode))
+        _lock(file.fileno(), wait=True)
+        # Before the lock somebody else may have thought it left behind.
+        if os.path.exists(path):
+            return file
+        file.close()
+
+
+def _lock(fd: int, wait: bool) -> bool:
+    """Take the lock of a file, which ends with the process; whether it was to be had."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:  # somebody else's, or a file system without locks
+        return False
+    return True
+
+
+def _clean(folder: str) -> None:
+    """Remove temporary files that nobody holds a lock on: their processes were killed."""
+    if fcntl is None:
+        return
+    with os.scandir(folder) as entries:
+        paths = [entry.path for entry in entries if _is_temporary(entry.path)]
+    for path in paths:
+        with suppress(OSError):  # not ours to open, or gone by now
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                if stat.S_ISREG(os.fstat(fd).st_mode) and _lock(fd, wait=False):
+                    os.unlink(path)
+            finally:
+                os.close(fd)
+
+
+def _sync_folder(folder: str) -> None:
+    """Write a folder's entries to the disk, where there is such a thing."""
+    if fcntl is None:
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems
+            raise
+    finally:
+        os.close(fd)
