@@ -22,7 +22,7 @@ lint:
 	cython-lint fastgd
 	mypy
 	$(PYTHON) -m mypy.stubtest --mypy-config-file pyproject.toml --ignore-missing-stub \
-		fastgd.kernels._engine fastgd.kernels._series
+		fastgd.kernels._engine fastgd.kernels._series fastgd.kernels._tensors
 
 # HTML pages beside the sources that show the C behind each line of Cython.
 annotate:
