@@ -1,5 +1,5 @@
 # Verbs for developers; `make build` after an edit to Cython or C.
-.PHONY: build test bench compare lint annotate clean
+.PHONY: build test integrations bench compare lint annotate clean
 
 PYTHON ?= python
 
@@ -8,6 +8,10 @@ build:
 
 test: build
 	$(PYTHON) -m pytest
+
+# In the trainers of others, which the extra `torch-integrations` brings along; no downloads.
+integrations: build
+	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest integrations
 
 bench: build
 	$(PYTHON) -m pytest bench/test_bench.py bench/test_data.py --benchmark-enable --benchmark-only \

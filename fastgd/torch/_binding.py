@@ -149,7 +149,7 @@ class Binding:
                 # No count is kept: the states themselves say that this isn't the first step.
                 steps[n] = len(fitting) == len(self._states[n])
             elif "step" in entry:
-                fitting["step"], steps[n] = self._count(entry["step"], f"state{section.name(i)}")
+                fitting["step"], steps[n] = count_of(entry["step"], f"state{section.name(i)}")
             taken.append((n, p, entry, fitting))
         adopt(self._inner, arrays, steps)
         # All fits: from here on nothing fails.
@@ -162,13 +162,7 @@ class Binding:
 
     def _fitting(self, value: Any, p: Any, n: int, name: str) -> Any:
         """A state with dtype and layout of its parameter: the same one, if it has them."""
-        if not isinstance(value, torch.Tensor):
-            raise TypeError(f"{name}: expected a tensor, found {type(value).__name__}")
-        if value.shape != p.shape:
-            raise ValueError(
-                f"{name}: expected shape {tuple(p.shape)} as its parameter, "
-                f"found {tuple(value.shape)}"
-            )
+        check_state(value, p, name)
         tensor, shard = self._watch.tensors[n], _tensors.local(value)
         if shard.shape != tensor.shape:
             raise ValueError(
@@ -184,16 +178,6 @@ class Binding:
             return value
         # The parameter has moved to another dtype or memory format, and its states follow.
         return _tensors.like(p, torch.empty_like(tensor, requires_grad=False).copy_(shard.detach()))
-
-    @staticmethod
-    def _count(step: Any, name: str) -> tuple[Any, int]:
-        """A step count as torch's tensor, the same one if it is a float, and as a number."""
-        value = number(plain(step, name), f'{name}["step"]')
-        if not 0 <= value < 2**53:
-            raise ValueError(f'{name}["step"]: expected a number from 0 to 2^53, found {value}')
-        if not isinstance(step, torch.Tensor) or _tensors.fault(step) is not None:
-            step = torch.tensor(value, dtype=torch.float32)
-        return step, int(value)
 
     def _show(self, n: int, entry: dict[str, Any], keys: tuple[str, ...]) -> None:
         """Watch what torch's users see of a parameter's states."""
@@ -282,6 +266,26 @@ class Binding:
         section = self._sections[k]
         p = _tensors.local(section.params[i])
         _tensors.refuse_gradient(g, p, f"grads{section.name(i)}")
+
+
+def check_state(value: Any, p: Any, name: str) -> None:
+    """Refuse what can't be a state of a parameter."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name}: expected a tensor, found {type(value).__name__}")
+    if value.shape != p.shape:
+        raise ValueError(
+            f"{name}: expected shape {tuple(p.shape)} as its parameter, found {tuple(value.shape)}"
+        )
+
+
+def count_of(step: Any, name: str) -> tuple[Any, int]:
+    """A step count as torch's tensor, the same one if it is a float, and as a number."""
+    value = number(plain(step, name), f'{name}["step"]')
+    if not 0 <= value < 2**53:
+        raise ValueError(f'{name}["step"]: expected a number from 0 to 2^53, found {value}')
+    if not isinstance(step, torch.Tensor) or _tensors.fault(step) is not None:
+        step = torch.tensor(value, dtype=torch.float32)
+    return step, int(value)
 
 
 def make_inner(kind: type[Optimizer], groups: list[dict[str, Any]]) -> Optimizer:

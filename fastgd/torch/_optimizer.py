@@ -14,7 +14,7 @@ from fastgd import Optimizer as FastgdOptimizer
 from fastgd._groups import ParamGroup
 from fastgd.kernels.reference import RULES
 from fastgd.torch import _tensors
-from fastgd.torch._binding import Binding, Section, hyper_of
+from fastgd.torch._binding import Binding, Section, check_state, count_of, hyper_of
 
 # How torch may be told to compute, as far as it is true of a step of fastgd, and why.
 HOW: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -132,7 +132,7 @@ class Optimizer(torch.optim.Optimizer):
             or _global_optimizer_post_hooks
             or torch.autograd._profiler_enabled()
         ):
-            return self._hooked_step(closure)
+            return self._hooked_step() if closure is None else self._hooked_step(closure)
         return self._step(closure)
 
     step.hooked = True  # type: ignore[attr-defined]  # torch, don't wrap it yourself
@@ -206,15 +206,15 @@ class Optimizer(torch.optim.Optimizer):
             section = Section(k, group, 0, group["params"])
             for i, p in enumerate(group["params"]):
                 entry = state["state"].get(p) or {}
+                if not isinstance(entry, dict):
+                    found = type(entry).__name__
+                    raise TypeError(f"state{section.name(i)}: expected a dict, found {found}")
+                count_of(entry.get("step", 0), f"state{section.name(i)}")
                 present = {key for key, value in entry.items() if value is not None} - {"step"}
                 if present and (missing := set(states) - present):
                     raise ValueError(f"state{section.name(i)}: has no {sorted(missing)}")
                 for key in present & set(states):
-                    if entry[key].shape != p.shape:
-                        raise ValueError(
-                            f'state{section.name(i)}["{key}"]: expected shape {tuple(p.shape)}, '
-                            f"found {tuple(entry[key].shape)}"
-                        )
+                    check_state(entry[key], p, f'state{section.name(i)}["{key}"]')
 
 
 def with_tensors(state_dict: dict[str, Any]) -> dict[str, Any]:
