@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -682,10 +684,16 @@ def test_an_option_switched_on_later():
     assert opt.state[p]["max_exp_avg_sq"].item() > 0
 
 
+def run(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return done.stderr.splitlines()[-1] if done.returncode else ""
+
+
 def test_import_needs_no_torch():
     """`import fastgd` stays light."""
-    import subprocess
-    import sys
+    assert not run("import sys, fastgd; assert 'torch' not in sys.modules")
 
-    code = "import sys, fastgd; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+
+def test_a_torch_that_is_too_old():
+    code = "import torch; torch.Tensor.__dlpack_c_exchange_api__ = None; import fastgd.torch"
+    assert run(code).startswith("ImportError: torch: expected a version with DLPack's C exchange")

@@ -13,7 +13,8 @@ from fastgd.kernels import _tensors
 API = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
 if API is None:
     raise ImportError(
-        f"torch: expected 2.10 or later, which fastgd.torch needs, found {torch.__version__}"
+        "torch: expected a version with DLPack's C exchange API, as 2.13 is, "
+        f"found {torch.__version__}"
     )
 
 DTYPES = (torch.float32, torch.float64)
