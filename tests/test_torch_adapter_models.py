@@ -219,6 +219,20 @@ def test_groups_may_change_while_stepping_in_backward():
             model(torch.ones(1, 1)).sum().backward()
 
 
+def test_states_may_change_while_stepping_in_backward():
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    opt = SGD(model.parameters(), lr=1.0, momentum=0.5)
+    with step_in_backward(model, opt):
+        model(torch.ones(1, 1)).sum().backward()  # V = 1
+        opt.load_state_dict(opt.state_dict())
+        opt.state[model.weight]["momentum_buffer"].fill_(8.0)
+        model(torch.ones(1, 1)).sum().backward()  # V = 5
+        opt.state.clear()
+        model(torch.ones(1, 1)).sum().backward()  # V = 1
+    assert model.weight.item() == -7
+
+
 def test_bad_gradients_in_backward():
     layer = nn.Embedding(5, 3, sparse=True)
     loss = layer(torch.tensor([1])).sum()
