@@ -1,5 +1,5 @@
 # Verbs for developers; `make build` after an edit to Cython or C.
-.PHONY: build test bench compare lint annotate fuzz-checkpoint clean
+.PHONY: build test integrations bench compare lint annotate fuzz-checkpoint clean
 
 PYTHON ?= python
 
@@ -8,6 +8,10 @@ build:
 
 test: build
 	$(PYTHON) -m pytest
+
+# In the trainers of others, which the extra `torch-integrations` brings along; no downloads.
+integrations: build
+	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest integrations
 
 bench: build
 	$(PYTHON) -m pytest bench/test_bench.py bench/test_data.py --benchmark-enable --benchmark-only \
@@ -22,7 +26,7 @@ lint:
 	cython-lint fastgd
 	mypy
 	$(PYTHON) -m mypy.stubtest --mypy-config-file pyproject.toml --ignore-missing-stub \
-		fastgd.kernels._engine fastgd.kernels._series
+		fastgd.kernels._engine fastgd.kernels._series fastgd.kernels._tensors
 
 # Ten minutes of fastgd.load under atheris (the extra `fuzz`); what fails is kept in crash-….
 fuzz-checkpoint: build

@@ -94,7 +94,7 @@ def extension(module, sources, flags=()):
 
 setup(
     ext_modules=cythonize(
-        [extension("_engine", ["src_c/cpu.c"]), extension("_series", [])]
+        [extension("_engine", ["src_c/cpu.c"]), extension("_series", []), extension("_tensors", [])]
         + [extension(f"_{name}", [], flags) for name, flags in BACKENDS.items()],
         compiler_directives=DIRECTIVES,
         annotate=os.environ.get("FASTGD_ANNOTATE") == "1",

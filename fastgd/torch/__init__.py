@@ -1,0 +1,51 @@
+"""fastgd's optimizers as `torch.optim.Optimizer`: the step of torch's CPU training loops.
+
+>>> import torch, fastgd.torch
+>>> model = torch.nn.Linear(3, 1)
+>>> opt = fastgd.torch.AdamW(model.parameters(), lr=1e-2)
+>>> for _ in range(3):
+...     opt.zero_grad()
+...     model(torch.ones(8, 3)).square().mean().backward()
+...     opt.step()
+>>> opt.state[model.weight]["step"]
+tensor(3.)
+
+There is a class for every optimizer of fastgd, by its name.  Where torch has that name, too, the
+class is called as torch's is, and their state dicts are each other's, also halfway; fastgd's
+further options, like ``eps_root``, are given by keyword.  Groups, closures, hooks, schedulers,
+``GradScaler``, ``deepcopy``, pickling and ``torch.save`` work as they do for `torch.optim`.
+
+What a step does:
+
+- It writes to the memory of the tensors, parameters and states alike: ``opt.state[p]`` has torch's
+  keys, and what is written there counts.  States appear with a parameter's first step.
+- It looks where every tensor is before it touches one.  ``p.data = ...``, ``model.to(dtype)``,
+  ``share_memory_()``, states replaced or loaded: all are noticed; states follow their parameter.
+- It takes float32 and float64 in CPU memory, in any memory format without holes, ``channels_last``
+  for one; of a DTensor, the shard of this process.  A gradient must have its parameter's strides,
+  as those that autograd makes do; another one, a sparse one, bfloat16 and other devices are
+  refused, by name, before anything is changed.  No gradient is ever copied on the quiet.
+- It gives the same bits as fastgd's optimizer on arrays, on any number of threads:
+  `fastgd.set_num_threads`, or as many as OpenMP takes (`torch.set_num_threads` is for torch's own).
+
+torch's words for how to compute are taken where they are true: ``fused`` may be None or True,
+``foreach`` None or False, ``capturable`` and ``differentiable`` False.
+
+`step_in_backward` steps each parameter as soon as its gradient is there, and frees the gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastgd.torch._backward import StepInBackward, step_in_backward
+from fastgd.torch._classes import CLASSES
+from fastgd.torch._optimizer import Optimizer
+
+__all__ = ["Optimizer", "StepInBackward", "step_in_backward", *CLASSES]
+
+globals().update(CLASSES)
+
+
+def __getattr__(name: str) -> Any:  # for type checkers; all there is was found before this is asked
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,123 @@
+"""Steps taken while gradients are made: each is used as soon as it is there, and freed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fastgd.torch._binding import Binding, Section
+from fastgd.torch._optimizer import Optimizer
+
+
+def step_in_backward(model: torch.nn.Module, opt: Optimizer) -> StepInBackward:
+    """Step each parameter as soon as ``loss.backward()`` has made its gradient, and free that.
+
+    The gradient is still in cache when it is used, and there are never more of them in memory than
+    backward itself needs: for a large model, a third less in all than parameters, gradients and
+    Adam's states.  The result is that of ``loss.backward(); opt.step(); opt.zero_grad()``.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Its parameters that the optimizer has, and that require gradients now, are stepped so.
+    opt : fastgd.torch.Optimizer
+        The optimizer.  ``opt.step()`` steps what still has a gradient then: parameters that are not
+        the model's, or were added later, else none; a training loop that calls it needs no change.
+
+    Returns
+    -------
+    StepInBackward
+        A handle whose ``remove()`` ends it; a context manager, too.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `opt` is no optimizer of this module, or has none of the model's parameters.
+
+    Notes
+    -----
+    Every ``backward()`` is a step, so that gradients can't be accumulated over several, nor be
+    clipped by the norm of all; and a loss that ``GradScaler`` has scaled must not be used.  The
+    optimizer's step hooks run with ``opt.step()``.
+
+    Examples
+    --------
+    >>> import torch, fastgd.torch
+    >>> model = torch.nn.Linear(3, 1)
+    >>> opt = fastgd.torch.SGD(model.parameters(), lr=0.1)
+    >>> before = model.weight.clone()
+    >>> with fastgd.torch.step_in_backward(model, opt):
+    ...     model(torch.ones(1, 3)).sum().backward()
+    >>> bool(torch.allclose(model.weight, before - 0.1)), model.weight.grad
+    (True, None)
+    """
+    if not isinstance(opt, Optimizer):
+        raise TypeError(f"opt: expected an optimizer of fastgd.torch, found {type(opt).__name__}")
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, found {type(model).__name__}")
+    theirs = {id(p) for p in model.parameters() if p.requires_grad}
+    shared = [p for group in opt.param_groups for p in group["params"] if id(p) in theirs]
+    if not shared:
+        raise ValueError("model: expected parameters that opt has, and that require gradients")
+    return StepInBackward(opt, shared)
+
+
+class StepInBackward:
+    """What `step_in_backward` returns: a handle that ends it.
+
+    As a context manager it ends it on leaving.
+    """
+
+    def __init__(self, opt: Optimizer, params: list[Any]) -> None:
+        self._opt = opt
+        self._bindings: dict[int, Binding] = {}
+        self._places: dict[int, tuple[int, int, dict[str, Any]]] = {}
+        self._hooks = [p.register_post_accumulate_grad_hook(self._step) for p in params]
+
+    def remove(self) -> None:
+        """Leave gradients to ``opt.step()`` again; more than once is fine."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        self._bindings.clear()
+
+    def __enter__(self) -> StepInBackward:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def _step(self, p: Any) -> None:
+        """Use a gradient and free it."""
+        opt = self._opt
+        with opt._lock:
+            k, i = self._place(p)
+            binding = self._bindings.get(id(p))
+            if binding is None or not binding.step(None, opt.state, 1.0):
+                section = Section(k, opt.param_groups[k], i, [p])
+                binding = Binding(opt.kind, opt.keys, [section], opt.state)
+                if not binding.step(None, opt.state, 1.0):
+                    raise RuntimeError("params: changed while they were read")
+                self._bindings[id(p)] = binding
+            p.grad = None
+            opt._opt_called = True  # or torch's schedulers warn that no step came before theirs
+
+    def _place(self, p: Any) -> tuple[int, int]:
+        """The parameter's group and its place there, both as they are now."""
+        groups = self._opt.param_groups
+        if known := self._places.get(id(p)):
+            k, i, group = known
+            if (
+                k < len(groups)
+                and groups[k] is group
+                and p is (group["params"][i : i + 1] or [0])[0]
+            ):
+                return k, i
+        self._bindings.pop(id(p), None)
+        for k, group in enumerate(groups):
+            for i, q in enumerate(group["params"]):
+                if q is p:
+                    self._places[id(p)] = k, i, group
+                    return k, i
+        raise ValueError("opt: no longer has a parameter that step_in_backward was told to step")

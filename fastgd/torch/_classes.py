@@ -1,0 +1,98 @@
+"""The classes: each optimizer of fastgd, called as torch's class of that name."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+
+from fastgd import Optimizer as FastgdOptimizer
+from fastgd import optimizers
+from fastgd.torch._optimizer import HOW, Optimizer
+
+
+def keys_of(kind: type[FastgdOptimizer]) -> tuple[str, ...]:
+    """The names of an optimizer's hyper-parameters."""
+    return tuple(key for key in inspect.signature(kind.__init__).parameters if key in kind.domains)
+
+
+def signature(kind: type[FastgdOptimizer]) -> inspect.Signature:
+    """How torch's class of the same name is called, and after it fastgd's further options."""
+    ours = dict(inspect.signature(kind.__init__).parameters)
+    theirs = getattr(torch.optim, kind.__name__, None)
+    parameters = dict(inspect.signature(theirs.__init__).parameters if theirs else ours)
+    for name in keys_of(kind):
+        if name not in parameters:
+            parameters[name] = ours[name].replace(kind=inspect.Parameter.KEYWORD_ONLY)
+    parameters.pop("grads", None)
+    return inspect.Signature(list(parameters.values()))
+
+
+def ways(kind: type[FastgdOptimizer]) -> dict[str, tuple[tuple[Any, ...], str]]:
+    """The options of torch's that are not fastgd's: what they may be, and why not something else.
+
+    One that nothing is known of may be left at its default.
+    """
+    unknown = "fastgd's optimizer has no such option"
+    known = {
+        name: HOW.get(name, ((parameter.default,), unknown))
+        for name, parameter in signature(kind).parameters.items()
+        if name not in ("self", "params", *keys_of(kind))
+    }
+    if "decoupled_weight_decay" in known or kind.decoupled:
+        known["decoupled_weight_decay"] = (kind.decoupled,), "Adam and AdamW differ in just that"
+    return known
+
+
+def make(kind: type[FastgdOptimizer], module: str) -> type[Optimizer]:
+    """The optimizer of torch that steps with one of fastgd's."""
+    called = signature(kind)
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        bound = called.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        options = dict(bound.arguments)
+        del options["self"]
+        params = options.pop("params")
+        # torch's AdamW is an Adam, and the two know each other's state dicts by this.
+        if kind.decoupled:
+            options["decoupled_weight_decay"] = True
+        Optimizer.__init__(self, params, options)
+
+    init.__signature__ = called  # type: ignore[attr-defined]
+    init.__name__, init.__qualname__ = "__init__", f"{kind.__name__}.__init__"
+    init.__doc__ = f"Take the arguments of `{kind.__name__}`."
+    return type(
+        kind.__name__,
+        (Optimizer,),
+        {
+            "__init__": init,
+            "__doc__": describe(kind),
+            "__module__": module,
+            "kind": kind,
+            "keys": keys_of(kind),
+            "allowed": ways(kind),
+        },
+    )
+
+
+def describe(kind: type[FastgdOptimizer]) -> str:
+    """The docstring of a class: what it is, and where the rest is said."""
+    theirs = getattr(torch.optim, kind.__name__, None)
+    summary = (kind.__doc__ or "").partition("\n")[0]
+    called = f"`torch.optim.{kind.__name__}`" if theirs else f"`fastgd.{kind.__name__}`"
+    options = [key for key in signature(kind).parameters if key in keys_of(kind)]
+    further = [key for key in options if theirs and key not in inspect.signature(theirs).parameters]
+    also = f"  By keyword there is {', '.join(f'``{key}``' for key in further)}, too." * bool(
+        further
+    )
+    return (
+        f"{summary}\n\nCalled as {called} is.{also}\nThe formula, its paper and what the "
+        f"hyper-parameters are: `fastgd.{kind.__name__}`.\n"
+    )
+
+
+CLASSES: dict[str, type[Optimizer]] = {
+    name: make(getattr(optimizers, name), "fastgd.torch") for name in optimizers.__all__
+}

@@ -1,0 +1,107 @@
+"""What a tensor must be before a step may touch it, and where DTensors keep their memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from fastgd.kernels import _tensors
+
+# The table of C functions through which tensors say where their memory is.
+API = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+if API is None:
+    raise ImportError(
+        "torch: expected a version with DLPack's C exchange API, as 2.13 is, "
+        f"found {torch.__version__}"
+    )
+
+DTYPES = (torch.float32, torch.float64)
+
+
+def is_sharded(tensor: Any) -> bool:
+    """Whether a tensor is a DTensor, whose memory another tensor holds."""
+    return hasattr(tensor, "_local_tensor")
+
+
+def local(tensor: Any) -> Any:
+    """The tensor that holds a tensor's memory: of a DTensor its shard, else itself."""
+    if not is_sharded(tensor):
+        return tensor
+    shard = tensor._local_tensor
+    return shard.wait() if hasattr(shard, "wait") else shard  # one that is still on its way
+
+
+def like(p: Any, shard: Any) -> Any:
+    """A tensor over the memory of a shard, sharded as `p` is."""
+    if not is_sharded(p):
+        return shard
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        shard, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride()
+    )
+
+
+def fault(tensor: Any) -> Exception | None:
+    """What keeps a step from touching a tensor, in words that lack its name; None if nothing."""
+    if tensor.layout is not torch.strided:
+        return TypeError(f"expected a dense tensor, found layout {tensor.layout}")
+    if tensor.device.type != "cpu":
+        return TypeError(f"expected a tensor in CPU memory, found device {tensor.device}")
+    if tensor.dtype not in DTYPES:
+        return TypeError(f"expected dtype torch.float32 or torch.float64, found {tensor.dtype}")
+    if tensor.is_inference():
+        return ValueError("expected a tensor made outside inference mode, found one made inside")
+    if _tensors.flat(API, tensor, None) is None:
+        return TypeError(f"expected a tensor with memory of its own, found {type(tensor).__name__}")
+    if not is_dense(tensor):
+        return ValueError(
+            "expected memory without holes or overlaps, found strides "
+            f"{tuple(tensor.stride())} for shape {tuple(tensor.shape)}"
+        )
+    return None
+
+
+def is_dense(tensor: Any) -> bool:
+    """Whether the elements fill a stretch of memory, each its own, in some order of the axes."""
+    axes = sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n != 1)
+    expected = 1
+    for stride, size in axes:
+        if stride != expected:
+            return bool(tensor.numel() == 0)
+        expected *= size
+    return True
+
+
+def flat(tensor: Any) -> NDArray[Any]:
+    """A flat array over the memory of a tensor that has no fault, in the order of addresses.
+
+    The array keeps that memory, though not the tensor's hold on it: ``tensor.data = ...`` leaves it
+    behind.  Unlike ``tensor.numpy()`` this lets the storage still be resized by its owner.
+    """
+    array = _tensors.flat(API, tensor, tensor.detach())
+    if array is None:
+        raise RuntimeError("a tensor without fault has no memory")
+    return array
+
+
+def refuse_gradient(g: Any, p: Any, name: str) -> None:
+    """Raise what is wrong with a gradient, or the shard of one, that isn't like its parameter."""
+    hint = ""
+    if g.layout is not torch.strided:
+        hint = "; p.grad.to_dense() makes one, as does sparse=False in the layer"
+    if (error := fault(g)) is not None and not isinstance(error, ValueError):
+        raise TypeError(f"{name}: {error}{hint}")
+    if g.dtype != p.dtype:
+        raise TypeError(f"{name}: expected dtype {p.dtype} as its parameter, found {g.dtype}")
+    if g.shape != p.shape:
+        raise ValueError(
+            f"{name}: expected shape {tuple(p.shape)} as its parameter, found {tuple(g.shape)}"
+        )
+    raise ValueError(
+        f"{name}: expected strides {tuple(p.stride())} as its parameter, found "
+        f"{tuple(g.stride())} for shape {tuple(g.shape)}; "
+        "p.grad = torch.empty_like(p).copy_(p.grad) makes a fitting copy"
+    )
