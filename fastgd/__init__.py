@@ -43,10 +43,11 @@ __all__ = [
 __all__ += optimizers.__all__
 
 if TYPE_CHECKING:
-    from fastgd import averages, data, init, schedules, surfaces
+    from fastgd import averages, data, init, plot, schedules, surfaces  # noqa: F401
 
-# What not every program needs is imported when it is first asked for.
-_LATER = ("averages", "data", "init", "schedules", "surfaces")
+# What not every program needs is imported when it is first asked for; `plot`, which needs
+# matplotlib, not even by a star.
+_LATER = ("averages", "data", "init", "plot", "schedules", "surfaces")
 
 
 def __getattr__(name: str) -> ModuleType:
