@@ -14,7 +14,8 @@ def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```$", README.read_text(), flags=re.M | re.S)
 
 
-def test_examples_run():
+def test_examples_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for code in blocks("python"):
         names: dict[str, object] = {}
         exec(compile(code, str(README), "exec"), names)
