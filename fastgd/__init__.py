@@ -50,11 +50,20 @@ __all__ = [
 __all__ += optimizers.__all__
 
 if TYPE_CHECKING:
-    from fastgd import averages, checkpoint, data, init, schedules, surfaces
+    from fastgd import (  # noqa: F401
+        averages,
+        checkpoint,
+        data,
+        init,
+        plot,
+        schedules,
+        surfaces,
+    )
     from fastgd.checkpoint import CheckpointError, load, save
 
-# What not every program needs is imported when it is first asked for: modules, and names of them.
-_LATER = ("averages", "checkpoint", "data", "init", "schedules", "surfaces")
+# What not every program needs is imported when it is first asked for: modules, and names of them;
+# `plot`, which needs matplotlib, not even by a star.
+_LATER = ("averages", "checkpoint", "data", "init", "plot", "schedules", "surfaces")
 _LATER_FROM = {"CheckpointError": "checkpoint", "load": "checkpoint", "save": "checkpoint"}
 
 

@@ -6,12 +6,25 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NamedTuple
 
-# name: (module in fastgd.commands, what it does); loaded only when asked for, as each needs extras.
+
+class Command(NamedTuple):
+    """What a command does, and the extra that brings what it needs."""
+
+    summary: str
+    extra: str
+
+
+# By the name of the module in fastgd.commands, which is loaded only when asked for.
 COMMANDS = {
-    "train": "train a small network on handwritten digits with each optimizer, and compare",
-    "bytes": "show what each way to keep a model costs, in memory and in time",
-    "config": "show version, backend, threads, and which backends can run here",
+    "train": Command(
+        "train a small network on handwritten digits with each optimizer, and compare", "train"
+    ),
+    "gallery": Command("draw gradient descent in pictures, and a page that explains them", "plot"),
+    "race": Command("run the optimizers side by side on a surface, as an animation", "plot"),
+    "bytes": Command("show what each way to keep a model costs, in memory and in time", "train"),
+    "config": Command("show version, backend, threads, and which backends can run here", ""),
 }
 
 
@@ -20,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fastgd", description="fastgd's commands")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     wanted = next((a for a in (sys.argv[1:] if argv is None else argv) if a in COMMANDS), None)
-    for name, summary in COMMANDS.items():
+    for name, (summary, extra) in COMMANDS.items():
         command = commands.add_parser(
             name,
             help=summary,
@@ -35,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     raise
                 print(
                     f"`{name}` needs {error.name}, which is not installed: "
-                    f"pip install 'fastgd[{name}]'",
+                    f"pip install 'fastgd[{extra}]'",
                     file=sys.stderr,
                 )
                 return 1

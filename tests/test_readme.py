@@ -16,9 +16,10 @@ def blocks(language):
 
 
 @pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.splitlines()[0])
-def test_examples_run(code):
+def test_examples_run(code, tmp_path, monkeypatch):
     if "import torch" in code:
         pytest.importorskip("torch", reason="torch is not installed: pip install torch==2.13.0")
+    monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(compile(code, str(README), "exec"), names)
     if "error" in names:

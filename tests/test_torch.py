@@ -161,11 +161,20 @@ def test_tensors_that_cannot_be():
     for bad, error, message in (
         (torch.zeros(3, device="meta"), TypeError, "in CPU memory, found torch.Tensor"),
         (torch.zeros(3, dtype=torch.int32), TypeError, "dtype"),
-        (torch.zeros(3, dtype=torch.bfloat16), TypeError, "torch.Tensor|dtype"),
+        (torch.zeros(3, dtype=torch.bfloat16), ValueError, "is bfloat16, which small updates"),
         (strided, ValueError, "contiguous"),
     ):
         with pytest.raises(error, match=message):
             OPTIMIZERS["SGD"]([bad])
+
+
+def test_bfloat16_tensors_in_place():
+    p = torch.ones(5000, dtype=torch.bfloat16)
+    g = torch.full((5000,), 0.5, dtype=torch.bfloat16)
+    opt = fastgd.SGD(p, lr=1.0, master="split")
+    opt.step(g)
+    assert (p == 0.5).all()
+    assert (g == 0.5).all()
 
 
 def test_a_checkpoint_of_tensors(tmp_path):

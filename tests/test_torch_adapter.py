@@ -13,7 +13,7 @@ import fastgd
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install torch==2.13.0")
 
-import fastgd.torch  # noqa: E402
+import fastgd.torch
 
 SHAPES = [(5, 3), (300,), (), (0, 3), (4, 3, 2, 2)]
 CASES = [

@@ -8,10 +8,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install torch==2.13.0")
 
-from torch import nn  # noqa: E402
+from torch import nn
 
-import fastgd.torch  # noqa: E402
-from fastgd.torch import SGD, AdamW, step_in_backward  # noqa: E402
+import fastgd.torch
+from fastgd.torch import SGD, AdamW, step_in_backward
 
 
 @pytest.fixture(autouse=True)

@@ -15,10 +15,10 @@ import fastgd
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install torch==2.13.0")
 
-from test_torch_adapter import NAMES, Twins  # noqa: E402
+from test_torch_adapter import NAMES, Twins
 
-import fastgd.torch  # noqa: E402
-from fastgd.torch import SGD, Adam, AdamW, RMSprop  # noqa: E402
+import fastgd.torch
+from fastgd.torch import SGD, Adam, AdamW, RMSprop
 
 lr_scheduler = torch.optim.lr_scheduler
 

@@ -12,6 +12,7 @@ from fastgd._optimizer import OPTIMIZERS
 from fastgd.commands import mlp
 
 train = pytest.importorskip("fastgd.commands.train", reason="the extra `train` is not installed")
+from matplotlib.figure import Figure
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -20,6 +21,9 @@ def test_every_optimizer_reaches_95_percent(name, seed):
     outcome = train.train(name, epochs=30, batch_size=32, seed=seed, advance=lambda: None)
     assert outcome.accuracy >= 0.95
     assert outcome.losses[-1] < 0.05 < outcome.losses[0]
+    assert outcome.accuracies[-1] == outcome.accuracy
+    assert len(outcome.accuracies) == len(outcome.losses) == 30
+    assert outcome.accuracies[0] < 0.95
     assert outcome.same_bits, "the compiled kernels gave what NumPy gives"
 
 
@@ -56,6 +60,22 @@ def test_the_command(tmp_path, capsys):
     assert [row[0].strip() for row in rows] == list(OPTIMIZERS)
     assert all(row[-1].strip() == "yes" for row in rows)
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_curves():
+    outcomes = [
+        train.Outcome("SGD", 0.97, [2.0, 0.5], [0.4, 0.97], 1.0, 2.0, True),
+        train.Outcome("Adam", 0.98, [1.0, 0.1], [0.9, 0.98], 1.0, 2.0, True),
+    ]
+    left, right = Figure().subplots(1, 2)
+    train.draw_losses(left, outcomes)
+    train.draw_accuracies(right, outcomes)
+    assert [line.get_ydata().tolist() for line in left.lines] == [[2.0, 0.5], [1.0, 0.1]]
+    assert [line.get_ydata().tolist() for line in right.lines] == [[0.4, 0.97], [0.9, 0.98]]
+    assert [text.get_text() for text in left.get_legend().texts] == ["SGD (97.0%)", "Adam (98.0%)"]
+    low, high = right.get_ylim()
+    assert 0 <= low < 0.4 < 1 < high
+    assert left.lines[0].get_xdata().tolist() == [1, 2]
 
 
 def test_one_optimizer(tmp_path, capsys):

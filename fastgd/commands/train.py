@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import PercentFormatter
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -17,7 +18,9 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import fastgd
+from fastgd import plot
 from fastgd._optimizer import OPTIMIZERS
+from fastgd.commands import output
 from fastgd.commands.mlp import accuracy, fit, init_layers
 
 SIZES = (64, 96, 32, 10)
@@ -32,17 +35,28 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "AdamW": {"lr": 2e-3, "weight_decay": 0.05},
 }
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart, less the yellow.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-STYLES = ("-", "--", "-.", ":")
-
 
 class Outcome(NamedTuple):
-    """What training with one optimizer came to."""
+    """What training with one optimizer came to.
+
+    Attributes
+    ----------
+    optimizer : str
+        Its name.
+    accuracy : float
+        On the test set, in the end.
+    losses, accuracies : list of float
+        The mean loss of each epoch, and the accuracy on the test set after it.
+    fast_us, numpy_us : float
+        The median time of a step in µs, by the compiled kernels and by NumPy.
+    same_bits : bool
+        Whether both came to the same weights.
+    """
 
     optimizer: str
     accuracy: float
     losses: list[float]
+    accuracies: list[float]
     fast_us: float
     numpy_us: float
     same_bits: bool
@@ -65,19 +79,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=integer(1), default=30, help="passes over the data")
     parser.add_argument("--batch-size", type=integer(1), default=32, help="digits per step")
     parser.add_argument("--seed", type=integer(0), default=0, help="of weights, split and order")
-    parser.add_argument("--output", type=png, default="train.png", help="the picture (PNG)")
-
-
-def png(text: str) -> Path:
-    """The path of a picture that can be written; makes its folder."""
-    path = Path(text)
-    if path.suffix.lower() != ".png" or path.is_dir():
-        raise argparse.ArgumentTypeError(f"expected a file ending in .png, not {text!r}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise argparse.ArgumentTypeError(f"cannot make the folder of {text!r}: {error}") from None
-    return path
+    parser.add_argument(
+        "--output", type=output.picture(".png"), default="train.png", help="the picture (PNG)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -105,8 +109,10 @@ def run(arguments: argparse.Namespace) -> int:
                 )
             )
     console.print(table_of(outcomes))
-    plot(outcomes, arguments.output)
-    console.print(f"Loss curves are in {arguments.output}", highlight=False, soft_wrap=True)
+    draw(outcomes, arguments.output)
+    console.print(
+        f"Loss and accuracy curves are in {arguments.output}", highlight=False, soft_wrap=True
+    )
     return 0 if all(o.same_bits for o in outcomes) else 1
 
 
@@ -129,18 +135,19 @@ def train(
         rng = np.random.default_rng(seed)
         params = init_layers(SIZES, rng)
         opt = OPTIMIZERS[name](params, **SETTINGS.get(name, {}))
-        losses, times = [], []
+        losses, accuracies, times = [], [], []
         for loss, steps in fit(params, opt, x, y, epochs, batch_size, rng):
             losses.append(loss)
+            accuracies.append(accuracy(params, x_test, y_test))
             times += steps
             advance()
-        results.append((params, losses, float(np.median(times)) / 1000))
+        results.append((params, losses, accuracies, float(np.median(times)) / 1000))
     fastgd.set_backend(backend)
-    (params, losses, fast_us), (twin, _, numpy_us) = results
+    (params, losses, accuracies, fast_us), (twin, _, _, numpy_us) = results
     same = all(
         np.array_equal(layer[key], twin[k][key]) for k, layer in params.items() for key in layer
     )
-    return Outcome(name, accuracy(params, x_test, y_test), losses, fast_us, numpy_us, same)
+    return Outcome(name, accuracies[-1], losses, accuracies, fast_us, numpy_us, same)
 
 
 def table_of(outcomes: list[Outcome]) -> Table:
@@ -169,25 +176,30 @@ def table_of(outcomes: list[Outcome]) -> Table:
     return table
 
 
-def plot(outcomes: list[Outcome], path: Path) -> None:
+def draw_losses(axes: Axes, outcomes: list[Outcome]) -> None:
     """Draw the loss curves."""
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    for k, o in enumerate(outcomes):
-        axes.semilogy(
-            range(1, len(o.losses) + 1),
-            o.losses,
-            label=f"{o.optimizer} ({o.accuracy:.1%})",
-            color=COLOURS[k % len(COLOURS)],
-            linestyle=STYLES[k % len(STYLES)],
-            marker="o" if len(o.losses) == 1 else None,
-            linewidth=2,
-        )
-    axes.set_title("Training loss on the handwritten digits", loc="left")
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("mean cross-entropy of the epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(title="optimizer (test accuracy)", frameon=False)
-    figure.savefig(path, dpi=150)
+    labels = {f"{o.optimizer} ({o.accuracy:.1%})": o.losses for o in outcomes}
+    plot.loss_curves(axes, labels, unit="epoch", first=1)
+    axes.set(title="Training loss", ylabel="mean cross-entropy of the epoch")
+    axes.legend(title="optimizer (test accuracy)", alignment="left")
+
+
+def draw_accuracies(axes: Axes, outcomes: list[Outcome]) -> None:
+    """Draw the accuracy curves."""
+    labels = {o.optimizer: o.accuracies for o in outcomes}
+    plot.loss_curves(axes, labels, unit="epoch", first=1, scale="linear")
+    low = min(min(o.accuracies[len(o.accuracies) // 10 :]) for o in outcomes)
+    axes.set(title="Test accuracy", ylabel="share of digits told right")
+    axes.set_ylim(max(0.0, low - 0.1 * (1 - low)), 1 + 0.02 * (1 - low))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.legend(loc="lower right")
+
+
+def draw(outcomes: list[Outcome], path: Path) -> None:
+    """Write the picture of both."""
+    with plot.style():
+        figure = Figure(figsize=(10, 4.5), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        draw_losses(left, outcomes)
+        draw_accuracies(right, outcomes)
+        figure.savefig(path, dpi=150)

@@ -25,7 +25,7 @@ def signature(kind: type[FastgdOptimizer]) -> inspect.Signature:
     for name in keys_of(kind):
         if name not in parameters:
             parameters[name] = ours[name].replace(kind=inspect.Parameter.KEYWORD_ONLY)
-    parameters.pop("grads", None)
+    parameters.pop("options", None)
     return inspect.Signature(list(parameters.values()))
 
 

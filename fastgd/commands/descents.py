@@ -1,0 +1,141 @@
+"""Descents on surfaces, by each optimizer: what the gallery and the race are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+import fastgd
+from fastgd._optimizer import OPTIMIZERS
+from fastgd.surfaces import Surface
+
+Array = NDArray[Any]
+Maker = Callable[..., fastgd.Optimizer]
+
+
+def contestants() -> dict[str, Maker]:
+    """Every optimizer with its defaults, and SGD's heavy ball, by name."""
+    makers: dict[str, Maker] = {}
+    for name, optimizer in OPTIMIZERS.items():
+        makers[name] = optimizer
+        if name == "SGD":
+            makers["heavy ball"] = partial(fastgd.SGD, momentum=0.9)
+    return makers
+
+
+def descend(
+    make: Maker, surface: Surface, start: Sequence[float], steps: int, **hyper: Any
+) -> Array:
+    """Where a descent is before its first step and after each; shape (steps + 1, d).
+
+    What diverges goes on as infinities and NaNs, without a warning.
+    """
+    w = np.array(start, np.float64)
+    path = np.empty((steps + 1, len(w)))
+    path[0] = w
+    opt = make(w, **hyper)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for t in range(1, steps + 1):
+            opt.step(surface.gradient(w))
+            path[t] = w
+    return path
+
+
+def adaptive(make: Maker) -> bool:
+    """Whether an optimizer scales each weight's step by the size of that weight's own gradients.
+
+    Found out by a step along two gradients of very different size: an adaptive one moves both
+    weights about alike.
+
+    >>> import fastgd
+    >>> adaptive(fastgd.SGD), adaptive(fastgd.Adam)
+    (False, True)
+    """
+    w = np.zeros(2)
+    make(w).step(np.array([1.0, 1000.0]))
+    return bool(abs(w[1]) < 10 * abs(w[0]))
+
+
+# From far too small to far too large for any of the surfaces: powers of √10.
+RATES = tuple(10 ** (k / 2) for k in range(-10, 3))
+
+
+class Run(NamedTuple):
+    """A descent of one optimizer, and what came of it.
+
+    Attributes
+    ----------
+    lr : float
+        The learning rate.
+    path : ndarray of float64, shape (steps + 1, d)
+        Where it was.
+    values, distances : ndarray, shape (steps + 1,)
+        The surface's values there, and the distances to the nearest known minimum.
+    arrival : int or None
+        The first step from which on the distance stayed within the tolerance.
+    """
+
+    lr: float
+    path: Array
+    values: Array
+    distances: Array
+    arrival: int | None
+
+
+def measure(surface: Surface, lr: float, path: Array, tolerance: float) -> Run:
+    """What came of a descent."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = surface.value(path)
+        minima = np.array([known.point for known in surface.minima])
+        distances = np.sqrt(((path[:, None] - minima) ** 2).sum(axis=-1)).min(axis=1)
+    values, distances = (np.where(np.isnan(a), np.inf, a) for a in (values, distances))
+    outside = np.flatnonzero(~(distances <= tolerance))
+    arrival = int(outside[-1]) + 1 if outside.size else 0
+    return Run(lr, path, values, distances, arrival if arrival < len(path) else None)
+
+
+def tuned(
+    make: Maker,
+    surface: Surface,
+    steps: int,
+    *,
+    rates: Sequence[float] = RATES,
+    tolerance: float = 0.05,
+    start: Sequence[float] | None = None,
+) -> Run:
+    """The best descent of an optimizer among some learning rates.
+
+    That is, of those that stay within the surface's domain, the one that arrives at a minimum with
+    the fewest steps; or, if none does, the one with the lowest final value.
+    """
+    begin = surface.start if start is None else start
+    runs = [
+        measure(surface, lr, descend(make, surface, begin, steps, lr=lr), tolerance) for lr in rates
+    ]
+    low, high = np.transpose(surface.domain)
+
+    def order(run: Run) -> tuple[bool, float, float]:
+        strays = not ((run.path >= low) & (run.path <= high)).all()
+        return strays, steps + 1 if run.arrival is None else run.arrival, run.values[-1]
+
+    return min(runs, key=order)
+
+
+def race(
+    surface: Surface,
+    steps: int,
+    *,
+    rates: Sequence[float] = RATES,
+    tolerance: float = 0.05,
+    advance: Callable[[str], object] = lambda name: None,
+) -> Mapping[str, Run]:
+    """The best descents of all contestants on a surface, from its suggested start."""
+    runs = {}
+    for name, make in contestants().items():
+        runs[name] = tuned(make, surface, steps, rates=rates, tolerance=tolerance)
+        advance(name)
+    return runs
