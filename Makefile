@@ -1,5 +1,6 @@
 # Verbs for developers; `make build` after an edit to Cython or C.
-.PHONY: build test integrations bench compare lint annotate fuzz-checkpoint clean
+.PHONY: build test integrations bench compare lint annotate asan ubsan tsan valgrind \
+	fuzz-checkpoint clean
 
 PYTHON ?= python
 
@@ -35,6 +36,16 @@ fuzz-checkpoint: build
 # HTML pages beside the sources that show the C behind each line of Cython.
 annotate:
 	FASTGD_ANNOTATE=1 $(PYTHON) setup.py build_ext --inplace --force
+
+# Builds under build/ for a sanitizer, and runs the tests there; see tests/sanitizers/run.
+asan:
+	PYTHON=$(PYTHON) tests/sanitizers/run address
+ubsan:
+	PYTHON=$(PYTHON) tests/sanitizers/run undefined
+tsan:
+	PYTHON=$(PYTHON) tests/sanitizers/run thread
+valgrind:
+	PYTHON=$(PYTHON) tests/sanitizers/run valgrind
 
 clean:
 	rm -rf build dist *.egg-info fastgd/kernels/*.so fastgd/kernels/*.c fastgd/kernels/*.html

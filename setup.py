@@ -32,6 +32,15 @@ OPENMP = [["-fopenmp"], ["-Xpreprocessor", "-fopenmp", "-lomp"]]
 OPENMP = [] if os.environ.get("FASTGD_OPENMP") == "0" else OPENMP
 USES_OPENMP = "#include <omp.h>\nint main(void) { return omp_get_max_threads() == 0; }"
 
+# FASTGD_SANITIZE=address,undefined or thread: a build that `.ci/sanitize` tests.  Python's own flags
+# bring -fwrapv, which would define the signed overflow that is to be found.
+SANITIZE = []
+if os.environ.get("FASTGD_SANITIZE"):
+    SANITIZE = [f"-fsanitize={os.environ['FASTGD_SANITIZE']}", "-fno-sanitize-recover=all"]
+    SANITIZE += ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-wrapv"]
+    if "undefined" in os.environ["FASTGD_SANITIZE"]:
+        SANITIZE += ["-fsanitize=float-cast-overflow"]
+
 DIRECTIVES = {
     "language_level": 3,
     "boundscheck": False,
@@ -88,7 +97,8 @@ def extension(module, sources, flags=()):
         include_dirs=["src_c", numpy.get_include()],
         depends=DEPENDS,
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
-        extra_compile_args=[*IEEE, *flags],
+        extra_compile_args=[*IEEE, *flags, *SANITIZE],
+        extra_link_args=SANITIZE[:],
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgd import _groups
+from fastgd import _forks, _groups
 from fastgd._trees import Name, flatten, name_of
 from fastgd.kernels import checks
 from fastgd.kernels._engine import Plan
@@ -110,6 +110,7 @@ class EMA:
                 _set(average, p)
         self.steps = np.zeros(len(names), np.int64)
         self.lock = RLock()
+        _forks.guard(self, "lock")
         self._swapped = False
         self.bound = False
         self._make_plan()
@@ -218,6 +219,7 @@ class EMA:
 
     def __setstate__(self, content: dict[str, Any]) -> None:
         self.__dict__.update(content, lock=RLock())
+        _forks.guard(self, "lock")
         self._make_plan()
 
     def state_dict(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgd import _groups, _options, _state_dict, _storage
+from fastgd import _forks, _groups, _options, _state_dict, _storage
 from fastgd._accumulated import Accumulated
 from fastgd._trees import Name, Path, Structure, flatten, name_of, unflatten
 from fastgd.kernels import checks, reference
@@ -135,6 +135,7 @@ class Optimizer:
         self._copies: list[Array] | None = None
         self._accumulated: Accumulated | None = None
         self._lock = RLock()
+        _forks.guard(self, "_lock")
         if isinstance(params, Iterator):
             params = list(params)
         if isinstance(params, (list, tuple)) and any(
@@ -628,6 +629,7 @@ class Optimizer:
         content["options"] = MappingProxyType(content["options"])
         lock = RLock() if content["average"] is None else content["average"].lock
         self.__dict__.update(content, state={}, _lock=lock)
+        _forks.guard(self, "_lock")
         self._make_plan(self.param_groups, self._steps, grads)
         for name, entry in saved.items():
             for key, array in self.state[name].items():

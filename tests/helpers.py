@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -41,6 +45,25 @@ def coefficients_of(rule, t=1):
     values = {"alpha": 0.01 / t, "beta": 0.9, "gamma": 0.1, "mu": 0.8, "beta1": 0.9, "gamma1": 0.1,
               "beta2": 0.99, "gamma2": 0.01, "eps": 1e-7, "eps_root": 1e-9}  # fmt: skip
     return tuple(values[letter] for letter in RULES[rule].coefficients)
+
+
+# Sanitizers slow everything down and keep memory that was freed.
+unsanitized = pytest.mark.skipif(
+    "FASTGD_SANITIZE" in os.environ, reason="a sanitizer changes times and memory"
+)
+
+
+def run_python(code, **env):
+    """Run code in a process of its own, with warnings as errors, and no longer than two minutes."""
+    # From Python 3.12 on, forking while there are threads warns; here it is what is tested.
+    warnings = ["-W", "error", "-W", "ignore:This process:DeprecationWarning"]
+    return subprocess.run(
+        [sys.executable, *warnings, "-c", code],
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 class Tensors:

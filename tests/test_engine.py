@@ -10,22 +10,12 @@ import time
 
 import numpy as np
 import pytest
-from helpers import Tensors
+from helpers import Tensors, run_python
 
 import fastgd
 from fastgd.kernels import _engine
 
 needs_openmp = pytest.mark.skipif(not _engine.has_openmp(), reason="built without OpenMP")
-
-
-def run_python(code, **env):
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        env={**os.environ, **env},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
 
 
 # --------------------------------------------------------------------------------------- threads
@@ -88,6 +78,7 @@ def test_threads_do_the_work():
             opt.step()
         return (time.thread_time() - own) / (time.process_time() - whole)
 
+    time.sleep(0.2)  # threads that a test before has left idle, BLAS's too, spin for a while
     assert own_share(1) > 0.95
     assert min(own_share(2) for _ in range(3)) < 0.8
 

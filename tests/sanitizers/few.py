@@ -1,0 +1,80 @@
+"""A little of everything, for valgrind, under which a whole test run would take hours.
+
+Every rule and stage in both types, at sizes around vectors, tiles, blocks and chunks, on every
+compiled backend that runs there; each result against the NumPy backend's, bit for bit.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+import fastgd
+from fastgd.averages import EMA, ewma
+from fastgd.kernels.reference import RULES
+
+SIZES = (0, 1, 3, 17, 255, 257, 1025, 33_000)
+OPTIMIZERS = (
+    lambda p, **o: fastgd.SGD(p, **o),
+    lambda p, **o: fastgd.SGD(p, momentum=0.9, **o),
+    lambda p, **o: fastgd.SGD(p, momentum=0.9, nesterov=True, weight_decay=0.1, **o),
+    lambda p, **o: fastgd.Adagrad(p, **o),
+    lambda p, **o: fastgd.RMSprop(p, **o),
+    lambda p, **o: fastgd.RMSprop(p, momentum=0.9, maximize=True, **o),
+    lambda p, **o: fastgd.RMSprop(p, centered=True, **o),
+    lambda p, **o: fastgd.RMSprop(p, centered=True, momentum=0.9, **o),
+    lambda p, **o: fastgd.Adam(p, **o),
+    lambda p, **o: fastgd.Adam(p, amsgrad=True, **o),
+    lambda p, **o: fastgd.AdamW(p, **o),
+)
+
+
+def results(backend, dtype):
+    """The bytes of all that some steps wrote, and what they said."""
+    fastgd.set_backend(backend)
+    rng = np.random.default_rng(0)
+    found, seen = [], set()
+    for k, make in enumerate(OPTIMIZERS):
+        params = [rng.standard_normal(n).astype(dtype) for n in SIZES]
+        around = {}
+        if k % 2 == 0:
+            around = {"copy_to": [np.zeros(n, np.float32) for n in SIZES], "average": 0.9}
+            around |= {"clip_norm": 0.1, "clip_value": 0.01, "zero_grads": True}
+            around |= {"nonfinite": "skip", "clip_by": ("all", "group", "tensor")[k // 2 % 3]}
+        opt = make(params, **around)
+        seen.add(opt._rules[0])
+        if k % 4 == 0:  # bfloat16, which NumPy has no type for
+            around["copy_to"] = opt._copies = [np.zeros(n, np.uint16) for n in SIZES]
+            opt._make_plan(opt.param_groups, opt._steps)
+        for t in range(2):
+            grads = [rng.standard_normal(n).astype(dtype) for n in SIZES]
+            grads[t] = None
+            found.append(repr(opt.step(grads)))
+        opt.accumulate([rng.standard_normal(n).astype(dtype) for n in SIZES])
+        found.append(repr(opt.step(grad_scale=2.0)))
+        grads = [rng.standard_normal(n).astype(dtype) for n in SIZES]
+        grads[-1][-1] = np.nan
+        found.append(fastgd.functional.global_norm(grads[:-1]))
+        if k % 2 == 0:
+            found.append(repr(opt.step(grads)))
+            found += [a.tobytes() for a in [*opt.average.averages.values(), *around["copy_to"]]]
+        found += [p.tobytes() for p in params]
+        found += [a.tobytes() for entry in opt.state.values() for a in entry.values()]
+    ema = EMA(params, decay=0.9)
+    ema.update()
+    found += [a.tobytes() for a in ema.averages.values()]
+    found.append(ewma(rng.standard_normal((3, 40)).astype(dtype), beta=0.9)[0].tobytes())
+    assert seen == set(RULES) - {"ema"}, "every rule"
+    return found
+
+
+def main():
+    """Compare all backends with the specification."""
+    for dtype in (np.float32, np.float64):
+        expected = results("numpy", dtype)
+        for backend in fastgd.available_backends()[:-1]:
+            assert results(backend, dtype) == expected, (backend, dtype)
+            print(f"{backend}, {np.dtype(dtype)}: {len(expected)} results, all bits the same")
+
+
+if __name__ == "__main__":
+    main()
