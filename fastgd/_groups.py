@@ -27,6 +27,14 @@ def schedulable(domain: _D) -> _D:
     return domain
 
 
+def shown(value: object) -> str:
+    """A value in few words, also one that can't be written out."""
+    try:
+        return reprlib.repr(value)
+    except Exception:  # an integer of too many digits, or whatever somebody's __repr__ raises
+        return f"something of type {type(value).__name__} that can't be written out"
+
+
 def number(value: Any, name: str) -> float:
     """Any finite number."""
     try:
@@ -34,9 +42,9 @@ def number(value: Any, name: str) -> float:
             raise TypeError
         result = float(value)
     except (TypeError, ValueError):
-        raise TypeError(f"{name}: expected a number, found {reprlib.repr(value)}") from None
+        raise TypeError(f"{name}: expected a number, found {shown(value)}") from None
     except OverflowError:
-        raise ValueError(f"{name}: expected a finite number, found {reprlib.repr(value)}") from None
+        raise ValueError(f"{name}: expected a finite number, found {shown(value)}") from None
     if not math.isfinite(result):
         raise ValueError(f"{name}: expected a finite number, found {value}")
     return result
@@ -83,7 +91,7 @@ def fraction(value: Any, name: str) -> float:
 def two_fractions(value: Any, name: str) -> tuple[float, float]:
     """The weights of two exponential averages."""
     if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, str):
-        raise TypeError(f"{name}: expected two numbers, found {reprlib.repr(value)}")
+        raise TypeError(f"{name}: expected two numbers, found {shown(value)}")
     values = tuple(fraction(v, f"{name}[{k}]") for k, v in enumerate(value))
     if len(values) != 2:
         raise ValueError(f"{name}: expected two numbers, found {len(values)}")
@@ -93,7 +101,7 @@ def two_fractions(value: Any, name: str) -> tuple[float, float]:
 def flag(value: Any, name: str) -> bool:
     """True or False."""
     if not isinstance(value, (bool, np.bool)):
-        raise TypeError(f"{name}: expected True or False, found {value!r}")
+        raise TypeError(f"{name}: expected True or False, found {shown(value)}")
     return bool(value)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from fastgd._groups import ParamGroup, number, positive
+from fastgd._groups import ParamGroup, number, positive, shown
 from fastgd._trees import Name
 from fastgd.kernels import checks
 from fastgd.kernels.reference import RULES
@@ -117,7 +117,7 @@ def read(
 def _read_group(saved: Any, group: ParamGroup, decoupled: bool, where: str) -> dict[str, Any]:
     """The checked hyper-parameters of a saved group."""
     if not isinstance(saved, Mapping) or not isinstance(saved.get("params"), list):
-        raise TypeError(f"{where}: expected a dict with a list of 'params', found {saved!r}")
+        raise TypeError(f"{where}: expected a dict with a list of 'params', found {shown(saved)}")
     if len(saved["params"]) != len(group["params"]):
         raise ValueError(
             f"{where}: expected {len(group['params'])} parameters, found {len(saved['params'])}"
@@ -150,7 +150,7 @@ def _read_entry(
     """The step count and the states of one parameter, checked against what its rule keeps."""
     label = f"state[{name!r}]".replace("'", '"')
     if not isinstance(entry, Mapping):
-        raise TypeError(f"{label}: expected a dict of states, found {entry!r}")
+        raise TypeError(f"{label}: expected a dict of states, found {shown(entry)}")
     arrays = {key: value for key, value in entry.items() if key != "step" and value is not None}
     if extra := set(arrays) - set(expected):
         raise ValueError(f"{label}: has {sorted(extra)}, which this optimizer does not keep")

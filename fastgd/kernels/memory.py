@@ -19,3 +19,10 @@ def zeros_beside(p: Array) -> Array:
     raw = np.zeros(p.nbytes + 64, np.uint8)
     offset = (p.ctypes.data - raw.ctypes.data) % 64
     return np.ndarray(p.shape, p.dtype, raw, offset, order="C" if p.flags.c_contiguous else "F")
+
+
+def copy_beside(a: Array, p: Array) -> Array:
+    """The values of `a` in memory as `zeros_beside` makes it."""
+    copy = zeros_beside(p)
+    copy[...] = a
+    return copy
