@@ -125,9 +125,10 @@ class EMA:
         ):
             raise ValueError("average: expected an EMA of the optimizer's parameters, in its order")
 
-    def bind(self, params: Sequence[Array]) -> None:
-        """Leave updates to the optimizer of these parameters."""
-        self._params, self.bound = list(params), True
+    def bind(self, params: Mapping[Name, Array]) -> None:
+        """Leave updates to the optimizer of these parameters, and call them by its names."""
+        self.averages = dict(zip(params, self.averages.values(), strict=True))
+        self._params, self.bound = list(params.values()), True
 
     def extend(self, params: Mapping[Name, Array]) -> None:
         """Average more parameters, which count as having stood still so far."""
@@ -215,6 +216,7 @@ class EMA:
     def __getstate__(self) -> dict[str, Any]:
         """All but the plan, which holds addresses, and the lock."""
         with self.lock:
+            self.refuse_swapped("copy")  # whose weights would never come back
             return {key: self.__dict__[key] for key in self.__dict__.keys() - {"_plan", "lock"}}
 
     def __setstate__(self, content: dict[str, Any]) -> None:
@@ -256,7 +258,9 @@ class EMA:
             raise ValueError(f"step: expected a whole number from 0 to 2^53, found {step}")
         saved = state_dict["averages"]
         if not isinstance(saved, Mapping) or set(saved) != set(self.averages):
-            raise ValueError(f"averages: expected a dict of {list(self.averages)}, found {saved!r}")
+            raise ValueError(
+                f"averages: expected a dict of {list(self.averages)}, found {_groups.shown(saved)}"
+            )
         checked = {
             name: checks.check_values(saved[name], a, f"averages[{name!r}]").copy()
             for name, a in self.averages.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
+from operator import index
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
@@ -27,6 +28,14 @@ def schedulable(domain: _D) -> _D:
     return domain
 
 
+def shown(value: object) -> str:
+    """A value in few words, also one that can't be written out."""
+    try:
+        return reprlib.repr(value)
+    except Exception:  # an integer of too many digits, or whatever somebody's __repr__ raises
+        return f"something of type {type(value).__name__} that can't be written out"
+
+
 def number(value: Any, name: str) -> float:
     """Any finite number."""
     try:
@@ -34,9 +43,9 @@ def number(value: Any, name: str) -> float:
             raise TypeError
         result = float(value)
     except (TypeError, ValueError):
-        raise TypeError(f"{name}: expected a number, found {reprlib.repr(value)}") from None
+        raise TypeError(f"{name}: expected a number, found {shown(value)}") from None
     except OverflowError:
-        raise ValueError(f"{name}: expected a finite number, found {reprlib.repr(value)}") from None
+        raise ValueError(f"{name}: expected a finite number, found {shown(value)}") from None
     if not math.isfinite(result):
         raise ValueError(f"{name}: expected a finite number, found {value}")
     return result
@@ -56,6 +65,17 @@ def positive(value: Any, name: str) -> float:
     result = number(value, name)
     if result <= 0:
         raise ValueError(f"{name}: expected a number above 0, found {value}")
+    return result
+
+
+def whole(value: Any, name: str, end: int) -> int:
+    """An integer from 0 to below `end`."""
+    try:
+        result = index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, found {shown(value)}") from None
+    if not 0 <= result < end:
+        raise ValueError(f"{name}: expected a number from 0 to below {end}, found {shown(value)}")
     return result
 
 
@@ -83,7 +103,7 @@ def fraction(value: Any, name: str) -> float:
 def two_fractions(value: Any, name: str) -> tuple[float, float]:
     """The weights of two exponential averages."""
     if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, str):
-        raise TypeError(f"{name}: expected two numbers, found {reprlib.repr(value)}")
+        raise TypeError(f"{name}: expected two numbers, found {shown(value)}")
     values = tuple(fraction(v, f"{name}[{k}]") for k, v in enumerate(value))
     if len(values) != 2:
         raise ValueError(f"{name}: expected two numbers, found {len(values)}")
@@ -93,7 +113,7 @@ def two_fractions(value: Any, name: str) -> tuple[float, float]:
 def flag(value: Any, name: str) -> bool:
     """True or False."""
     if not isinstance(value, (bool, np.bool)):
-        raise TypeError(f"{name}: expected True or False, found {value!r}")
+        raise TypeError(f"{name}: expected True or False, found {shown(value)}")
     return bool(value)
 
 

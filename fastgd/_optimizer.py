@@ -17,8 +17,9 @@ from fastgd._accumulated import Accumulated
 from fastgd._trees import Name, Path, Structure, flatten, name_of, unflatten
 from fastgd.kernels import checks, reference
 from fastgd.kernels._engine import Plan, StepRecord
+from fastgd.kernels.memory import copy_beside
 from fastgd.kernels.reference import RULES
-from fastgd.kernels.stored import Stored, as_stored
+from fastgd.kernels.stored import Stored, as_stored, computed
 
 Array = NDArray[Any]
 Hyper = Mapping[str, Any]
@@ -157,7 +158,7 @@ class Optimizer:
         self._make_plan(self.param_groups, steps, options.get("grads"))
         # All fits: from here on nothing fails.
         if self.average is not None:
-            self.average.bind(list(self._params().values()))
+            self.average.bind(self._params())
         self._copy_out()
 
     def _params(self) -> dict[Name, Array]:
@@ -191,7 +192,9 @@ class Optimizer:
         """Check a group and append it; returns its structure."""
         where = f"params{checks.label(prefix)}"
         if not isinstance(group, Mapping) or "params" not in group:
-            raise TypeError(f"{where}: expected a group, a dict with 'params', found {group!r}")
+            raise TypeError(
+                f"{where}: expected a group, a dict with 'params', found {_groups.shown(group)}"
+            )
         structure, leaves = flatten(group["params"])
         if not leaves:
             raise ValueError(f"{where}: expected at least one parameter, found none")
@@ -238,9 +241,13 @@ class Optimizer:
             for name, p in zip(self._names[k], group["params"], strict=True):
                 i = len(params)
                 kept = {**self.state.get(name, {}), "step": steps[i, ...]}
+                start = self.initial(h)
                 for key in storage.keys(p, rule):
+                    if start.get(key, 0.0) > float(np.finfo(computed(p.dtype)).max):
+                        label = checks.state_label(checks.label(self._paths[i]), key)
+                        raise ValueError(f"{label}: can't start from {start[key]} in {p.dtype}")
                     if key not in kept:
-                        kept |= storage.new(p, key, self.initial(h).get(key, 0.0))
+                        kept |= storage.new(p, key, start.get(key, 0.0))
                         # Schedules go on from the steps taken; a velocity may then start from 0.
                         if self.restarts and not group.scheduled and key in RULES[rule].states:
                             steps[i] = 0
@@ -378,10 +385,8 @@ class Optimizer:
         -----
         Threads that step the same optimizer take turns; different optimizers run in parallel.
         """
-        if grad_scale == 1.0:
-            unscale = 1.0
-        else:
-            unscale = _inverse(_groups.number(grad_scale, "grad_scale"), "grad_scale")
+        scale = 1.0 if grad_scale == 1.0 else _groups.number(grad_scale, "grad_scale")
+        unscale = _inverse(scale, "grad_scale")
         with self._lock:
             self._follow_rules()
             average = None
@@ -403,7 +408,7 @@ class Optimizer:
             return self._plan.step(
                 pending.grads(),
                 self._configure,
-                unscale * _inverse(weight, "weight"),
+                _inverse(scale * weight, "grad_scale times weight"),
                 average=average,
                 zero=True,
                 reset=(pending.counts, pending.weight),
@@ -557,7 +562,7 @@ class Optimizer:
                 groups, self._rules, entries, eager, self.decoupled, self.storage
             )
             written["fastgd"] = _state_dict.write_beside(
-                self.skipped, self.average, self._accumulated, list(self.state)
+                self.skipped, self.storage.seed, self.average, self._accumulated, list(self.state)
             )
             rules = {
                 name: rule
@@ -609,6 +614,9 @@ class Optimizer:
                     self.state[name]["step"][...] = step
             if beside is not None:
                 self._skipped[0] = beside.skipped
+                if beside.seed is not None:
+                    self._plan.seed = beside.seed
+                    self.storage = self.storage._replace(seed=beside.seed)
                 if self.average is not None and beside.average is not None:
                     self.average.take(*beside.average)
                 if pending is not None:
@@ -618,6 +626,7 @@ class Optimizer:
     def __getstate__(self) -> dict[str, Any]:
         """All but the plan, which holds addresses, and the lock."""
         with self._lock:
+            self._follow_rules()
             content = {key: self.__dict__[key] for key in self.__dict__.keys() - {"_plan", "_lock"}}
             content["options"] = dict(self.options)
             state = {name: dict(entry) for name, entry in self.state.items()}
@@ -628,12 +637,14 @@ class Optimizer:
         saved = content.pop("state")
         content["options"] = MappingProxyType(content["options"])
         lock = RLock() if content["average"] is None else content["average"].lock
-        self.__dict__.update(content, state={}, _lock=lock)
+        self.__dict__.update(content, _lock=lock)
         _forks.guard(self, "_lock")
+        # Also those that the rule of the moment leaves alone, in memory laid out as ever.
+        self.state = {
+            name: {k: a if k == "step" else copy_beside(a, p) for k, a in saved[name].items()}
+            for name, p in self._params().items()
+        }
         self._make_plan(self.param_groups, self._steps, grads)
-        for name, entry in saved.items():
-            for key, array in self.state[name].items():
-                array[...] = entry[key]
 
     def __repr__(self) -> str:
         lines = []

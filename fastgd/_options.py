@@ -105,9 +105,11 @@ def checked(given: Mapping[str, Any], optimizer: str) -> Mapping[str, Any]:
 
 def _one_of(choices: Sequence[str], value: object, name: str) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{name}: expected a str, found {value!r}")
+        raise TypeError(f"{name}: expected a str, found {_groups.shown(value)}")
     if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(choices)}, found {value!r}")
+        raise ValueError(
+            f"{name}: expected one of {', '.join(choices)}, found {_groups.shown(value)}"
+        )
     return value
 
 

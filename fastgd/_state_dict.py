@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgd._groups import ParamGroup, number, positive
+from fastgd._groups import ParamGroup, number, positive, shown, whole
 from fastgd._trees import Name
 from fastgd.kernels import checks
 from fastgd.kernels.codecs import TILE
@@ -125,7 +125,7 @@ def read(
 def _read_group(saved: Any, group: ParamGroup, decoupled: bool, where: str) -> dict[str, Any]:
     """The checked hyper-parameters of a saved group."""
     if not isinstance(saved, Mapping) or not isinstance(saved.get("params"), list):
-        raise TypeError(f"{where}: expected a dict with a list of 'params', found {saved!r}")
+        raise TypeError(f"{where}: expected a dict with a list of 'params', found {shown(saved)}")
     if len(saved["params"]) != len(group["params"]):
         raise ValueError(
             f"{where}: expected {len(group['params'])} parameters, found {len(saved['params'])}"
@@ -158,7 +158,7 @@ def _read_entry(
     """The step count and the states of one parameter, checked against what its rule keeps."""
     label = f"state[{name!r}]".replace("'", '"')
     if not isinstance(entry, Mapping):
-        raise TypeError(f"{label}: expected a dict of states, found {entry!r}")
+        raise TypeError(f"{label}: expected a dict of states, found {shown(entry)}")
     given = {key: value for key, value in entry.items() if key != "step" and value is not None}
     expected, known = RULES[rule].states, storage.keys(p, rule)
     known += [f"{key}_scale" for key in expected] + ["master", "master_low"]
@@ -209,16 +209,21 @@ class Beside(NamedTuple):
     """What a state dict holds beside states and hyper-parameters."""
 
     skipped: int
+    seed: int | None
     average: tuple[int, Mapping[Name, NDArray[Any]]] | None
     weight: float
     sums: list[NDArray[Any] | None]
 
 
 def write_beside(
-    skipped: int, average: EMA | None, accumulated: Accumulated | None, names: Sequence[Name]
+    skipped: int,
+    seed: int,
+    average: EMA | None,
+    accumulated: Accumulated | None,
+    names: Sequence[Name],
 ) -> dict[str, Any]:
     """Skipped steps, averages, and the gradients that no step has taken yet."""
-    beside: dict[str, Any] = {"skipped": skipped}
+    beside: dict[str, Any] = {"skipped": skipped, "seed": seed}
     if average is not None:
         beside["average"] = average.state_dict()
     if accumulated is not None and accumulated.weight[0]:
@@ -239,11 +244,12 @@ def read_beside(
     beside, where = state_dict["fastgd"], 'state_dict["fastgd"]'
     if not isinstance(beside, Mapping):
         raise TypeError(f"{where}: expected a dict, found {type(beside).__name__}")
-    if unknown := set(beside) - {"skipped", "average", "accumulated", "layouts"}:
+    if unknown := set(beside) - {"skipped", "seed", "average", "accumulated", "layouts"}:
         raise ValueError(f"{where}: has unknown {sorted(map(str, unknown))}")
-    skipped = number(beside.get("skipped", 0), f'{where}["skipped"]')
-    if not 0 <= skipped < 2**53 or skipped != int(skipped):
-        raise ValueError(f'{where}["skipped"]: expected a whole number, found {skipped}')
+    skipped = whole(beside.get("skipped", 0), f'{where}["skipped"]', 2**53)
+    seed = None
+    if "seed" in beside:
+        seed = whole(beside["seed"], f'{where}["seed"]', 2**64)
     if ("average" in beside) != (average is not None):
         problem = "has none, which this optimizer has" if average else "this optimizer has none"
         raise ValueError(f'{where}["average"]: {problem}')
@@ -262,7 +268,7 @@ def read_beside(
     sums: list[NDArray[Any] | None] = []
     if "accumulated" in beside:
         weight, sums = _read_accumulated(beside["accumulated"], params, f'{where}["accumulated"]')
-    return Beside(int(skipped), averages, weight, sums)
+    return Beside(skipped, seed, averages, weight, sums)
 
 
 def _read_accumulated(

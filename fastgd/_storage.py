@@ -7,12 +7,12 @@ in fewer bytes is loaded and stored tile by tile in the sweep (`fastgd.kernels.c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from operator import index
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastgd._groups import whole
 from fastgd._trees import Name
 from fastgd.kernels.codecs import CODECS
 from fastgd.kernels.memory import zeros_beside
@@ -166,8 +166,8 @@ def checked(given: Mapping[str, Any]) -> Storage:
         wanted,
         master,
         rounding,
-        _whole(given.get("min_8bit_size", 4096), "min_8bit_size", 2**63),
-        _whole(given.get("seed", 0), "seed", 2**64),
+        whole(given.get("min_8bit_size", 4096), "min_8bit_size", 2**63),
+        whole(given.get("seed", 0), "seed", 2**64),
     )
 
 
@@ -175,16 +175,6 @@ def _one_of(choices: Any, value: object, name: str) -> str:
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(choices)}, found {value!r}")
     return str(value)
-
-
-def _whole(value: Any, name: str, end: int) -> int:
-    try:
-        number = index(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected an integer, found {value!r}") from None
-    if not 0 <= number < end:
-        raise ValueError(f"{name}: expected a number from 0 to below {end}, found {value}")
-    return number
 
 
 def _visible(code: Array, codec: str) -> Array:

@@ -198,6 +198,8 @@ def load(
             raise CheckpointError(f"{file}: {error.args[0] if error.args else error}") from error
         for target, saved in pairs:
             target[...] = saved
+        if opt is not None:
+            opt._copy_out()
     metadata: dict[str, Any] = content["metadata"]
     return metadata
 

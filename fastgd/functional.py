@@ -31,6 +31,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fastgd import optimizers
+from fastgd._groups import shown
 from fastgd._optimizer import Optimizer
 from fastgd._options import HYPER
 from fastgd.kernels import checks
@@ -105,8 +106,11 @@ def _function(name: str, cls: type[Optimizer]) -> Update:
         h |= dict.fromkeys(HYPER)
         cls.consistent(h)
         t = index(step)
-        if t < 1:
-            raise ValueError(f"step: expected the step's number counted from 1, found {step}")
+        if not 1 <= t < 2**53:
+            found = shown(step)
+            raise ValueError(
+                f"step: expected a number from 1 to 2^53, counted from 1, found {found}"
+            )
         rule = RULES[cls.rule(h)]
         if len(states) != len(rule.states):
             raise TypeError(f"{name}: expected the states {rule.states}, found {len(states)}")

@@ -474,3 +474,37 @@ def test_grad_scale(scale):
     with pytest.raises((TypeError, ValueError), match="grad_scale: expected"):
         fastgd.SGD(p).step(np.ones(1), grad_scale=scale)
     assert p[0] == 0
+
+
+def test_a_start_out_of_float32s_range():
+    """It must not become infinite, neither in the constructor nor from a state dict."""
+    with pytest.raises(ValueError, match=r'^state\["W"\]\["sum"\]: can\'t start from 1e\+300 in f'):
+        fastgd.Adagrad({"W": np.zeros(2, F32)}, initial_accumulator_value=1e300)
+    fastgd.Adagrad({"W": np.zeros(2)}, initial_accumulator_value=1e300)
+    opt = fastgd.Adagrad({"W": np.zeros(2, F32)})
+    state = opt.state_dict()
+    state["state"].clear()
+    state["param_groups"][0]["initial_accumulator_value"] = 1e300
+    before = snapshot(opt)
+    with pytest.raises(ValueError, match="can't start from"):
+        opt.load_state_dict(state)
+    assert_unchanged(opt, before)
+
+
+def test_values_that_cannot_be_written_out():
+    class Silent:
+        def __repr__(self):
+            raise LookupError
+
+    for value in (10**5000, Silent()):
+        with pytest.raises((TypeError, ValueError), match="^lr: expected a"):
+            fastgd.SGD(np.zeros(1), lr=value)
+        with pytest.raises(
+            TypeError, match="^maximize: expected True or False, found (somet|<Sil)"
+        ):
+            fastgd.SGD(np.zeros(1), maximize=value)
+    adam, four = fastgd.functional.adam, [np.ones(1) for _ in range(4)]
+    for step in (2**53, 10**400, 10**5000):
+        with pytest.raises(ValueError, match="^step: expected a number from 1 to 2"):
+            adam(*four, step=step)
+    assert four == [1, 1, 1, 1]

@@ -481,6 +481,24 @@ def test_deepcopy_and_pickle(name, options):
         )
 
 
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_know_of_rules_to_come_and_to_come_back(way):
+    """A rule picked since the last step needs states; those of one that may return are kept."""
+    opt = fastgd.Adam(np.zeros(2))
+    opt.step(np.ones(2))
+    opt.param_groups[0]["amsgrad"] = True
+    assert list(way(opt).state[0]) == list(opt.state[0])
+    opt = fastgd.SGD(np.zeros(2), lr=1.0, momentum=0.5)
+    opt.step(np.ones(2))
+    opt.param_groups[0]["momentum"] = 0.0
+    opt.step(np.ones(2))
+    twin = way(opt)
+    for one in (opt, twin):
+        one.param_groups[0]["momentum"] = 0.5
+        one.step(np.ones(2))
+        assert one.param_groups[0]["params"][0].tolist() == [-3.5, -3.5]
+
+
 # ------------------------------------------------------------------------------------ functional
 
 

@@ -331,6 +331,10 @@ def test_seeds_differ_and_repeat():
             opt.step(draw(k, F32, [5000])[0])
         return bits(p)
 
+    saved = fastgd.SGD(np.zeros(1, F32), seed=2**64 - 1).state_dict()
+    other = fastgd.SGD(np.zeros(1, F32))
+    other.load_state_dict(saved)
+    assert other.storage.seed == 2**64 - 1
     assert np.array_equal(train(1), train(1))
     assert not np.array_equal(train(1), train(2))
 

@@ -565,6 +565,8 @@ def test_state_dicts_hold_averages_and_what_was_accumulated():
     for key, value in (
         ("skipped", -1),
         ("skipped", "1"),
+        ("seed", -1),
+        ("seed", 0.5),
         ("average", {}),
         ("average", {"step": 1, "averages": {0: np.zeros(3)}}),
         ("accumulated", {"weight": 0.0, "grads": {}}),
@@ -619,3 +621,36 @@ def test_minimize():
     assert losses[0] == 13
     assert losses[-1] < 1e-3 <= losses[-2]
     assert seen[-1] == (len(losses) - 1, losses[-1], len(losses))
+
+
+def test_scale_and_weight_that_only_together_divide_by_nothing():
+    w = np.zeros(2)
+    opt = fastgd.SGD(w, lr=1.0)
+    opt.accumulate(np.ones(2), weight=1e-200)
+    with pytest.raises(ValueError, match="^grad_scale times weight: expected a number to divide"):
+        opt.step(grad_scale=1e-200)
+    assert not w.any()
+    opt.step(grad_scale=1e200)
+    assert w.tolist() == [-1e-200] * 2
+
+
+def test_an_average_is_known_by_the_optimizers_names():
+    """Those of groups added later must not meet those of the average's own making."""
+    x, y = np.zeros(3), np.ones(3)
+    ema = EMA([x, y], 0.5)
+    opt = fastgd.SGD({"x": x, "y": y}, lr=1.0, average=ema)
+    opt.add_param_group({"params": np.full(3, 2.0)})
+    assert list(ema.averages) == list(opt.state) == ["x", "y", 1]
+    opt.step([{"x": np.ones(3), "y": np.ones(3)}, np.ones(3)])
+    assert [a[0] for a in ema.averages.values()] == [-1, 0, 1]
+
+
+def test_no_copy_while_averages_are_swapped_in():
+    """Its weights would stay the averages for ever."""
+    opt = fastgd.SGD(np.zeros(2), average=0.5)
+    opt.step(np.ones(2))
+    with opt.average.swapped():
+        for way in (copy.deepcopy, pickle.dumps):
+            with pytest.raises(RuntimeError, match="^copy: the averages stand in the place"):
+                way(opt)
+    copy.deepcopy(opt).step(np.ones(2))

@@ -28,6 +28,7 @@ class Plan:
     params: list[NDArray[Any]]
     labels: list[str]
     steps: NDArray[int64]
+    seed: int
     bound: list[NDArray[Any] | None] | None
     def __new__(
         cls,

@@ -120,7 +120,7 @@ cdef class Plan:
     cdef readonly list params, labels
     cdef list kept              # of each parameter, its states and itself as `stored.Stored`
     cdef list averages, copies
-    cdef unsigned long long seed
+    cdef public unsigned long long seed
     cdef cnp.ndarray average_steps, skipped
     cdef int clip_by, nonfinite
     cdef readonly cnp.ndarray steps

@@ -22,3 +22,12 @@ def zeros_beside(p: Array, dtype: DTypeLike | None = None) -> Array:
     ahead = p.ctypes.data % 64 // p.itemsize
     offset = (ahead * kind.itemsize - raw.ctypes.data) % 64
     return np.ndarray(p.shape, kind, raw, offset, order="C" if p.flags.c_contiguous else "F")
+
+
+def copy_beside(a: Array, p: Array) -> Array:
+    """The values of `a` in memory as `zeros_beside` makes it, if they go with those of `p`."""
+    if a.shape != p.shape:
+        return a.copy()
+    copy = zeros_beside(p, a.dtype)
+    copy[...] = a
+    return copy
