@@ -1,0 +1,59 @@
+# What the engine needs to know of NumPy's arrays, asked of their C structures.
+# Included by _engine.pyx.
+
+cdef char* address_of(a) except? NULL:
+    return NULL if a is None else cnp.PyArray_BYTES(<cnp.ndarray> a)
+
+
+cdef int _bfloat16 = -1        # NumPy's number of ml_dtypes' type, once it was seen
+
+
+cdef inline int codec_of_type(int kind) noexcept:
+    """The codec of arrays of one of NumPy's types, or -1."""
+    if kind == <int> cnp.NPY_FLOAT:
+        return FLOAT32
+    if kind == <int> cnp.NPY_DOUBLE:
+        return FLOAT64
+    if kind == <int> cnp.NPY_USHORT or kind == _bfloat16:
+        return BFLOAT16
+    return FLOAT16 if kind == <int> cnp.NPY_FLOAT16 else -1
+
+
+cdef int codec_of(cnp.ndarray a) except -1:
+    """The codec of an array that was found to be of floats."""
+    global _bfloat16
+    cdef int codec = codec_of_type(cnp.PyArray_TYPE(a))
+    if codec < 0:
+        assert a.dtype.name == "bfloat16"
+        _bfloat16, codec = cnp.PyArray_TYPE(a), BFLOAT16
+    return codec
+
+
+cdef inline bint is_unmoved(cnp.ndarray a, const char* start, Py_ssize_t size,
+                            int codec) noexcept:
+    """Whether an array is still the memory that the plan knows it to be."""
+    cdef Py_ssize_t n = 1
+    cdef int j
+    for j in range(cnp.PyArray_NDIM(a)):
+        n *= cnp.PyArray_DIM(a, j)
+    return (cnp.PyArray_BYTES(a) == start and n == size
+            and codec_of_type(cnp.PyArray_TYPE(a)) == (BFLOAT16 if codec == SPLIT else codec))
+
+
+cdef bint fits(cnp.ndarray g, cnp.ndarray p, int order) noexcept:
+    """Whether a gradient is of floats, in its parameter's shape and layout."""
+    cdef int needed = order | cnp.NPY_ARRAY_ALIGNED
+    cdef int j
+    if (codec_of_type(cnp.PyArray_TYPE(g)) < 0 or cnp.PyArray_NDIM(g) != cnp.PyArray_NDIM(p)
+            or (cnp.PyArray_FLAGS(g) & needed) != needed or not cnp.PyArray_ISNOTSWAPPED(g)):
+        return False
+    for j in range(cnp.PyArray_NDIM(p)):
+        if cnp.PyArray_DIM(g, j) != cnp.PyArray_DIM(p, j):
+            return False
+    return True
+
+
+cdef bint is_plain(cnp.ndarray x) noexcept:
+    """Whether an array is of floats in memory that can be read from start to end."""
+    return (codec_of_type(cnp.PyArray_TYPE(x)) >= 0 and cnp.PyArray_ISBEHAVED_RO(x)
+            and (cnp.PyArray_IS_C_CONTIGUOUS(x) or cnp.PyArray_IS_F_CONTIGUOUS(x)))
