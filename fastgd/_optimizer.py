@@ -248,25 +248,30 @@ class Optimizer(Held):
         used.  An optimizer that was made with the same schedules resumes them exactly, as they
         depend on step counts alone.
         """
-        groups = self.param_groups
         with self._lock:
-            self._follow_rules()
-            eager = [bool(self.initial(group)) for group in groups]
-            entries = [[self.state[name] for name in names] for names in self._names]
-            written = _state_dict.write(
-                groups, self._rules, entries, eager, self.decoupled, self.storage
-            )
-            written["fastgd"] = _state_dict.write_beside(
-                self.skipped, self.storage.seed, self.average, self._accumulated, list(self.state)
-            )
-            rules = {
-                name: rule
-                for names, rule in zip(self._names, self._rules, strict=True)
-                for name in names
-            }
-            if layouts := self.storage.layouts(self._params(), rules):
-                written["fastgd"]["layouts"] = layouts
-            return written
+            copies: dict[str, Any] = _state_dict.copied(self._written())
+            return copies
+
+    def _written(self) -> dict[str, Any]:
+        """The state dict of live arrays; for who holds the lock."""
+        groups = self.param_groups
+        self._follow_rules()
+        eager = [bool(self.initial(group)) for group in groups]
+        entries = [[self.state[name] for name in names] for names in self._names]
+        written = _state_dict.write(
+            groups, self._rules, entries, eager, self.decoupled, self.storage
+        )
+        written["fastgd"] = _state_dict.write_beside(
+            self.skipped, self.storage.seed, self.average, self._accumulated, list(self.state)
+        )
+        rules = {
+            name: rule
+            for names, rule in zip(self._names, self._rules, strict=True)
+            for name in names
+        }
+        if layouts := self.storage.layouts(self._params(), rules):
+            written["fastgd"]["layouts"] = layouts
+        return written
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take states, step counts and hyper-parameters from a state dict, fastgd's or torch's.

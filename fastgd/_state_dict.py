@@ -33,6 +33,15 @@ def steps_taken(entries: Iterable[Mapping[str, Any]]) -> int:
     return max(int(entry["step"]) for entry in entries)
 
 
+def copied(tree: Any) -> Any:
+    """A nested dict or list with copies of its arrays."""
+    if isinstance(tree, dict):
+        return {key: copied(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [copied(value) for value in tree]
+    return tree.copy() if isinstance(tree, np.ndarray) else tree
+
+
 def write(
     groups: Sequence[ParamGroup],
     rules: Sequence[str],
@@ -41,7 +50,7 @@ def write(
     decoupled: bool,
     storage: Storage,
 ) -> dict[str, Any]:
-    """The state dict of groups that run these rules, with these states; all arrays are copies.
+    """The state dict of groups that run these rules, with these states, the live arrays.
 
     A parameter that has not stepped has no entry, as in torch, unless its group is eager, or
     somebody wrote into its states.  For a schedule stands what the last step used: a number, which
@@ -54,8 +63,7 @@ def write(
         for i, (p, entry) in enumerate(zip(group["params"], own, strict=True), first):
             arrays = {key: entry[key] for key in storage.keys(p, rule)}
             if entry["step"] or always or any(a.any() for a in arrays.values()):
-                copies = {key: a.copy() for key, a in arrays.items()}
-                state[i] = {"step": int(entry["step"]), **copies}
+                state[i] = {"step": int(entry["step"]), **arrays}
         packed = group.at(max(steps_taken(own) - 1, 0)) if group.scheduled else group.hyper()
         packed["decoupled_weight_decay"] = decoupled
         packed["params"] = list(range(first, first + len(own)))
@@ -225,12 +233,12 @@ def write_beside(
     """Skipped steps, averages, and the gradients that no step has taken yet."""
     beside: dict[str, Any] = {"skipped": skipped, "seed": seed}
     if average is not None:
-        beside["average"] = average.state_dict()
+        beside["average"] = {"step": average.step, "averages": dict(average.averages)}
     if accumulated is not None and accumulated.weight[0]:
         counted = zip(names, accumulated.sums, accumulated.counts.tolist(), strict=True)
         beside["accumulated"] = {
             "weight": float(accumulated.weight[0]),
-            "grads": {name: a.copy() for name, a, n in counted if n},
+            "grads": {name: a for name, a, n in counted if n},
         }
     return beside
 

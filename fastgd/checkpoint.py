@@ -116,7 +116,7 @@ def save(
             content["params"] = pack(named[0] if len(named) == 1 else named, ("params",), arrays)
             if opt is not None:
                 content["optimizer"] = type(opt).__name__
-                content["opt"] = pack(opt.state_dict(), ("opt",), arrays)
+                content["opt"] = pack(opt._written(), ("opt",), arrays)
             _container.write(new, content, arrays)
         _container.check(new.name, file, safetensors)
 
