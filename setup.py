@@ -32,8 +32,8 @@ OPENMP = [["-fopenmp"], ["-Xpreprocessor", "-fopenmp", "-lomp"]]
 OPENMP = [] if os.environ.get("FASTGD_OPENMP") == "0" else OPENMP
 USES_OPENMP = "#include <omp.h>\nint main(void) { return omp_get_max_threads() == 0; }"
 
-# FASTGD_SANITIZE=address,undefined or thread: a build that `.ci/sanitize` tests.  Python's own flags
-# bring -fwrapv, which would define the signed overflow that is to be found.
+# FASTGD_SANITIZE=address,undefined or thread: what tests/sanitizers/run builds.  Python's own
+# flags bring -fwrapv, which would define the signed overflow that is to be found.
 SANITIZE = []
 if os.environ.get("FASTGD_SANITIZE"):
     SANITIZE = [f"-fsanitize={os.environ['FASTGD_SANITIZE']}", "-fno-sanitize-recover=all"]

@@ -1,9 +1,9 @@
 """Forks while other threads are in the middle of a call.
 
-A fork copies all memory as it is at that moment, and of the threads only the one that forks: in the
-child, a lock that another thread held stays locked for ever, and what that thread was writing stays
-half written.  So a fork first waits for the calls of other threads to end, and the child finds whole
-optimizers with free locks.  One that it could not wait for refuses all calls there.
+A fork copies all memory as it is at that moment, and of the threads only the one that forks: in
+the child, a lock that another thread held stays locked for ever, and what that thread was writing
+stays half written.  So a fork first waits for the calls of other threads to end, and the child
+finds whole optimizers with free locks.  One that it could not wait for refuses all calls there.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from time import monotonic
 from typing import Any, NoReturn
 from weakref import ref
 
-# Seconds that a fork waits at most.  A step takes milliseconds; but a call may itself be waiting for
-# the thread that forks, and then the fork must not wait for the call.
+# Seconds that a fork waits at most.  A step takes milliseconds; but a call may itself be waiting
+# for the thread that forks, and then the fork must not wait for the call.
 PATIENCE = 10.0
 
 # All owners of locks, in the order of their making, in which every fork then takes the locks.
@@ -43,7 +43,7 @@ class Lost:
 
 
 def guard(owner: Any, attribute: str) -> None:
-    """See to the lock in an object's attribute whenever the process forks, while the object lives."""
+    """See to the lock in an attribute of an object whenever the process forks."""
     key = next(_serial), attribute
     _owners[key] = ref(owner, lambda _: _owners.pop(key, None))
 
