@@ -209,9 +209,22 @@ class EMA:
                     _set(p, average)
                 yield
             finally:
+                self._put_back(kept)
+
+    def _put_back(self, kept: Sequence[Array]) -> None:
+        """Put the weights back; if interrupted, by an impatient second Ctrl-C say, then again."""
+        interrupt = None
+        for _ in range(9):
+            try:
                 for p, own in zip(self._params, kept, strict=True):
                     p[...] = own
                 self._swapped = False
+            except KeyboardInterrupt as caught:
+                interrupt = caught
+            else:
+                break
+        if interrupt is not None:
+            raise interrupt
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the plan, which holds addresses, and the lock."""

@@ -268,6 +268,6 @@ assert p[0] == -4
 
 
 def test_a_lost_lock_names_its_owner():
-    with pytest.raises(RuntimeError, match=r"^EMA: another thread .* make a new one in the child"):
-        with Lost(EMA.__name__):
-            pass
+    message = r"^EMA: another thread .* make a new one in the child"
+    with pytest.raises(RuntimeError, match=message), Lost(EMA.__name__):
+        pass
