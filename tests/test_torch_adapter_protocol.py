@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import pickle
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from helpers import run_python
 
 import fastgd
 
@@ -697,3 +699,35 @@ def test_import_needs_no_torch():
 def test_a_torch_that_is_too_old():
     code = "import torch; torch.Tensor.__dlpack_c_exchange_api__ = None; import fastgd.torch"
     assert run(code).startswith("ImportError: torch: expected a version with DLPack's C exchange")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this CPU's system has no fork")
+def test_fork_amid_a_step_of_another_thread():
+    """The child finds whole tensors and a free lock."""
+    done = run_python("""
+import os, threading, time
+import torch, fastgd.torch
+
+p = torch.zeros(1 << 20, requires_grad=True)
+p.grad = torch.ones_like(p)
+opt = fastgd.torch.Adam([p])
+opt.step()
+stop = threading.Event()
+def steps():
+    while not stop.is_set():
+        opt.step()
+worker = threading.Thread(target=steps)
+worker.start()
+values = p.detach().numpy()
+for k in range(10):
+    time.sleep(0.0007 * k)
+    pid = os.fork()
+    if pid == 0:
+        whole = values.min() == values.max()
+        opt.step()
+        os._exit(0 if whole and values.min() == values.max() else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+stop.set()
+worker.join()
+""")
+    assert done.returncode == 0, done.stderr

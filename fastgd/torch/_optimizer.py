@@ -11,6 +11,7 @@ import torch
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from fastgd import Optimizer as FastgdOptimizer
+from fastgd import _forks
 from fastgd._groups import ParamGroup
 from fastgd.kernels.reference import RULES
 from fastgd.torch import _tensors
@@ -46,6 +47,7 @@ class Optimizer(torch.optim.Optimizer):
     def _reset(self) -> None:
         self._binding: Binding | None = None
         self._lock = RLock()
+        _forks.guard(self, "_lock")
 
     def _start(self, group: Mapping[str, Any]) -> None:
         """Make the states that don't start from 0, as torch does when an optimizer is made."""

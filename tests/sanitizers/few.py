@@ -59,11 +59,35 @@ def results(backend, dtype):
             found += [a.tobytes() for a in [*opt.average.averages.values(), *around["copy_to"]]]
         found += [p.tobytes() for p in params]
         found += [a.tobytes() for entry in opt.state.values() for a in entry.values()]
+    found += stored_results(rng, dtype)
     ema = EMA(params, decay=0.9)
     ema.update()
     found += [a.tobytes() for a in ema.averages.values()]
     found.append(ewma(rng.standard_normal((3, 40)).astype(dtype), beta=0.9)[0].tobytes())
     assert seen == set(RULES) - {"ema"}, "every rule"
+    return found
+
+
+def stored_results(rng, dtype):
+    """Likewise of parameters and states that are kept in fewer bits."""
+    found = []
+    choices = [(dtype, {"state_dtype": kind}) for kind in ("8bit", "bfloat16", "float16")]
+    if dtype == np.float32:
+        choices += [(np.uint16, {"master": "split"})]  # uint16: bfloat16
+        for kind in (np.uint16, np.float16):
+            choices += [(kind, {"master": True}), (kind, {"rounding": "stochastic"})]
+            choices.append((kind, {"rounding": "stochastic", "state_dtype": "8bit", "seed": 3}))
+    for kind, choice in choices:
+        params = [rng.standard_normal(n).astype(dtype) for n in SIZES]
+        if kind == np.uint16:
+            params = [(p.view(np.uint32) >> 16).astype(kind) for p in params]
+        params = [p.astype(kind) for p in params]
+        opt = fastgd.AdamW(params, clip_norm=1.0, average=0.9, zero_grads=True, **choice)
+        for _ in range(2):
+            grads = [rng.standard_normal(n).astype(dtype) for n in SIZES]
+            found.append(repr(opt.step(grads)))
+        found += [p.tobytes() for p in params]
+        found += [a.tobytes() for entry in opt.state.values() for a in entry.values()]
     return found
 
 
