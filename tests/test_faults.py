@@ -49,7 +49,7 @@ def test_ctrl_c_at_random_moments(elements, times, wait):
         finally:
             child.kill()
     assert {verdict for verdict, _ in found} == {"consistent"}
-    assert int(step) > 10
+    assert int(step) > 3
     assert len(found) > 1, "not always at the same point"
     # On a busy machine single ones come late.
     assert np.median(delays) < 1
