@@ -26,7 +26,8 @@ lint:
 	cython-lint fastgd
 	mypy
 	$(PYTHON) -m mypy.stubtest --mypy-config-file pyproject.toml --ignore-missing-stub \
-		fastgd.kernels._engine fastgd.kernels._series fastgd.kernels._tensors
+		fastgd.kernels._engine fastgd.kernels._series fastgd.kernels._tensors \
+		fastgd.kernels.c_api
 
 # Ten minutes of fastgd.load under atheris (the extra `fuzz`); what fails is kept in crash-….
 fuzz-checkpoint: build
@@ -37,4 +38,5 @@ annotate:
 	FASTGD_ANNOTATE=1 $(PYTHON) setup.py build_ext --inplace --force
 
 clean:
-	rm -rf build dist *.egg-info fastgd/kernels/*.so fastgd/kernels/*.c fastgd/kernels/*.html
+	rm -rf build dist *.egg-info fastgd/kernels/*.so fastgd/kernels/*.c fastgd/kernels/*.html \
+		fastgd/include fastgd/kernels/c_api.pxd fastgd/kernels/_c_api.pxi
