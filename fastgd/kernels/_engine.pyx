@@ -17,7 +17,7 @@ from libc.string cimport memset
 
 from fastgd.kernels._types cimport *
 
-from fastgd.kernels import checks, codecs, reference, stored
+from fastgd.kernels import buffers, checks, codecs, reference, stored
 
 cdef extern from "codecs.h" nogil:
     cnp.uint64_t fastgd_random_key(cnp.uint64_t, cnp.uint64_t, cnp.uint64_t)
@@ -120,6 +120,7 @@ cdef class Plan:
     cdef readonly list params, labels
     cdef list kept              # of each parameter, its states and itself as `stored.Stored`
     cdef list averages, copies
+    cdef list borrowed          # what keeps memory that others own from going away
     cdef unsigned long long seed
     cdef cnp.ndarray average_steps, skipped
     cdef int clip_by, nonfinite
@@ -180,6 +181,8 @@ cdef class Plan:
             for i in range(self.n):
                 self.tensors[i].bound = self.tensors[i].g
                 self.tensors[i].bound_codec = self.tensors[i].g_codec
+        self.borrowed = [buffers.lent(a) for arrays in (self.params, self.copies, self.bound)
+                         for a in arrays or () if a is not None and a.base is not None]
 
     def __dealloc__(self):
         free(self.tensors)
