@@ -10,7 +10,8 @@ build:
 test: build
 	$(PYTHON) -m pytest
 
-# In the trainers of others, which the extra `torch-integrations` brings along; no downloads.
+# In the trainers of others, which the extras `torch-integrations` and `thinc-integrations` bring
+# along; no downloads.
 integrations: build
 	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest integrations
 

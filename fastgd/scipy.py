@@ -1,0 +1,401 @@
+"""fastgd's optimizers as methods of `scipy.optimize.minimize`.
+
+>>> import numpy as np, fastgd.scipy
+>>> from scipy.optimize import minimize, rosen, rosen_der
+>>> x0, options = np.array([-1.0, 2.0]), {"lr": 0.05, "maxiter": 5000}
+>>> result = minimize(rosen, x0, jac=rosen_der, method=fastgd.scipy.adam, options=options)
+>>> result.success, result.x.round(3)
+(True, array([1., 1.]))
+
+There is a method for every optimizer, by its name in lower case.  What `minimize` takes:
+
+- ``jac``: True (the function returns value and gradient), a callable, or left out for forward
+  differences.  With a callable the function itself is asked only where its value is needed, so that
+  stochastic gradients cost nothing else.
+- ``bounds``: every step is followed by the projection onto them, as is the start.
+- ``callback``: called after each step with ``x``, or with ``intermediate_result`` if that is what
+  its one argument is called; ends the descent by raising StopIteration.
+- ``tol``: what `gtol` is if it isn't among the options.
+- ``options``: those of `Method`, the optimizer's hyper-parameters, which may be schedules, and
+  those of `fastgd.Options` that make sense here: ``clip_norm``, ``average``, ``nonfinite``, ….
+
+The function is shown the very array that the steps update, read-only, not a copy of it as SciPy's
+own methods make; one that keeps or overwrites its argument wants the option ``copy``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import Bounds, OptimizeResult, OptimizeWarning
+from scipy.optimize._numdiff import approx_derivative
+from scipy.optimize._optimize import MemoizeJac
+
+from fastgd import _adapting
+from fastgd._groups import flag, nonnegative
+from fastgd._optimizer import Optimizer
+from fastgd._options import Options
+from fastgd._schedule import whole
+from fastgd.averages import EMA
+
+Array = NDArray[Any]
+
+# What an optimizer takes that makes no sense here: other arrays, 16 bits, the way up.
+REFUSED = {"grads", "copy_to", "zero_grads", "master", "rounding", "maximize"}
+
+CONVERGED = 0, "Optimization terminated successfully."
+STALLED = 0, "The function's value stopped falling by more than ftol."
+EXHAUSTED = 1, "Maximum number of iterations has been exceeded."
+NONFINITE = 3, "The function's value is not finite."
+STOPPED = 99, "`callback` raised `StopIteration`."
+
+# In elements; the gradient is looked through in blocks of it, up to the first that is too large.
+BLOCK = 4096
+
+
+class Method:
+    """One optimizer as what `scipy.optimize.minimize` takes for ``method``.
+
+    Not for direct use: `fastgd.scipy` has one for each optimizer.
+
+    Parameters
+    ----------
+    fun, x0, args, jac, hess, hessp, bounds, constraints, callback, tol
+        As `scipy.optimize.minimize` gives them.  float32 stays float32; all else is computed in
+        float64.
+    maxiter : int
+        How many steps to take, at most.
+    gtol : float
+        Converged is where no element of the gradient is larger, either way; under bounds, of
+        x − P(x − g), where P projects.  1e-5 unless ``tol`` is given.
+    ftol : float, optional
+        If given, it also ends where `patience` steps did not lower the least value so far by more
+        than ftol · max(|f|, 1), which suits values that rise now and then.
+    patience : int
+        See `ftol`.
+    best : bool
+        Return the point of least value, not the last one; for functions with noise.
+    finite_diff_rel_step : float or array, optional
+        The relative step of differences, where there is no ``jac``.
+    copy : bool
+        Show the function a copy of x at each call.
+    disp : bool
+        Print how it ended.
+    return_all : bool
+        Keep a copy of every point in ``allvecs``.
+    **options
+        The optimizer's own.  Of those it lacks it warns, as SciPy's methods do.
+
+    Returns
+    -------
+    scipy.optimize.OptimizeResult
+        ``x``, ``fun`` and ``jac`` there, ``nit`` steps, ``nfev``, ``njev``, ``success``,
+        ``message`` and ``status``: 0 converged, 1 out of steps, 3 not finite, 99 stopped.  With
+        ``average``, ``x`` is the average of the points.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an option, the bounds, or what the function returns can't be used.
+
+    Warns
+    -----
+    OptimizeWarning
+        Of unknown options.
+    RuntimeWarning
+        If ``hess`` or ``hessp`` is given, which no optimizer here uses.
+    """
+
+    def __init__(self, kind: type[Optimizer]) -> None:
+        self.kind = kind
+        self.__name__ = self.__qualname__ = name = kind.__name__.lower()
+        known = {*_adapting.hyper_of(kind), *Options.__annotations__} - REFUSED
+        self._known = frozenset(known)
+        self.__doc__ = (
+            f"`fastgd.{kind.__name__}` as a method of `scipy.optimize.minimize`.\n\n"
+            f"Use it as ``minimize(fun, x0, jac=True, method=fastgd.scipy.{name}, options=…)``; "
+            f"the options are those of\n`fastgd.scipy.Method` and {', '.join(sorted(known))}.\n"
+        )
+
+    def __repr__(self) -> str:
+        return f"fastgd.scipy.{self.__name__}"
+
+    def __reduce__(self) -> str:
+        return self.__name__
+
+    def __call__(
+        self,
+        fun: Callable[..., Any],
+        x0: Array,
+        args: Any = (),
+        *,
+        jac: Any = None,
+        hess: Any = None,
+        hessp: Any = None,
+        bounds: Any = None,
+        constraints: Any = (),
+        callback: Callable[..., object] | None = None,
+        tol: float | None = None,
+        maxiter: int = 1000,
+        gtol: float | None = None,
+        ftol: float | None = None,
+        patience: int = 10,
+        best: bool = False,
+        finite_diff_rel_step: Any = None,
+        copy: bool = False,
+        disp: bool = False,
+        return_all: bool = False,
+        **options: Any,
+    ) -> OptimizeResult:
+        if hess is not None or hessp is not None:
+            message = f"Method {self.__name__} does not use Hessian information (hess, hessp)."
+            warnings.warn(message, RuntimeWarning, stacklevel=3)
+        if not (isinstance(constraints, (list, tuple)) and not constraints):
+            raise ValueError("constraints: expected none, as steps are projected onto bounds alone")
+        maxiter, patience = whole(maxiter, "maxiter", 0), whole(patience, "patience", 1)
+        gtol = nonnegative(gtol if gtol is not None else 1e-5 if tol is None else tol, "gtol")
+        ftol = None if ftol is None else nonnegative(ftol, "ftol")
+        if flag(best, "best") and options.get("average") is not None:
+            raise ValueError("best: expected without average, whose points have no values")
+        if unknown := [key for key in options if key not in self._known]:
+            warnings.warn(
+                f"Unknown solver options: {', '.join(unknown)}", OptimizeWarning, stacklevel=3
+            )
+        hyper = {key: value for key, value in options.items() if key in self._known}
+
+        x = np.array(x0, x0.dtype if np.asarray(x0).dtype == np.float32 else np.float64, ndmin=1)
+        box = None if bounds is None else Box(bounds, x)
+        if box is not None:
+            box.project(x)
+            average = hyper.pop("average", None)
+        opt = self.kind(x, **hyper)
+        # The average is one of projected points, so it can't be taken in the sweep of the step.
+        ema = opt.average if box is None else None if average is None else EMA(x, average)
+        report = None if callback is None else Reporter(callback)
+        wants_value = best or ftol is not None or (report is not None and report.whole)
+        objective = Objective(fun, jac, args, x, box, finite_diff_rel_step, flag(copy, "copy"))
+
+        small = Smallness(gtol, box)
+        f, g = objective(wants_value)
+        vecs = [x.copy()] if flag(return_all, "return_all") else []
+        least = (np.inf, x, g)
+        stalled = Stall(ftol, patience)
+        nit = 0
+        while True:
+            if f is not None:
+                if not np.isfinite(f) and options.get("nonfinite") != "skip":
+                    status, message = NONFINITE
+                    break
+                if best and f < least[0]:
+                    least = f, x.copy(), np.array(g)
+                if stalled(f, nit):
+                    status, message = STALLED
+                    break
+            if small(x, g):
+                status, message = CONVERGED
+                break
+            if nit == maxiter:
+                status, message = EXHAUSTED
+                break
+            opt.step(g)
+            if box is not None:
+                box.project(x)
+                if ema is not None:
+                    ema.update()
+            nit += 1
+            f, g = objective(wants_value)
+            if return_all:
+                vecs.append(x.copy())
+            try:
+                if report is not None:
+                    report(x, f)
+            except StopIteration:
+                status, message = STOPPED
+                break
+
+        if best and np.isfinite(least[0]):
+            f, x[...], g = least
+        elif ema is not None and nit:
+            x[...] = next(iter(ema.averages.values()))
+            f, g = objective(True)
+        if f is None:
+            f = objective.value()
+        if status in {0, 1} and not np.isfinite(f):
+            status, message = NONFINITE
+        result = OptimizeResult(
+            x=x, fun=f, jac=np.array(g), nit=nit, nfev=objective.nfev, njev=objective.njev,
+            success=status == 0, status=status, message=message,
+        )  # fmt: skip
+        if return_all:
+            result.allvecs = vecs
+        if flag(disp, "disp"):
+            print(f"{message}\n  value {f:g} after {nit} steps, {objective.nfev} evaluations")
+        return result
+
+
+class Objective:
+    """The function and its gradient at x as it is, counted."""
+
+    def __init__(
+        self, fun: Any, jac: Any, args: Any, x: Array, box: Box | None, step: Any, copy: bool
+    ) -> None:
+        self._args = args if isinstance(args, tuple) else (args,)
+        self._x, self._copy, self._step = x, copy, step
+        self._shown = x.view()
+        self._shown.flags.writeable = False
+        self._box = (-np.inf, np.inf) if box is None else (box.low, box.high)
+        self.nfev = self.njev = 0
+        # minimize(jac=True) hands over a memo of the function, which compares and copies all of x
+        # at each call, and would keep a stochastic function from being asked twice at one point.
+        self._both = fun.fun if isinstance(fun, MemoizeJac) and jac == fun.derivative else None
+        self._fun, self._jac = fun, jac
+
+    def __call__(self, wants_value: bool) -> tuple[float | None, Array]:
+        """The value, if it is wanted or costs nothing, and the gradient."""
+        if self._both is not None:
+            self.nfev += 1
+            self.njev += 1
+            value, g = self._both(self._at(), *self._args)
+            return number(value), self._gradient(g)
+        if callable(self._jac):
+            f = self.value() if wants_value else None
+            self.njev += 1
+            return f, self._gradient(self._jac(self._at(), *self._args))
+        f = self.value()
+        self.njev += 1
+        absolute = None if self._step is not None else np.sqrt(np.finfo(self._x.dtype).eps)
+        g = approx_derivative(
+            self._counted, self._x.copy(), "2-point", self._step, absolute, f, self._box
+        )
+        return f, self._gradient(g)
+
+    def value(self) -> float:
+        """The value alone."""
+        if self._both is not None:
+            return self(True)[0]  # type: ignore[return-value]
+        return self._counted(self._at())
+
+    def _counted(self, x: Array) -> float:
+        self.nfev += 1
+        return number(self._fun(x, *self._args))
+
+    def _at(self) -> Array:
+        return self._x.copy() if self._copy else self._shown
+
+    def _gradient(self, given: Any) -> Array:
+        """The gradient as an array that a step may read while it writes to x."""
+        x = self._x
+        g: Array = np.atleast_1d(np.asarray(given))
+        if g.dtype.kind not in "fiu":
+            raise TypeError(f"jac: expected an array of numbers, found dtype {g.dtype}")
+        if g.shape != x.shape:
+            raise ValueError(f"jac: expected shape {x.shape} as of x, found {g.shape}")
+        g = np.require(g, g.dtype if g.dtype in (np.float32, np.float64) else x.dtype, ["C", "A"])
+        return g.copy() if np.may_share_memory(g, x) else g
+
+
+class Box:
+    """Bounds, and the projection onto them."""
+
+    def __init__(self, bounds: Any, x: Array) -> None:
+        if isinstance(bounds, Bounds):
+            low, high = bounds.lb, bounds.ub
+        else:
+            if not isinstance(bounds, (Sequence, np.ndarray)) or len(bounds) != x.size:
+                raise ValueError(f"bounds: expected {x.size} pairs as of x, found {bounds!r}")
+            low = [-np.inf if a is None else a for a, _ in bounds]
+            high = [np.inf if b is None else b for _, b in bounds]
+        try:
+            self.low = np.broadcast_to(np.asarray(low, x.dtype), x.shape)
+            self.high = np.broadcast_to(np.asarray(high, x.dtype), x.shape)
+        except ValueError as error:
+            raise ValueError(f"bounds: expected {x.size} as of x, found {error}") from None
+        if not np.all(self.low <= self.high):
+            raise ValueError("bounds: expected lower ones no higher than upper ones")
+
+    def project(self, x: Array) -> None:
+        """Bring x into the bounds, in place."""
+        np.clip(x, self.low, self.high, out=x)
+
+
+class Smallness:
+    """Whether all of a gradient is within gtol: a look at one block as long as it isn't."""
+
+    def __init__(self, gtol: float, box: Box | None) -> None:
+        self._gtol, self._box = gtol, box
+        self._at = 0  # where the last look found an element that is too large
+
+    def __call__(self, x: Array, g: Array) -> bool:
+        if x.size and not self._within(x, g, self._at):
+            return False
+        for start in range(0, x.size, BLOCK):
+            if not self._within(x, g, start):
+                self._at = start
+                return False
+        return True
+
+    def _within(self, x: Array, g: Array, start: int) -> bool:
+        part = slice(start, start + BLOCK)
+        step = g[part]
+        if self._box is not None:
+            there = np.clip(x[part] - step, self._box.low[part], self._box.high[part])
+            step = x[part] - there
+        return bool(np.all(np.abs(step) <= self._gtol))  # which no NaN is
+
+
+class Stall:
+    """Whether values have stopped falling: for `patience` steps none was lower by enough."""
+
+    def __init__(self, ftol: float | None, patience: int) -> None:
+        self._ftol, self._patience = ftol, patience
+        self._lowest, self._since = np.inf, 0
+
+    def __call__(self, f: float, nit: int) -> bool:
+        if self._ftol is None:
+            return False
+        if f < self._lowest - self._ftol * max(abs(f), 1.0):
+            self._lowest, self._since = f, nit
+        return nit - self._since >= self._patience
+
+
+class Reporter:
+    """A callback in either of SciPy's styles, called with x and the value there."""
+
+    def __init__(self, callback: Callable[..., object]) -> None:
+        self._callback = callback
+        try:
+            self.whole = set(inspect.signature(callback).parameters) == {"intermediate_result"}
+        except ValueError:  # of builtins that don't say
+            self.whole = False
+
+    def __call__(self, x: Array, f: float | None) -> None:
+        if self.whole:
+            self._callback(intermediate_result=OptimizeResult(x=x.copy(), fun=f))
+        else:
+            self._callback(x.copy())
+
+
+def number(value: Any) -> float:
+    """What a function returned, as a number; infinite or NaN it may be."""
+    a = np.asarray(value)
+    if a.dtype.kind not in "fiub":
+        raise TypeError(f"fun: expected a number, found {value!r}")
+    if a.size != 1:
+        raise ValueError(f"fun: expected one number, found {a.size}")
+    return float(a.reshape(()))
+
+
+def __getattr__(name: str) -> Method:
+    if name in _adapting.names():
+        globals()[name] = method = Method(_adapting.named(name, "method"))
+        return method
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {__dir__()}")
+
+
+def __dir__() -> list[str]:
+    return ["Method", *sorted(_adapting.names())]
