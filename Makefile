@@ -27,7 +27,8 @@ lint:
 	cython-lint fastgd
 	mypy
 	$(PYTHON) -m mypy.stubtest --mypy-config-file pyproject.toml --ignore-missing-stub \
-		fastgd.kernels._engine fastgd.kernels._series fastgd.kernels._tensors
+		fastgd.kernels._engine fastgd.kernels._series fastgd.kernels._tensors \
+		fastgd.kernels.c_api
 
 # Ten minutes of fastgd.load under atheris (the extra `fuzz`); what fails is kept in crash-….
 fuzz-checkpoint: build
@@ -48,4 +49,5 @@ valgrind:
 	PYTHON=$(PYTHON) tests/sanitizers/run valgrind
 
 clean:
-	rm -rf build dist *.egg-info fastgd/kernels/*.so fastgd/kernels/*.c fastgd/kernels/*.html
+	rm -rf build dist *.egg-info fastgd/kernels/*.so fastgd/kernels/*.c fastgd/kernels/*.html \
+		fastgd/include fastgd/kernels/c_api.pxd fastgd/kernels/_c_api.pxi

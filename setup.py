@@ -5,6 +5,7 @@ BACKENDS is the list of instruction sets; everything else about the package is i
 
 import os
 import platform
+import runpy
 import sys
 import tempfile
 from glob import glob
@@ -52,8 +53,10 @@ DIRECTIVES = {
 }
 
 KERNELS = "fastgd/kernels"
+# First of all, as the sources that it writes are among those listed next.
+runpy.run_path("src_c/c_api.py")["write"]()
 # An edit to any of these rebuilds everything; there is little to build.
-DEPENDS = sorted([*glob("src_c/*.h"), *glob(f"{KERNELS}/*.px[di]")])
+DEPENDS = sorted([*glob("src_c/*.h"), *glob("fastgd/include/*.h"), *glob(f"{KERNELS}/*.px[di]")])
 
 
 class BuildExtensions(build_ext):
@@ -94,7 +97,7 @@ def extension(module, sources, flags=()):
     return Extension(
         f"fastgd.kernels.{module}",
         [f"{KERNELS}/{module}.pyx", *sources],
-        include_dirs=["src_c", numpy.get_include()],
+        include_dirs=["src_c", "fastgd/include", numpy.get_include()],
         depends=DEPENDS,
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
         extra_compile_args=[*IEEE, *flags, *SANITIZE],
@@ -104,7 +107,8 @@ def extension(module, sources, flags=()):
 
 setup(
     ext_modules=cythonize(
-        [extension("_engine", ["src_c/cpu.c"]), extension("_series", []), extension("_tensors", [])]
+        [extension("_engine", ["src_c/cpu.c"])]
+        + [extension(name, []) for name in ("_series", "_tensors", "c_api")]
         + [extension(f"_{name}", [], flags) for name, flags in BACKENDS.items()],
         compiler_directives=DIRECTIVES,
         annotate=os.environ.get("FASTGD_ANNOTATE") == "1",

@@ -37,6 +37,7 @@ __all__ = [
     "data",
     "functional",
     "get_backend",
+    "get_include",
     "get_num_threads",
     "init",
     "load",
@@ -59,12 +60,18 @@ if TYPE_CHECKING:
         schedules,
         surfaces,
     )
+    from fastgd._include import get_include
     from fastgd.checkpoint import CheckpointError, load, save
 
 # What not every program needs is imported when it is first asked for: modules, and names of them;
 # `plot`, which needs matplotlib, not even by a star.
 _LATER = ("averages", "checkpoint", "data", "init", "plot", "schedules", "surfaces")
-_LATER_FROM = {"CheckpointError": "checkpoint", "load": "checkpoint", "save": "checkpoint"}
+_LATER_FROM = {
+    "CheckpointError": "checkpoint",
+    "get_include": "_include",
+    "load": "checkpoint",
+    "save": "checkpoint",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,9 +8,11 @@ is chosen at import, unless the environment variable ``FASTGD_BACKEND`` names an
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from operator import index
+from types import ModuleType
 
 import numpy as np
 
@@ -30,6 +32,9 @@ __all__ = [
 _LEVELS = {"x86_64_v4": 4, "x86_64_v3": 3, "baseline": 0, "numpy": 0}
 
 _backend = ""
+
+# What runs on the backend in use is called with its module, or None for the NumPy reference.
+_followers: list[Callable[[ModuleType | None], None]] = [_engine.use_backend]
 
 
 def _why_not(name: str) -> str | None:
@@ -90,8 +95,21 @@ def set_backend(name: str) -> None:
         raise ValueError(
             f"backend {name!r}: {problem}; available here: {', '.join(available_backends())}"
         )
-    _engine.use_backend(None if name == "numpy" else import_module(f"{__name__}._{name}"))
+    module = _module(name)
+    for use in _followers:
+        use(module)
     _backend = name
+
+
+def _module(name: str) -> ModuleType | None:
+    """The compiled loops of a backend; the NumPy reference has none."""
+    return None if name == "numpy" else import_module(f"{__name__}._{name}")
+
+
+def _follow(use: Callable[[ModuleType | None], None]) -> None:
+    """Have `use` called with the module of the backend, now and at each change."""
+    use(_module(_backend))
+    _followers.append(use)
 
 
 def get_num_threads() -> int:

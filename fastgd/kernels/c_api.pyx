@@ -1,0 +1,135 @@
+"""The kernels for compiled code: functions that need neither the GIL nor Python.
+
+Every rule is there as ``fastgd_<rule>_f32`` and ``fastgd_<rule>_f64``, and for every optimizer
+``fastgd_<optimizer>_coefficients``; the header ``fastgd.h``, in the folder that
+`fastgd.get_include` names, says what they take and do.  Cython reaches them by ``cimport``, C by the
+header, Numba and ctypes by their addresses.  They run what `fastgd.set_backend` chose, or the best
+that was compiled while that is ``"numpy"``, with the same bits.
+
+Attributes
+----------
+ABI_VERSION : int
+    Raised when a function changes what it takes or means.
+ADDRESSES : dict of int
+    The address of each function, by name.
+TABLE : int
+    The address of the table of them all, for ``fastgd_bind`` of the header.
+
+Examples
+--------
+>>> from ctypes import CFUNCTYPE, c_double, c_ssize_t, c_void_p
+>>> import numpy as np
+>>> from fastgd.kernels.c_api import ADDRESSES
+>>> sgd = CFUNCTYPE(None, c_void_p, c_void_p, c_ssize_t, c_void_p, c_void_p)(
+...     ADDRESSES["fastgd_sgd_f64"])
+>>> p, g = np.ones(3), np.ones(3)
+>>> sgd(p.ctypes.data, g.ctypes.data, 3, (c_double * 1)(0.25), None)
+>>> p
+array([0.75, 0.75, 0.75])
+"""
+
+from importlib import import_module
+
+from cpython.pycapsule cimport PyCapsule_New
+from cython cimport floating
+from libc.math cimport exp, isinf, log, pow, sqrt
+from libc.string cimport memset
+
+from fastgd.kernels._types cimport *
+
+from fastgd import kernels
+
+cdef extern from *:
+    """
+    #define FASTGD_TABLE_ONLY
+    #include "fastgd.h"
+    #if defined(__GNUC__) || defined(__clang__)
+    #define FASTGD_RARE __attribute__((noinline, cold))
+    #else
+    #define FASTGD_RARE
+    #endif
+    """
+    const int FASTGD_ABI_VERSION
+    ctypedef void (*fastgd_function)() noexcept nogil
+    ctypedef struct Entry "fastgd_entry":
+        const char* name
+        fastgd_function function
+    ctypedef struct Table "fastgd_table":
+        int abi_version
+        int n_entries
+        const Entry* entries
+
+cdef void* loops_of_stages[2]
+
+
+cdef inline void run(const void* rule, floating* p, const floating* g, floating** s, int n_states,
+                     Py_ssize_t n, const double* coefficients, int n_coefficients,
+                     const double* stages) noexcept nogil:
+    """A step of one tensor: coefficients rounded once, then the rule, or the loop around it."""
+    cdef floating c[MAX_COEFFICIENTS]
+    cdef int j
+    for j in range(n_coefficients):
+        c[j] = <floating> coefficients[j]
+    if stages != NULL:
+        run_staged[floating](rule, p, g, s, n_states, n, c, stages)
+    elif floating is float:
+        (<rule_f32> rule)(p, g, s, n, c)
+    else:
+        (<rule_f64> rule)(p, g, s, n, c)
+
+
+cdef void run_staged(const void* rule, floating* p, const floating* g, floating** s, int n_states,
+                     Py_ssize_t n, const floating* c, const double* stages) noexcept nogil:
+    """The same with what comes before the rule; the engine's stages, of a part that is it all."""
+    cdef Part part
+    cdef Stages given
+    cdef int j
+    memset(&part, 0, sizeof(part))
+    part.factor, part.n = stages[0], n
+    given.n_states = n_states
+    given.weight_decay, given.decoupled, given.clip_value = stages[1], stages[2], stages[3]
+    part.flags = ((SCALE if part.factor != 1.0 else 0)
+                  | (L2_DECAY if given.weight_decay != 0.0 else 0)
+                  | (DECOUPLED_DECAY if given.decoupled != 1.0 else 0)
+                  | (0 if isinf(given.clip_value) else CLIP_VALUE))
+    given.flags = part.flags
+    part.p.code, part.p.size = <char*> p, sizeof(floating)
+    part.g.code, part.g.size = <char*> g, sizeof(floating)
+    for j in range(n_states):
+        part.s[j].code, part.s[j].size = <char*> s[j], sizeof(floating)
+    if floating is float:
+        (<staged_f32> loops_of_stages[0])(rule, &part, c, &given)
+    else:
+        (<staged_f64> loops_of_stages[1])(rule, &part, c, &given)
+
+
+include "_c_api.pxi"
+
+cdef Table table
+table.abi_version = FASTGD_ABI_VERSION
+table.n_entries = sizeof(entries) // sizeof(entries[0])
+table.entries = entries
+fill_entries()
+
+
+def _use_backend(module):
+    """Take the loops of a backend's module; None, the NumPy reference, has none and changes none."""
+    cdef int j, k
+    if module is None:
+        return
+    for j in range(2):
+        for k in range(len(RULE_NAMES)):
+            rules[2 * k + j] = <void*> <size_t> module.RULES[RULE_NAMES[k]][j]
+        loops_of_stages[j] = <void*> <size_t> module.STAGED[j]
+
+
+# Something compiled in any case, then what is in use now and later on.
+_use_backend(import_module(f"fastgd.kernels._{kernels.available_backends()[0]}"))
+kernels._follow(_use_backend)
+
+ABI_VERSION = FASTGD_ABI_VERSION
+TABLE = <size_t> &table
+ADDRESSES = {
+    entries[k].name.decode(): <size_t> <void*> entries[k].function for k in range(table.n_entries)
+}
+_C_API = PyCapsule_New(&table, "fastgd.kernels.c_api._C_API", NULL)
