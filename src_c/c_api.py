@@ -236,6 +236,8 @@ def write() -> None:
     pxi = [
         f"# {NOTE}",
         "",
+        f"from libc.math cimport {', '.join((*CALLS, 'pow'))}",
+        "",
         "cdef tuple RULE_NAMES = (",
         *(f'    "{name}",' for name in names),
         ")",

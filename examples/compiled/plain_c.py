@@ -1,7 +1,7 @@
 """Plain C that steps with fastgd's kernels: build plain.c as a shared library, hand it the table.
 
-cc -O2 -shared -fPIC -I"$(python -c 'import fastgd; print(fastgd.get_include())')" plain.c -o plain.so
-python plain_c.py ./plain.so
+include="$(python -c 'import fastgd; print(fastgd.get_include())')"
+cc -O2 -shared -fPIC -I"$include" plain.c -o plain.so && python plain_c.py ./plain.so
 """
 
 from __future__ import annotations

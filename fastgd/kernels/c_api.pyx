@@ -2,9 +2,9 @@
 
 Every rule is there as ``fastgd_<rule>_f32`` and ``fastgd_<rule>_f64``, and for every optimizer
 ``fastgd_<optimizer>_coefficients``; the header ``fastgd.h``, in the folder that
-`fastgd.get_include` names, says what they take and do.  Cython reaches them by ``cimport``, C by the
-header, Numba and ctypes by their addresses.  They run what `fastgd.set_backend` chose, or the best
-that was compiled while that is ``"numpy"``, with the same bits.
+`fastgd.get_include` names, says what they take and do.  Cython reaches them by ``cimport``, C by
+the header, Numba and ctypes by their addresses.  They run the backend that `fastgd.set_backend`
+chose, and while that is ``"numpy"`` the one compiled that was chosen last, or the best.
 
 Attributes
 ----------
@@ -32,7 +32,7 @@ from importlib import import_module
 
 from cpython.pycapsule cimport PyCapsule_New
 from cython cimport floating
-from libc.math cimport exp, isinf, log, pow, sqrt
+from libc.math cimport isinf
 from libc.string cimport memset
 
 from fastgd.kernels._types cimport *
@@ -43,11 +43,6 @@ cdef extern from *:
     """
     #define FASTGD_TABLE_ONLY
     #include "fastgd.h"
-    #if defined(__GNUC__) || defined(__clang__)
-    #define FASTGD_RARE __attribute__((noinline, cold))
-    #else
-    #define FASTGD_RARE
-    #endif
     """
     const int FASTGD_ABI_VERSION
     ctypedef void (*fastgd_function)() noexcept nogil
@@ -62,16 +57,24 @@ cdef extern from *:
 cdef void* loops_of_stages[2]
 
 
+cdef inline int flags_of(const double* stages) noexcept nogil:
+    """Which stages there is something to do for."""
+    return ((SCALE if stages[0] != 1.0 else 0)
+            | (L2_DECAY if stages[1] != 0.0 else 0)
+            | (DECOUPLED_DECAY if stages[2] != 1.0 else 0)
+            | (CLIP_VALUE if not isinf(stages[3]) else 0))
+
+
 cdef inline void run(const void* rule, floating* p, const floating* g, floating** s, int n_states,
                      Py_ssize_t n, const double* coefficients, int n_coefficients,
                      const double* stages) noexcept nogil:
     """A step of one tensor: coefficients rounded once, then the rule, or the loop around it."""
     cdef floating c[MAX_COEFFICIENTS]
-    cdef int j
+    cdef int j, flags = 0 if stages == NULL else flags_of(stages)
     for j in range(n_coefficients):
         c[j] = <floating> coefficients[j]
-    if stages != NULL:
-        run_staged[floating](rule, p, g, s, n_states, n, c, stages)
+    if flags:
+        run_staged[floating](rule, p, g, s, n_states, n, c, stages, flags)
     elif floating is float:
         (<rule_f32> rule)(p, g, s, n, c)
     else:
@@ -79,20 +82,16 @@ cdef inline void run(const void* rule, floating* p, const floating* g, floating*
 
 
 cdef void run_staged(const void* rule, floating* p, const floating* g, floating** s, int n_states,
-                     Py_ssize_t n, const floating* c, const double* stages) noexcept nogil:
+                     Py_ssize_t n, const floating* c, const double* stages,
+                     int flags) noexcept nogil:
     """The same with what comes before the rule; the engine's stages, of a part that is it all."""
     cdef Part part
     cdef Stages given
     cdef int j
     memset(&part, 0, sizeof(part))
-    part.factor, part.n = stages[0], n
-    given.n_states = n_states
+    part.factor, part.n, part.flags = stages[0], n, flags
+    given.flags, given.n_states = flags, n_states
     given.weight_decay, given.decoupled, given.clip_value = stages[1], stages[2], stages[3]
-    part.flags = ((SCALE if part.factor != 1.0 else 0)
-                  | (L2_DECAY if given.weight_decay != 0.0 else 0)
-                  | (DECOUPLED_DECAY if given.decoupled != 1.0 else 0)
-                  | (0 if isinf(given.clip_value) else CLIP_VALUE))
-    given.flags = part.flags
     part.p.code, part.p.size = <char*> p, sizeof(floating)
     part.g.code, part.g.size = <char*> g, sizeof(floating)
     for j in range(n_states):
@@ -113,7 +112,7 @@ fill_entries()
 
 
 def _use_backend(module):
-    """Take the loops of a backend's module; None, the NumPy reference, has none and changes none."""
+    """Take the loops of a backend's module; None, the NumPy reference, has none to take."""
     cdef int j, k
     if module is None:
         return
