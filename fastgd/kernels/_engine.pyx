@@ -17,7 +17,7 @@ from libc.string cimport memset
 
 from fastgd.kernels._types cimport *
 
-from fastgd.kernels import checks, codecs, reference, stored
+from fastgd.kernels import buffers, checks, codecs, reference, stored
 
 cdef extern from "codecs.h" nogil:
     cnp.uint64_t fastgd_random_key(cnp.uint64_t, cnp.uint64_t, cnp.uint64_t)

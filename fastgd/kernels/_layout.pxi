@@ -48,6 +48,7 @@ cdef class Layout:
     cdef readonly list params, labels
     cdef list kept              # of each parameter, its states and itself as `stored.Stored`
     cdef list averages, copies
+    cdef list borrowed          # what keeps memory that others own from going away
     cdef public unsigned long long seed
     cdef cnp.ndarray average_steps, skipped
     cdef int clip_by, nonfinite
@@ -108,6 +109,8 @@ cdef class Layout:
             for i in range(self.n):
                 self.tensors[i].bound = self.tensors[i].g
                 self.tensors[i].bound_codec = self.tensors[i].g_codec
+        self.borrowed = [buffers.lent(a) for arrays in (self.params, self.copies, self.bound)
+                         for a in arrays or () if a is not None and a.base is not None]
 
     def __dealloc__(self):
         free(self.tensors)

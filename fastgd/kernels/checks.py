@@ -7,7 +7,6 @@ what was found.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NoReturn
@@ -15,6 +14,8 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from fastgd.kernels.buffers import as_array as as_array
+from fastgd.kernels.buffers import read_only
 from fastgd.kernels.codecs import CODECS
 from fastgd.kernels.stored import Stored, codec_of, computed
 
@@ -37,34 +38,6 @@ def state_label(parameter: str, state: str) -> str:
     return f'state{parameter or "[0]"}["{state}"]'
 
 
-def as_array(obj: object, name: str) -> Array:
-    """A NumPy array over the memory of `obj`; never a copy.
-
-    Takes NumPy arrays, CPU tensors (through DLPack), and what exposes its buffer.  bfloat16, which
-    NumPy itself lacks, comes as ml_dtypes has it or as uint16.
-    """
-    if isinstance(obj, np.ma.MaskedArray):
-        raise TypeError(f"{name}: expected a plain array, found a masked array")
-    if isinstance(obj, np.ndarray):
-        return np.asarray(obj)
-    found = f"{type(obj).__module__}.{type(obj).__qualname__}"
-    if isinstance(obj, np.generic):
-        raise TypeError(f"{name}: expected an array, found the scalar {found}")
-    if str(getattr(obj, "dtype", "")) == "torch.bfloat16":  # which DLPack can't give to NumPy
-        obj = obj.detach().view(sys.modules["torch"].uint16)  # type: ignore[attr-defined]
-    if hasattr(obj, "__dlpack__"):
-        detach = getattr(obj, "detach", None)  # tensors that record gradients
-        try:
-            return np.from_dlpack(detach() if detach else obj)
-        except Exception as error:
-            problem = f"expected an array in CPU memory, found {found} ({error})"
-            raise TypeError(f"{name}: {problem}") from error
-    try:
-        return np.asarray(memoryview(obj))  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise TypeError(f"{name}: expected an array, found {found}") from None
-
-
 def check_parameter(obj: object, name: str, dtypes: str = TWO) -> Array:
     """The array of a parameter: of one of the dtypes, contiguous, aligned, native, writeable."""
     p = as_array(obj, name)
@@ -74,7 +47,7 @@ def check_parameter(obj: object, name: str, dtypes: str = TWO) -> Array:
         raise ValueError(
             f"{name}: expected contiguous memory, found strides {p.strides} for shape {p.shape}"
         )
-    _check_writeable(p, name)
+    _check_writeable(p, name, obj)
     return p
 
 
@@ -86,12 +59,12 @@ def check_like(obj: object, p: Array, name: str, writeable: bool = True) -> Arra
             f"{name}: expected dtype {p.dtype} as its parameter, found {a.dtype}; "
             f".astype(np.{p.dtype}) makes a fitting copy"
         )
-    _check_place(a, p, name, writeable)
+    _check_place(a, p, name, writeable, obj)
     return a
 
 
-def _check_place(a: Array, p: Array, name: str, writeable: bool) -> None:
-    """Check shape, layout and memory of an array that goes with a parameter."""
+def _check_place(a: Array, p: Array, name: str, writeable: bool, obj: object | None = None) -> None:
+    """Check shape, layout and memory of an array, of `obj`, that goes with a parameter."""
     _check_memory(a, name)
     if a.shape != p.shape:
         raise ValueError(f"{name}: expected shape {p.shape} as its parameter, found {a.shape}")
@@ -103,7 +76,7 @@ def _check_place(a: Array, p: Array, name: str, writeable: bool) -> None:
             f"np.{'ascontiguousarray' if order == 'C' else 'asfortranarray'} makes a fitting copy"
         )
     if writeable:
-        _check_writeable(a, name)
+        _check_writeable(a, name, obj)
 
 
 def check_values(obj: object, p: Array, name: str) -> Array:
@@ -162,7 +135,7 @@ def check_copy(obj: object, p: Array, name: str) -> Array:
     """The array that a parameter is copied to."""
     a = as_array(obj, name)
     _check_dtype(a, name, "float32, bfloat16 or float16")
-    _check_place(a, p, name, writeable=True)
+    _check_place(a, p, name, writeable=True, obj=obj)
     return a
 
 
@@ -170,7 +143,9 @@ def _check_dtype(a: Array, name: str, dtypes: str) -> None:
     """Check that an array is of one of the dtypes; uint16 counts as bfloat16."""
     codec = codec_of(a.dtype.newbyteorder("="))
     if codec is None or codec not in dtypes:
-        raise TypeError(f"{name}: expected dtype {dtypes}, found {a.dtype}")
+        raw = "; np.frombuffer(x, np.float32) says what raw bytes hold"
+        hint = raw if a.dtype in (np.uint8, np.int8) else ""
+        raise TypeError(f"{name}: expected dtype {dtypes}, found {a.dtype}{hint}")
 
 
 def _check_memory(a: Array, name: str) -> None:
@@ -182,9 +157,10 @@ def _check_memory(a: Array, name: str) -> None:
         )
 
 
-def _check_writeable(a: Array, name: str) -> None:
+def _check_writeable(a: Array, name: str, obj: object | None = None) -> None:
+    """Check that the array of `obj` may be written to."""
     if not a.flags.writeable:
-        raise ValueError(f"{name}: expected a writeable array, found a read-only one")
+        raise ValueError(f"{name}: expected a writeable array, found {read_only(obj)}")
 
 
 def check_disjoint(arrays: Sequence[tuple[Array, str]]) -> list[tuple[int, int, str]]:
