@@ -10,7 +10,7 @@ build:
 test: build
 	$(PYTHON) -m pytest
 
-# In the trainers of others, which the extra `torch-integrations` brings along; no downloads.
+# With what the extras `torch-integrations` and `jax-integrations` bring along; no downloads.
 integrations: build
 	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest integrations
 
