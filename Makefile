@@ -10,8 +10,7 @@ build:
 test: build
 	$(PYTHON) -m pytest
 
-# In the trainers of others, which the extras `torch-integrations` and `thinc-integrations` bring
-# along; no downloads.
+# In the trainers of others, which the extras `…-integrations` bring along; no downloads.
 integrations: build
 	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest integrations
 
