@@ -1,6 +1,6 @@
 """scipy.optimize.minimize: what a step of it takes outside the function, beside the bare step.
 
-A quadratic of 1e6 dimensions, without noise: ``python bench/scipy_overhead.py [--repeats 7]``.
+A quadratic of 1e6 dimensions, on one thread: ``python bench/scipy_overhead.py [--repeats 7]``.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import time
 
 import numpy as np
 from scipy.optimize import minimize
+from threadpoolctl import threadpool_limits
 
 import fastgd
 import fastgd.scipy
 
-N, STEPS = 1_000_000, 50
+N, STEPS = 1_000_000, 300
 
 
 class Quadratic:
@@ -56,6 +57,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=7)
     repeats = parser.parse_args().repeats
+    threadpool_limits(1)  # for the function's own products, too
+    fastgd.set_num_threads(1)
     print(f"{'':20}{'bare':>12}{'minimize':>12}{'ratio':>8}")
     for dtype in ("float64", "float32"):
         for name in ("Adam", "SGD"):

@@ -1,7 +1,7 @@
 """MLPClassifier: fitting with fastgd beside scikit-learn alone; and the share of the optimizer.
 
-784 inputs, hidden (1000,), 10 classes, batches of 200:
-``python bench/sklearn_fit.py [--repeats 5]``.
+784 inputs, hidden (1000,), 10 classes, batches of 200,
+on one thread: ``python bench/sklearn_fit.py [--repeats 5]``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import warnings
 
 import numpy as np
 from sklearn import neural_network
+from threadpoolctl import threadpool_limits
 
+import fastgd
 from fastgd import sklearn as ours
 
 SAMPLES, STEPS = 4000, 20
@@ -51,6 +53,8 @@ def main():
     parser.add_argument("--repeats", type=int, default=5)
     repeats = parser.parse_args().repeats
     warnings.simplefilter("ignore")
+    threadpool_limits(1)
+    fastgd.set_num_threads(1)
     print(f"{'':16}{'fit, of theirs':>16}{'update, theirs':>16}{'ours':>9}{'ratio':>8}")
     for dtype in ("float64", "float32"):
         for solver in ("adam", "sgd"):

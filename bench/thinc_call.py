@@ -1,6 +1,7 @@
 """thinc: a call of Adam.v1 and of fastgd.Adam.v1, taking turns, on one thread.
 
-Clipping, averages and zeroed gradients as by default: ``python bench/thinc_call.py [--repeats 9]``.
+With clipping, averages and zeroed gradients, as by default:
+``python bench/thinc_call.py [--repeats 30]``.
 """
 
 from __future__ import annotations

@@ -301,6 +301,8 @@ def test_best_and_ftol_with_values_that_rise():
     assert "ftol" in result.message
     values = iter([5.0, 3.0, 1.0, 2.0, 4.0, 0.999, 6.0, 7.0])
     assert run(fun=fun, options={"ftol": 1e-6, "patience": 3, "maxiter": 7}).status == 1
+    values = iter([-5e6, -5e6 - 1, -5e6 - 2, -5e6 - 3])  # falls by less than 1e-6 of itself
+    assert run(fun=fun, options={"ftol": 1e-6, "patience": 3}).nit == 3
 
 
 def test_a_noisy_function_is_asked_anew_where_it_was_asked_before():

@@ -40,6 +40,7 @@ ADAMS = [
     {"beta1": 0.5, "beta2": 0.7, "eps": 0.1},
     {"beta1": [0.9, 0.5, 0.2], "beta2": [0.99, 0.9]},
     {"beta1": 0.9, "beta2": 0.0},  # which they take for SGD
+    {"beta1": [0.9, 0.9, 0.0, 0.0, 0.9], "beta2": [0.9, 0.9, 0.0, 0.0, 0.9]},  # and back again
 ]
 CASES = [("Adam", a) for a in ARGUMENTS + ADAMS] + [("SGD", a) for a in ARGUMENTS]
 
@@ -105,20 +106,32 @@ def test_each_key_has_its_own_states_and_steps():
     assert b.nr_update == {KEY: 4, (3, "b"): 2}
 
 
-def test_arrays_put_in_the_place_of_others_are_used():
+@pytest.mark.parametrize("which", ["mom1", "mom2", "averages"])
+def test_arrays_put_in_the_place_of_others_are_used(which):
     a, b = pair("Adam", {})
-    w, v = call(a, tensors()[0], 1)[0], call(b, tensors()[0], 1)[0]
-    for o in (a, b):
-        o.mom1[KEY] = o.mom1[KEY] * 3
-        o.mom2[KEY] = o.mom2[KEY] * 5
-        o.averages[KEY] = o.averages[KEY] * 7
-    w, v = call(a, w.copy(), 2)[0], call(b, v.copy(), 2)[0]
-    assert np.allclose(w, v, **CLOSE)
-    assert np.allclose(a.averages[KEY], b.averages[KEY], **CLOSE)
-    del a.mom1[KEY], b.mom1[KEY], a.averages[KEY], b.averages[KEY]
-    w, v = call(a, w, 3)[0], call(b, v, 3)[0]
-    assert np.allclose(w, v, **CLOSE)
-    assert np.allclose(a.averages[KEY], b.averages[KEY], **CLOSE)
+    w, v = tensors()[0], tensors()[0]
+    for seed in range(1, 6):
+        w, v = call(a, w, seed)[0], call(b, v, seed)[0]
+        assert np.allclose(w, v, **CLOSE)
+        assert np.allclose(a.averages[KEY], b.averages[KEY], **CLOSE)
+        for o in (a, b):
+            if seed == 3:
+                del getattr(o, which)[KEY]
+            else:
+                getattr(o, which)[KEY] = getattr(o, which)[KEY] * 3
+
+
+def test_weights_put_in_the_place_of_others_are_used():
+    a, b = pair("Adam", {})
+    w, v = tensors()[0], tensors()[0]
+    left = []
+    for seed in range(1, 4):
+        w, v = call(a, w, seed)[0], call(b, v, seed)[0]
+        assert np.allclose(w, v, **CLOSE)
+        left.append((v, v.copy()))
+        w, v = w * 2, v * 2
+    for before, then in left:
+        assert same_bits(before, then)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
