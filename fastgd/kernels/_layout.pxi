@@ -49,6 +49,7 @@ cdef class Layout:
     cdef list kept              # of each parameter, its states and itself as `stored.Stored`
     cdef list averages, copies
     cdef public unsigned long long seed
+    cdef public unsigned long long first   # what random words count the first parameter as
     cdef cnp.ndarray average_steps, skipped
     cdef int clip_by, nonfinite
     cdef readonly cnp.ndarray steps
