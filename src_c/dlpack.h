@@ -9,7 +9,10 @@
 #define FASTGD_DLPACK_CAPSULE "dlpack_exchange_api"
 #define FASTGD_DLPACK_MAJOR 1
 #define FASTGD_DLPACK_CPU 1
+#define FASTGD_DLPACK_INT 0
+#define FASTGD_DLPACK_UINT 1
 #define FASTGD_DLPACK_FLOAT 2
+#define FASTGD_DLPACK_BFLOAT 4
 
 typedef struct {
     int32_t type;

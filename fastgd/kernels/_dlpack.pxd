@@ -6,7 +6,10 @@ cdef extern from "dlpack.h" nogil:
     const char* CAPSULE "FASTGD_DLPACK_CAPSULE"
     const uint32_t MAJOR "FASTGD_DLPACK_MAJOR"
     const int32_t CPU "FASTGD_DLPACK_CPU"
+    const uint8_t INT "FASTGD_DLPACK_INT"
+    const uint8_t UINT "FASTGD_DLPACK_UINT"
     const uint8_t FLOAT "FASTGD_DLPACK_FLOAT"
+    const uint8_t BFLOAT "FASTGD_DLPACK_BFLOAT"
 
     ctypedef struct DLDevice "fastgd_dl_device":
         int32_t type

@@ -29,6 +29,7 @@ class Plan:
     labels: list[str]
     steps: NDArray[int64]
     seed: int
+    first: int
     bound: list[NDArray[Any] | None] | None
     def __new__(
         cls,

@@ -279,7 +279,7 @@ cdef class Plan(Layout):
                 t.flags |= STORED
                 for k in range(t.n_words):
                     self.common.beside[i].key[k] = fastgd_random_key(
-                        self.seed, self.counts[i] + 1, i + (<cnp.uint64_t> k << 40))
+                        self.seed, self.counts[i] + 1, self.first + i + (<cnp.uint64_t> k << 40))
             if zero:
                 t.flags |= ZERO_GRADIENT
         if clips:

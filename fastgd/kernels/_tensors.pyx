@@ -28,10 +28,10 @@ cdef struct Known:
     bint complete          # whether all its states stand where the library's users see them
     char* data
     Py_ssize_t n
-    int bits
+    int kind               # NumPy's number of its dtype
     int ndim
     int64_t* shape         # and after it the strides
-    char* states[8]
+    char* states[12]       # of up to 4 states with scales, master, average and step
     bint counts            # whether the last of them is a step count
     cnp.int64_t* count     # the engine's step count
     bint stepped           # whether the last reading found a gradient
@@ -57,10 +57,25 @@ cdef bint look(Exchange* exchange, object tensor, DLTensor* t) noexcept:
     return True
 
 
-cdef inline bint plain(DLTensor* t) noexcept:
-    """Whether a tensor is float32 or float64, in the memory of the CPU."""
-    return (t.device.type == CPU and t.dtype.code == FLOAT and t.dtype.lanes == 1
-            and (t.dtype.bits == 32 or t.dtype.bits == 64))
+cdef inline int kind_of(DLTensor* t) noexcept:
+    """NumPy's number for what a tensor in the memory of the CPU holds, or -1.
+
+    Of floats, and of the codes that states are kept by; uint16 stands for bfloat16.
+    """
+    if t.device.type != CPU or t.dtype.lanes != 1:
+        return -1
+    if t.dtype.code == FLOAT:
+        return (<int> cnp.NPY_FLOAT if t.dtype.bits == 32 else
+                <int> cnp.NPY_DOUBLE if t.dtype.bits == 64 else
+                <int> cnp.NPY_FLOAT16 if t.dtype.bits == 16 else -1)
+    if t.dtype.bits == 16:
+        return (<int> cnp.NPY_USHORT if t.dtype.code == BFLOAT else
+                <int> cnp.NPY_SHORT if t.dtype.code == INT else -1)
+    return <int> cnp.NPY_UBYTE if t.dtype.code == UINT and t.dtype.bits == 8 else -1
+
+
+cdef inline bint of_floats(int kind) noexcept:
+    return kind >= 0 and kind != <int> cnp.NPY_UBYTE and kind != <int> cnp.NPY_SHORT
 
 
 cdef inline Py_ssize_t size_of(DLTensor* t) noexcept:
@@ -87,7 +102,7 @@ cdef bint same_layout(DLTensor* t, int ndim, const int64_t* shape, Py_ssize_t n)
 cdef cnp.ndarray lend(DLTensor* t, owner):
     """A flat array over all memory of a tensor that is dense, which `owner` keeps alive."""
     cdef cnp.npy_intp n = size_of(t)
-    cdef int kind = cnp.NPY_DOUBLE if t.dtype.bits == 64 else cnp.NPY_FLOAT
+    cdef int kind = kind_of(t)
     cdef cnp.ndarray array
     if n == 0:
         return cnp.PyArray_EMPTY(1, &n, kind, 0)
@@ -111,11 +126,12 @@ def flat(api, tensor, owner):
 
     Returns
     -------
-    ndarray of float32 or float64, shape (elements,), or None
-        None if the tensor has another dtype, or no memory that the CPU can reach.
+    ndarray of floats, uint8 or int16, shape (elements,), or None
+        bfloat16 comes as uint16.  None if the tensor has another dtype, or no memory that the CPU
+        can reach.
     """
     cdef DLTensor t
-    if not look(exchange_of(api), tensor, &t) or not plain(&t):
+    if not look(exchange_of(api), tensor, &t) or kind_of(&t) < 0:
         return None
     return lend(&t, owner)
 
@@ -170,11 +186,11 @@ cdef class Watch:
         for i in range(self.n):
             if self.tensors[i] is None:
                 continue
-            if not look(self.exchange, self.tensors[i], &t) or not plain(&t):
-                raise RuntimeError("a tensor to be watched has no memory of float32 or float64")
+            if not look(self.exchange, self.tensors[i], &t) or not of_floats(kind_of(&t)):
+                raise RuntimeError("a tensor to be watched has no memory of floats")
             self.known[i].bound = True
             self.known[i].data, self.known[i].n = <char*> t.data, size_of(&t)
-            self.known[i].bits, self.known[i].ndim = t.dtype.bits, t.ndim
+            self.known[i].kind, self.known[i].ndim = kind_of(&t), t.ndim
             self.known[i].shape = self.layouts + at
             for j in range(t.ndim):
                 self.layouts[at + j] = t.shape[j]
@@ -210,11 +226,11 @@ cdef class Watch:
         """
         cdef DLTensor t
         cdef Py_ssize_t j
-        if len(keys) > 8:
-            raise ValueError(f"keys: expected at most 8, found {len(keys)}")
+        if len(keys) > 12:
+            raise ValueError(f"keys: expected at most 12, found {len(keys)}")
         for j in range(len(keys)):
-            if not look(self.exchange, memory[j], &t) or not plain(&t):
-                raise RuntimeError("a state to be watched has no memory of float32 or float64")
+            if not look(self.exchange, memory[j], &t) or kind_of(&t) < 0:
+                raise RuntimeError("a state to be watched has no memory of numbers")
             self.known[i].states[j] = <char*> t.data
         self.entries[i], self.keys[i], self.shown[i], self.memory[i] = entry, keys, shown, memory
         self.known[i].complete = complete
@@ -307,8 +323,8 @@ cdef class Watch:
         cdef DLTensor t
         cdef Py_ssize_t j
         cdef tuple keys, shown, memory
-        if not (look(self.exchange, self.tensors[i], &t) and plain(&t)
-                and <char*> t.data == known.data and t.dtype.bits == known.bits
+        if not (look(self.exchange, self.tensors[i], &t)
+                and <char*> t.data == known.data and kind_of(&t) == known.kind
                 and same_layout(&t, known.ndim, known.shape, known.n)):
             return False
         if self.entries[i] is None:
@@ -341,20 +357,25 @@ cdef class Watch:
         cdef Known* known = &self.known[i]
         cdef DLTensor t
         tensor = g if self.tensors[i] is p else self.local(k, j, g)
-        if not (look(self.exchange, tensor, &t) and plain(&t) and t.dtype.bits == known.bits
+        if not (look(self.exchange, tensor, &t) and of_floats(kind_of(&t))
                 and same_layout(&t, known.ndim, known.shape, known.n)):
             self.refuse(k, j, tensor)
             raise RuntimeError("a gradient was refused without a reason")
         self.held[i] = tensor
-        if self.lent[i] is None:
+        if self.lent[i] is None or kind_of(&t) != cnp.PyArray_TYPE(<cnp.ndarray> self.lent[i]):
             self.lent[i] = lend(&t, None)
         # An array object for each gradient of each step would take as long as the step does.
         if known.n:            # or there is no memory, which the engine takes for no gradient
             (<PyArrayObject_fields*> self.lent[i]).data = <char*> t.data
         return self.lent[i]
 
-    def tick(self):
-        """Write the engine's step counts where users see them, after a step.
+    def tick(self, bint skipped=False):
+        """Write the engine's step counts where users see them, and let go of the gradients.
+
+        Parameters
+        ----------
+        skipped : bool
+            Whether the step was not taken, so that there is nothing to write.
 
         Returns
         -------
@@ -370,9 +391,10 @@ cdef class Watch:
                 continue
             known.stepped = False
             self.held[i] = None
+            if skipped:
+                continue
             if not known.complete:
                 unseen.append(i)
-                continue
             if known.step != NULL and known.step_bits == 32:
                 (<float*> known.step)[0] = <float> known.count[0]
             elif known.step != NULL:

@@ -38,11 +38,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastgd.torch._average import EMA
 from fastgd.torch._backward import StepInBackward, step_in_backward
 from fastgd.torch._classes import CLASSES
 from fastgd.torch._optimizer import Optimizer
 
-__all__ = ["Optimizer", "StepInBackward", "step_in_backward", *CLASSES]
+__all__ = ["EMA", "Optimizer", "StepInBackward", "step_in_backward", *CLASSES]
 
 globals().update(CLASSES)
 

@@ -33,7 +33,9 @@ def step_in_backward(model: torch.nn.Module, opt: Optimizer) -> StepInBackward:
     Raises
     ------
     TypeError, ValueError
-        If `opt` is no optimizer of this module, or has none of the model's parameters.
+        If `opt` is no optimizer of this module, has none of the model's parameters, or was asked
+        for what needs all gradients at once: an average, ``nonfinite`` other than "propagate", or
+        ``clip_norm`` other than by ``clip_by="tensor"``.
 
     Notes
     -----
@@ -60,6 +62,7 @@ def step_in_backward(model: torch.nn.Module, opt: Optimizer) -> StepInBackward:
     shared = [p for group in opt.param_groups for p in group["params"] if id(p) in theirs]
     if not shared:
         raise ValueError("model: expected parameters that opt has, and that require gradients")
+    opt.options.refuse_in_backward(opt.param_groups, opt.average is not None)
     return StepInBackward(opt, shared)
 
 
@@ -95,8 +98,10 @@ class StepInBackward:
             k, i = self._place(p)
             binding = self._bindings.get(id(p))
             if binding is None or not binding.step(None, opt.state, 1.0):
+                opt.options.refuse_in_backward(opt.param_groups, opt.average is not None)
                 section = Section(k, opt.param_groups[k], i, [p])
-                binding = Binding(opt.kind, opt.keys, [section], opt.state)
+                before = sum(len(group["params"]) for group in opt.param_groups[:k])
+                binding = Binding(opt._setup(), [section], opt.state, before + i)
                 if not binding.step(None, opt.state, 1.0):
                     raise RuntimeError("params: changed while they were read")
                 self._bindings[id(p)] = binding

@@ -10,10 +10,13 @@ import torch
 from numpy.typing import NDArray
 
 from fastgd import Optimizer
-from fastgd._groups import number
+from fastgd._storage import Storage
+from fastgd.kernels._engine import StepRecord
 from fastgd.kernels._tensors import Watch
-from fastgd.kernels.reference import RULES
 from fastgd.torch import _tensors
+from fastgd.torch._average import EMA
+from fastgd.torch._options import Options
+from fastgd.torch._states import AVERAGE, BESIDE, Kept, count_of, plain
 
 Array = NDArray[Any]
 State = dict[Any, dict[str, Any]]
@@ -42,21 +45,14 @@ def hyper_of(group: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     return {key: plain(group[key], key) for key in keys}
 
 
-def plain(value: Any, name: str) -> Any:
-    """A hyper-parameter without tensors."""
-    if isinstance(value, (float, int)):
-        return value
-    if isinstance(value, torch.Tensor):
-        if value.numel() != 1:
-            raise TypeError(f"{name}: expected a number, found a tensor of {value.numel()}")
-        return value.item()
-    if isinstance(value, (tuple, list)):
-        return tuple(plain(v, f"{name}[{k}]") for k, v in enumerate(value))
-    if callable(value):
-        raise TypeError(
-            f"{name}: expected a number, found {value!r}; torch.optim.lr_scheduler has schedules"
-        )
-    return value
+class Setup(NamedTuple):
+    """What a binding has to know of its optimizer."""
+
+    kind: type[Optimizer]
+    keys: Sequence[str]  # the names of its hyper-parameters
+    options: Options
+    average: EMA | None
+    skipped: NDArray[np.int64]  # the number of steps skipped, counted up in place
 
 
 class Binding:
@@ -64,15 +60,15 @@ class Binding:
 
     Parameters
     ----------
-    kind : type
-        The optimizer of fastgd.
-    keys : sequence of str
-        The names of its hyper-parameters.
+    setup : Setup
+        The optimizer.
     sections : list of Section
         The parameters to bind.
     state : dict
         torch's ``optimizer.state``: what it has of a parameter is adopted, as it is where it can
         be.  What it lacks appears there when the parameter has taken a step.
+    first : int
+        What rounding by chance counts the first parameter as.
 
     Raises
     ------
@@ -81,23 +77,26 @@ class Binding:
         gradient may be anything.
     """
 
-    def __init__(
-        self, kind: type[Optimizer], keys: Sequence[str], sections: list[Section], state: State
-    ) -> None:
-        self._kind, self._keys, self._sections = kind, keys, sections
-        self._hyper = [hyper_of(section.group, keys) for section in sections]
+    def __init__(self, setup: Setup, sections: list[Section], state: State, first: int = 0) -> None:
+        self._setup, self._kind, self._sections = setup, setup.kind, sections
+        self._first = first
+        # torch's SGD counts no steps; rounding by chance follows from them.
+        self._counted = not setup.kind.restarts or setup.options.storage != Storage()
+        self._hyper = [hyper_of(section.group, setup.keys) for section in sections]
         tensors = [[self._memory(s, i, state) for i in range(len(s.params))] for s in sections]
-        self._inner = make_inner(kind, [
-            {
-                "params": [NOBODY if t is None else _tensors.flat(t) for t in section],
-                **hyper,
-            }
+        groups = [
+            {"params": [NOBODY if t is None else _tensors.flat(t) for t in section], **hyper}
             for section, hyper in zip(tensors, self._hyper, strict=True)
-        ])  # fmt: skip
-        self._rules = [kind.rule(group) for group in self._inner.param_groups]
+        ]
+        make: Any = setup.kind
+        self._inner: Optimizer = make(groups, **setup.options.given)
+        self._rules = [setup.kind.rule(group) for group in self._inner.param_groups]
         self._watch = Watch(
             _tensors.API, [s.params for s in sections], tensors, self._shard, self._refuse
         )
+        self._names = [f"{k}.{i}" for k, s in enumerate(sections) for i in range(len(s.params))]
+        self._average_of: dict[int, Any] = {}
+        self._versions: dict[int, int] = {}
         self._adopt(state)
         self._entries = self._seen(state)
 
@@ -118,72 +117,83 @@ class Binding:
     def _bound(self) -> Iterator[tuple[int, Section, int, str]]:
         """Running number, section, place there and name inside of each bound parameter."""
         n = 0
-        for k, section in enumerate(self._sections):
+        for section in self._sections:
             for i in range(len(section.params)):
                 if self._watch.tensors[n] is not None:
-                    yield n, section, i, f"{k}.{i}"
+                    yield n, section, i, self._names[n]
                 n += 1
 
     # ------------------------------------------------------------------------------------ states
 
     def _adopt(self, state: State) -> None:
-        """Let the states be those that torch has, and the rest be zeros of our own."""
+        """Let the states be those that torch has, and the rest be new ones of our own."""
         arrays: dict[Any, dict[str, Array]] = {}
+        averages: dict[str, Array] = {}
         steps = np.zeros(len(self._watch.tensors), np.int64)
         taken: list[tuple[int, Any, dict[str, Any], dict[str, Any]]] = []
-        self._states = [
-            RULES[rule].states
-            for rule, section in zip(self._rules, self._sections, strict=True)
-            for _ in section.params
-        ]
+        storage, average = self._setup.options.storage, self._setup.average
+        self._kept: dict[int, Kept] = {}
         for n, section, i, name in self._bound():
-            p = section.params[i]
+            p, label = section.params[i], f"state{section.name(i)}"
+            rule = self._rules[self._sections.index(section)]
+            kept = Kept(p, self._watch.tensors[n], rule, storage, average is not None)
+            self._kept[n] = kept
             entry = state.get(p) or {}
-            fitting = {
-                key: self._fitting(entry[key], p, n, f'state{section.name(i)}["{key}"]')
-                for key in self._states[n]
-                if entry.get(key) is not None
-            }
-            arrays[name] = {key: _tensors.flat(_tensors.local(t)) for key, t in fitting.items()}
-            if self._kind.restarts:
+            fitting = kept.fitting(entry, label)
+            kept.follow_master(fitting)
+            found = {key: _tensors.flat(_tensors.local(t)) for key, t in fitting.items()}
+            if average is not None:
+                averages[name] = found.pop(AVERAGE)
+            arrays[name] = found
+            if "step" not in entry or not self._counted:
                 # No count is kept: the states themselves say that this isn't the first step.
-                steps[n] = len(fitting) == len(self._states[n])
-            elif "step" in entry:
-                fitting["step"], steps[n] = count_of(entry["step"], f"state{section.name(i)}")
+                known = bool(kept.states) and all(key in fitting for key in kept.states)
+                steps[n] = self._kind.restarts and known
+            else:
+                fitting["step"], steps[n] = count_of(entry["step"], label)
             taken.append((n, p, entry, fitting))
-        adopt(self._inner, arrays, steps)
+        self._take(arrays, averages, steps)
         # All fits: from here on nothing fails.
-        for n, _, _, name in self._bound():
-            self._watch.count(n, self._inner.state[name]["step"])
-        for n, _, entry, fitting in taken:
+        for n, p, entry, fitting in taken:
+            self._watch.count(n, self._inner.state[self._names[n]]["step"])
+            self._average_of[n] = fitting.get(AVERAGE)
+            if p not in state:
+                self._show(n, {}, ())
+                continue
+            for key in {*BESIDE, *(f"{key}_scale" for key in self._kept[n].states)}:
+                if key in entry and key not in fitting:
+                    del entry[key]
             entry.update(fitting)
             self._show(n, entry, tuple(fitting))
         self._watch.note(state)
 
-    def _fitting(self, value: Any, p: Any, n: int, name: str) -> Any:
-        """A state with dtype and layout of its parameter: the same one, if it has them."""
-        check_state(value, p, name)
-        tensor, shard = self._watch.tensors[n], _tensors.local(value)
-        if shard.shape != tensor.shape:
-            raise ValueError(
-                f"{name}: expected a shard of shape {tuple(tensor.shape)} as its parameter, "
-                f"found {tuple(shard.shape)}"
-            )
-        if (
-            shard.dtype == tensor.dtype
-            and shard.device == tensor.device
-            and shard.stride() == tensor.stride()
-            and not shard.is_inference()
-        ):
-            return value
-        # The parameter has moved to another dtype or memory format, and its states follow.
-        return _tensors.like(p, torch.empty_like(tensor, requires_grad=False).copy_(shard.detach()))
+    def _take(
+        self,
+        arrays: dict[Any, dict[str, Array]],
+        averages: dict[str, Array],
+        steps: NDArray[np.int64],
+    ) -> None:
+        """Let the optimizer step these states, by name; those that are missing are new."""
+        inner, average = self._inner, self._setup.average
+        params = inner._params()
+        if average is not None:
+            values = [averages.get(str(name), NOBODY) for name in params]
+            inner.average = average.arrays(list(params.values()), values)
+            inner.average.bind(params)
+            inner._lock = inner.average.lock
+        inner._skipped = self._setup.skipped
+        inner.state = dict(arrays)
+        inner._make_plan(inner.param_groups, steps)
+        inner._plan.first = self._first
+        if inner.average is not None and average is not None:
+            average.steps = inner.average.steps
 
     def _show(self, n: int, entry: dict[str, Any], keys: tuple[str, ...]) -> None:
         """Watch what torch's users see of a parameter's states."""
+        keys = (*(key for key in keys if key != "step"), *["step"] * ("step" in keys))
         shown = tuple(entry[key] for key in keys)
         memory = tuple(_tensors.local(tensor) for tensor in shown)
-        complete = len(keys) == len(self._states[n]) + (not self._kind.restarts)
+        complete = len(keys) == len(self._kept[n].keys) + self._counted
         self._watch.show(n, entry, keys, shown, memory, complete)
 
     def _publish(self, unseen: list[int], state: State) -> None:
@@ -192,15 +202,16 @@ class Binding:
         for n, section, i, name in self._bound():
             if n not in new:
                 continue
-            p, tensor, own = section.params[i], self._watch.tensors[n], self._inner.state[name]
+            p, kept, own = section.params[i], self._kept[n], self._inner.state[name]
             entry = state[p]
-            if not self._kind.restarts:
+            if self._counted:
                 entry.setdefault("step", torch.tensor(float(own["step"]), dtype=torch.float32))
-            for key in self._states[n]:
+            for key in kept.keys:
                 if entry.get(key) is None:
-                    array = torch.from_numpy(own[key])
-                    entry[key] = _tensors.like(p, array.as_strided(tensor.shape, tensor.stride()))
-            self._show(n, entry, (*self._states[n], *["step"] * (not self._kind.restarts)))
+                    entry[key] = (
+                        self._average_of[n] if key == AVERAGE else kept.shown(key, own[key])
+                    )
+            self._show(n, entry, (*kept.keys, *["step"] * self._counted))
         self._watch.note(state)
         self._entries = self._seen(state)
 
@@ -210,8 +221,12 @@ class Binding:
 
     # ---------------------------------------------------------------------------------- the step
 
-    def step(self, groups: list[dict[str, Any]] | None, state: State, scale: float) -> bool:
+    def step(
+        self, groups: list[dict[str, Any]] | None, state: State, scale: float
+    ) -> StepRecord | bool:
         """Step every parameter that has a gradient; False if all has to be bound again first.
+
+        Returns what the step did, or True if there was nothing to do.
 
         Parameters
         ----------
@@ -229,19 +244,43 @@ class Binding:
         grads = self._watch.read(groups, None if groups is None else state)
         if grads is None:
             return False
-        if self._watch.stepped:
-            self._inner.step(grads, grad_scale=scale)
-            if unseen := self._watch.tick():
-                self._publish(unseen, state)
-            # Autograd refuses to go backward through what it saved of parameters since changed.
-            torch.autograd.graph.increment_version(self._watch.stepped)
-        return True
+        stepped = self._watch.stepped
+        if not stepped:
+            return True
+        self._follow_masters()
+        record = self._inner.step(grads, grad_scale=scale)
+        if unseen := self._watch.tick(record.skipped):
+            self._publish(unseen, state)
+        # Autograd refuses to go backward through what it saved of tensors since changed.
+        if not record.skipped:
+            torch.autograd.graph.increment_version(stepped)
+        if self._setup.options.given["zero_grads"]:
+            torch.autograd.graph.increment_version([p.grad for p in stepped])
+        self._note_masters()
+        return record
+
+    def _follow_masters(self) -> None:
+        """Take what was written to parameters since the last step into their masters."""
+        for n, version in self._versions.items():
+            kept = self._kept[n]
+            if kept.tensor._version != version:
+                name = self._names[n]
+                kept.follow_master(
+                    {"master": kept.shown("master", self._inner.state[name]["master"])}
+                )
+
+    def _note_masters(self) -> None:
+        """Note what changes when somebody writes to a parameter that has a master."""
+        if self._setup.options.storage.master is True:
+            self._versions = {
+                n: kept.tensor._version for n, kept in self._kept.items() if "master" in kept.keys
+            }
 
     def _follow(self) -> bool:
         """Take hyper-parameters that were changed; False if they pick another rule."""
         inner = self._inner.param_groups
         for k, section in enumerate(self._sections):
-            hyper = hyper_of(section.group, self._keys)
+            hyper = hyper_of(section.group, self._setup.keys)
             if hyper != self._hyper[k]:
                 before = self._hyper[k]
                 inner[k].update({key: hyper[key] for key in hyper if hyper[key] != before[key]})
@@ -266,36 +305,3 @@ class Binding:
         section = self._sections[k]
         p = _tensors.local(section.params[i])
         _tensors.refuse_gradient(g, p, f"grads{section.name(i)}")
-
-
-def check_state(value: Any, p: Any, name: str) -> None:
-    """Refuse what can't be a state of a parameter."""
-    if not isinstance(value, torch.Tensor):
-        raise TypeError(f"{name}: expected a tensor, found {type(value).__name__}")
-    if value.shape != p.shape:
-        raise ValueError(
-            f"{name}: expected shape {tuple(p.shape)} as its parameter, found {tuple(value.shape)}"
-        )
-
-
-def count_of(step: Any, name: str) -> tuple[Any, int]:
-    """A step count as torch's tensor, the same one if it is a float, and as a number."""
-    value = number(plain(step, name), f'{name}["step"]')
-    if not 0 <= value < 2**53:
-        raise ValueError(f'{name}["step"]: expected a number from 0 to 2^53, found {value}')
-    if not isinstance(step, torch.Tensor) or _tensors.fault(step) is not None:
-        step = torch.tensor(value, dtype=torch.float32)
-    return step, int(value)
-
-
-def make_inner(kind: type[Optimizer], groups: list[dict[str, Any]]) -> Optimizer:
-    """An optimizer of fastgd over these groups."""
-    make: Any = kind
-    inner: Optimizer = make(groups)
-    return inner
-
-
-def adopt(inner: Optimizer, arrays: Mapping[Any, Mapping[str, Array]], steps: Array) -> None:
-    """Let an optimizer of fastgd step these states, by name; those that are missing are new."""
-    inner.state = dict(arrays)
-    inner._make_plan(inner.param_groups, steps)

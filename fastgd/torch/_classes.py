@@ -9,12 +9,15 @@ import torch
 
 from fastgd import Optimizer as FastgdOptimizer
 from fastgd import optimizers
+from fastgd._options import HYPER
 from fastgd.torch._optimizer import HOW, Optimizer
+from fastgd.torch._options import FIXED, PARAMETERS, refuse_absent
 
 
 def keys_of(kind: type[FastgdOptimizer]) -> tuple[str, ...]:
     """The names of an optimizer's hyper-parameters."""
-    return tuple(key for key in inspect.signature(kind.__init__).parameters if key in kind.domains)
+    own = (key for key in inspect.signature(kind.__init__).parameters if key in kind.domains)
+    return (*own, *HYPER)
 
 
 def signature(kind: type[FastgdOptimizer]) -> inspect.Signature:
@@ -23,9 +26,10 @@ def signature(kind: type[FastgdOptimizer]) -> inspect.Signature:
     theirs = getattr(torch.optim, kind.__name__, None)
     parameters = dict(inspect.signature(theirs.__init__).parameters if theirs else ours)
     for name in keys_of(kind):
-        if name not in parameters:
+        if name not in parameters and name not in HYPER:
             parameters[name] = ours[name].replace(kind=inspect.Parameter.KEYWORD_ONLY)
     parameters.pop("options", None)
+    parameters |= {parameter.name: parameter for parameter in PARAMETERS}
     return inspect.Signature(list(parameters.values()))
 
 
@@ -38,7 +42,7 @@ def ways(kind: type[FastgdOptimizer]) -> dict[str, tuple[tuple[Any, ...], str]]:
     known = {
         name: HOW.get(name, ((parameter.default,), unknown))
         for name, parameter in signature(kind).parameters.items()
-        if name not in ("self", "params", *keys_of(kind))
+        if name not in ("self", "params", *keys_of(kind), *FIXED)
     }
     if "decoupled_weight_decay" in known or kind.decoupled:
         known["decoupled_weight_decay"] = (kind.decoupled,), "Adam and AdamW differ in just that"
@@ -50,15 +54,17 @@ def make(kind: type[FastgdOptimizer], module: str) -> type[Optimizer]:
     called = signature(kind)
 
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        refuse_absent(kwargs)
         bound = called.bind(self, *args, **kwargs)
         bound.apply_defaults()
         options = dict(bound.arguments)
         del options["self"]
         params = options.pop("params")
+        fixed = {name: options.pop(name) for name in FIXED}
         # torch's AdamW is an Adam, and the two know each other's state dicts by this.
         if kind.decoupled:
             options["decoupled_weight_decay"] = True
-        Optimizer.__init__(self, params, options)
+        Optimizer.__init__(self, params, options, fixed)
 
     init.__signature__ = called  # type: ignore[attr-defined]
     init.__name__, init.__qualname__ = "__init__", f"{kind.__name__}.__init__"
@@ -83,13 +89,15 @@ def describe(kind: type[FastgdOptimizer]) -> str:
     summary = (kind.__doc__ or "").partition("\n")[0]
     called = f"`torch.optim.{kind.__name__}`" if theirs else f"`fastgd.{kind.__name__}`"
     options = [key for key in signature(kind).parameters if key in keys_of(kind)]
+    options = [key for key in options if key not in HYPER]
     further = [key for key in options if theirs and key not in inspect.signature(theirs).parameters]
     also = f"  By keyword there is {', '.join(f'``{key}``' for key in further)}, too." * bool(
         further
     )
     return (
         f"{summary}\n\nCalled as {called} is.{also}\nThe formula, its paper and what the "
-        f"hyper-parameters are: `fastgd.{kind.__name__}`.\n"
+        f"hyper-parameters are: `fastgd.{kind.__name__}`.  The options that all have: "
+        "`fastgd.torch`.\n"
     )
 
 

@@ -13,9 +13,14 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from fastgd import Optimizer as FastgdOptimizer
 from fastgd import _forks
 from fastgd._groups import ParamGroup
+from fastgd.kernels._engine import StepRecord
 from fastgd.kernels.reference import RULES
 from fastgd.torch import _tensors
-from fastgd.torch._binding import Binding, Section, check_state, count_of, hyper_of
+from fastgd.torch._average import EMA
+from fastgd.torch._binding import Binding, Section, Setup, hyper_of
+from fastgd.torch._options import Options
+from fastgd.torch._state_dict import Boxed, beside_of, boxed, check_beside, with_tensors
+from fastgd.torch._states import AVERAGE, check_entry
 
 # How torch may be told to compute, as far as it is true of a step of fastgd, and why.
 HOW: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -30,6 +35,15 @@ class Optimizer(torch.optim.Optimizer):
     """A `torch.optim.Optimizer` whose steps are fastgd's, in the memory of the tensors.
 
     Not for direct use: the subclasses are made of fastgd's optimizers.
+
+    Attributes
+    ----------
+    average : EMA or None
+        The average of the parameters that steps update, if wanted.
+    record : StepRecord or None
+        What the last step did that found gradients: ``skipped``, ``grad_norm``, ``clip_factor``.
+    skipped : int
+        The number of steps skipped as gradients were not finite.
     """
 
     kind: ClassVar[type[FastgdOptimizer]]
@@ -38,9 +52,11 @@ class Optimizer(torch.optim.Optimizer):
     # GradScaler hands scale and outcome to the step, instead of sweeping all gradients beforehand.
     _step_supports_amp_scaling = True
 
-    def __init__(self, params: Any, options: dict[str, Any]) -> None:
+    def __init__(self, params: Any, hyper: dict[str, Any], fixed: dict[str, Any]) -> None:
         self._reset()
-        super().__init__(params, options)
+        self.options = Options(fixed, type(self).__name__)
+        self.average = EMA.of(fixed["average"], self)
+        super().__init__(params, hyper)
         for group in self.param_groups:
             self._start(group)
 
@@ -48,6 +64,16 @@ class Optimizer(torch.optim.Optimizer):
         self._binding: Binding | None = None
         self._lock = RLock()
         _forks.guard(self, "_lock")
+        self._skipped = np.zeros(1, np.int64)
+        self.record: StepRecord | None = None
+
+    def _setup(self) -> Setup:
+        return Setup(self.kind, self.keys, self.options, self.average, self._skipped)
+
+    @property
+    def skipped(self) -> int:
+        """The number of steps skipped as gradients were not finite."""
+        return int(self._skipped[0])
 
     def _start(self, group: Mapping[str, Any]) -> None:
         """Make the states that don't start from 0, as torch does when an optimizer is made."""
@@ -58,7 +84,8 @@ class Optimizer(torch.optim.Optimizer):
                 entry = self.state[p]
                 entry["step"] = torch.tensor(0.0, dtype=torch.float32)
                 for key, value in start.items():
-                    entry[key] = torch.full_like(p, value, requires_grad=False)
+                    dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
+                    entry[key] = torch.full_like(p, value, dtype=dtype, requires_grad=False)
 
     # ------------------------------------------------------------------------------------ groups
 
@@ -87,9 +114,22 @@ class Optimizer(torch.optim.Optimizer):
                 error = _tensors.fault(_tensors.local(p)) if p.requires_grad else None
                 if error is not None:
                     raise type(error)(f"params{section.name(i)}: {error}")
+                if p.requires_grad:
+                    self._check_storage(p, group, f"params{section.name(i)}")
         except BaseException:
             del self.param_groups[k]
             raise
+
+    def _check_storage(self, p: Any, group: Mapping[str, Any], name: str) -> None:
+        """Refuse a parameter that can't be kept as was asked for."""
+        storage, array = self.options.storage, _tensors.flat(_tensors.local(p))
+        storage.refuse_unchosen(array, name)
+        keys = storage.keys(array, self.kind.rule(hyper_of(group, self.keys)))
+        if _tensors.is_sharded(p) and any(key.endswith("_scale") for key in keys):
+            raise ValueError(
+                f"{name}: expected states of 16 bits or more for a DTensor, whose "
+                "state dicts could not shard scales"
+            )
 
     def _check_group(self, group: Mapping[str, Any], k: int) -> None:
         """Refuse hyper-parameters that are out of range, and ways to compute that aren't ours."""
@@ -155,29 +195,80 @@ class Optimizer(torch.optim.Optimizer):
 
     def _update(self, scale: float) -> None:
         groups, state = self.param_groups, self.state
-        if self._binding is not None and self._binding.step(groups, state, scale):
+        if self.average is not None:
+            self.average.refuse_swapped("step")
+        if self._binding is not None and (record := self._binding.step(groups, state, scale)):
+            self.record = self.record if record is True else record
             return
         self._binding = None
         if any(p.grad is not None for group in groups for p in group["params"]):
             sections = [Section(k, group, 0, group["params"]) for k, group in enumerate(groups)]
-            binding = Binding(self.kind, self.keys, sections, state)
-            if not binding.step(groups, state, scale):
+            binding = Binding(self._setup(), sections, state)
+            record = binding.step(groups, state, scale)
+            if not isinstance(record, StepRecord):
                 raise RuntimeError("params: changed while they were read")
-            self._binding = binding
+            self._binding, self.record = binding, record
 
     # ------------------------------------------------------------------------------ state dicts
+
+    def state_dict(self) -> dict[str, Any]:
+        """torch's state dict; what torch has no place for is under ``"fastgd"``, if there is any.
+
+        That is the number of skipped steps, the seed of rounding, and the number of updates of the
+        average, which itself stands beside the states.  torch's own classes ignore it.
+        """
+        with self._lock:
+            if self.average is not None:
+                self.average.refuse_swapped("state_dict")
+            written = super().state_dict()
+            beside = beside_of(self)
+            return {**written, "fastgd": beside} if beside else written
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take states and hyper-parameters from a state dict of torch's, or of fastgd's own.
 
-        Tensors are copied.
+        Tensors are copied, and kept as this optimizer keeps its states, however they were kept.
+        Averages and counts of skipped steps that the state dict doesn't have stay as they are.
 
         Raises
         ------
         TypeError, ValueError
             If it doesn't fit; the optimizer stays as it was.
         """
-        super().load_state_dict(with_tensors(state_dict))
+        with self._lock:
+            if self.average is not None:
+                self.average.refuse_swapped("load_state_dict")
+            found: list[dict[str, Any]] = []
+
+            def last(_: Any, given: dict[str, Any]) -> dict[str, Any]:
+                found.append(check_beside(given))
+                return boxed(given)
+
+            # After what hooks others have registered: torch would cast states to parameters' dtype.
+            handle = self.register_load_state_dict_pre_hook(last)
+            try:
+                super().load_state_dict(with_tensors(state_dict))
+            finally:
+                handle.remove()
+            self._take_beside(found[-1])
+
+    def _take_beside(self, beside: dict[str, Any]) -> None:
+        self._skipped[0] = beside.get("skipped", self.skipped)
+        if "seed" in beside:
+            self.options.reseed(beside["seed"])
+        if self.average is not None and any(AVERAGE in entry for entry in self.state.values()):
+            self.average.steps = np.array([beside.get("average", self.average.step)], np.int64)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What torch copies and pickles, and fastgd's options."""
+        with self._lock:
+            average = self.average
+            settings = None
+            if average is not None:
+                average.refuse_swapped("copy")  # whose weights would never come back
+                settings = (average.decay, average.bias_correction, average.warmup, average.step)
+            own = {"options": self.options, "average": settings, "skipped": self.skipped}
+            return {**super().__getstate__(), "fastgd": own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take what was pickled, copied, or (by ``load_state_dict``) read from a state dict."""
@@ -188,13 +279,30 @@ class Optimizer(torch.optim.Optimizer):
             for key, default in defaults.items():
                 group.setdefault(key, now.get(key, default))
         if loaded:
+            for entry in state["state"].values():
+                for key, value in entry.items() if isinstance(entry, dict) else ():
+                    entry[key] = value.tensor if isinstance(value, Boxed) else value
             self._check_loaded(state)
             # torch would go on with the very tensors of the state dict, which are somebody's.
             for entry in state["state"].values():
                 for key, value in entry.items():
-                    entry[key] = value.clone() if isinstance(value, torch.Tensor) else value
+                    entry[key] = (
+                        value.detach().clone() if isinstance(value, torch.Tensor) else value
+                    )
+            if self.average is not None:
+                for p, average in self.average.averages.items():
+                    state["state"][p].setdefault(AVERAGE, average)
         else:
             self._reset()
+            state = {**state}
+            own = state.pop("fastgd")
+            self.options, self._skipped[0] = own["options"], own["skipped"]
+            self.average = None
+            if own["average"] is not None:
+                *settings, step = own["average"]
+                average = EMA(*settings)
+                average.steps[0] = step
+                self.average = EMA.of(average, self)
         self._binding = None
         super().__setstate__(state)
 
@@ -207,30 +315,5 @@ class Optimizer(torch.optim.Optimizer):
             states = RULES[self.kind.rule(hyper_of(group, self.keys))].states
             section = Section(k, group, 0, group["params"])
             for i, p in enumerate(group["params"]):
-                entry = state["state"].get(p) or {}
-                if not isinstance(entry, dict):
-                    found = type(entry).__name__
-                    raise TypeError(f"state{section.name(i)}: expected a dict, found {found}")
-                count_of(entry.get("step", 0), f"state{section.name(i)}")
-                present = {key for key, value in entry.items() if value is not None} - {"step"}
-                if present and (missing := set(states) - present):
-                    raise ValueError(f"state{section.name(i)}: has no {sorted(missing)}")
-                for key in present & set(states):
-                    check_state(entry[key], p, f'state{section.name(i)}["{key}"]')
-
-
-def with_tensors(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """A state dict with tensors, where fastgd's own has arrays; others are returned as they are."""
-    entries = state_dict["state"]
-    if not any(isinstance(a, np.ndarray) for entry in entries.values() for a in entry.values()):
-        return state_dict
-    tensors = {
-        n: {key: torch.as_tensor(a) if key != "step" else a for key, a in entry.items()}
-        for n, entry in entries.items()
-    }
-    # Names are what the arrays went by, and torch takes over those that it finds.
-    groups = [
-        {key: value for key, value in group.items() if key != "param_names"}
-        for group in state_dict["param_groups"]
-    ]
-    return {**state_dict, "state": tensors, "param_groups": groups}
+                entry, name = state["state"].get(p) or {}, f"state{section.name(i)}"
+                check_entry(entry, p, states, self.average is not None, name)

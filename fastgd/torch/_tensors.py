@@ -17,7 +17,7 @@ if API is None:
         f"found {torch.__version__}"
     )
 
-DTYPES = (torch.float32, torch.float64)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def is_sharded(tensor: Any) -> bool:
@@ -51,7 +51,8 @@ def fault(tensor: Any) -> Exception | None:
     if tensor.device.type != "cpu":
         return TypeError(f"expected a tensor in CPU memory, found device {tensor.device}")
     if tensor.dtype not in DTYPES:
-        return TypeError(f"expected dtype torch.float32 or torch.float64, found {tensor.dtype}")
+        known = "torch.float32, float64, bfloat16 or float16"
+        return TypeError(f"expected dtype {known}, found {tensor.dtype}")
     if tensor.is_inference():
         return ValueError("expected a tensor made outside inference mode, found one made inside")
     if _tensors.flat(API, tensor, None) is None:
@@ -94,8 +95,6 @@ def refuse_gradient(g: Any, p: Any, name: str) -> None:
         hint = "; p.grad.to_dense() makes one, as does sparse=False in the layer"
     if (error := fault(g)) is not None and not isinstance(error, ValueError):
         raise TypeError(f"{name}: {error}{hint}")
-    if g.dtype != p.dtype:
-        raise TypeError(f"{name}: expected dtype {p.dtype} as its parameter, found {g.dtype}")
     if g.shape != p.shape:
         raise ValueError(
             f"{name}: expected shape {tuple(p.shape)} as its parameter, found {tuple(g.shape)}"

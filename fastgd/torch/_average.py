@@ -1,0 +1,140 @@
+"""The average of a model's weights that an optimizer's steps update, over torch's tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastgd import _groups
+from fastgd import averages as arrays
+from fastgd.torch._states import AVERAGE
+
+
+class EMA:
+    """The exponentially weighted average of an optimizer's parameters, updated in its sweep.
+
+    Made for one optimizer, ``fastgd.torch.AdamW(params, average=EMA(0.999))``, for which
+    ``average=0.999`` is short, and reached as ``opt.average``.  The formula is that of
+    `fastgd.averages.EMA`.
+
+    Parameters
+    ----------
+    decay : float
+        β, from 0 to below 1.
+    bias_correction, warmup : bool
+        As for `fastgd.averages.EMA`; without bias correction the average starts from the weights
+        as they are before the first step.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `decay` is not usable, or `warmup` is wanted with `bias_correction`.
+
+    Examples
+    --------
+    >>> import torch, fastgd.torch
+    >>> w = torch.nn.Parameter(torch.zeros(2))
+    >>> opt = fastgd.torch.SGD([w], lr=1.0, average=0.9)
+    >>> for _ in range(3):
+    ...     w.grad = -torch.ones(2)
+    ...     record = opt.step()
+    >>> with opt.average.swapped():
+    ...     print(w.data)
+    tensor([2.0701, 2.0701])
+    >>> w.data, opt.average.step
+    (tensor([3., 3.]), 3)
+    """
+
+    def __init__(
+        self, decay: float = 0.999, bias_correction: bool = True, warmup: bool = False
+    ) -> None:
+        self.decay = _groups.fraction(decay, "decay")
+        self.bias_correction = _groups.flag(bias_correction, "bias_correction")
+        self.warmup = _groups.flag(warmup, "warmup")
+        if warmup and bias_correction:
+            raise ValueError("warmup: expected without bias_correction, which does the same")
+        self.steps: NDArray[np.int64] = np.zeros(1, np.int64)
+        self._opt: Any = None
+        self._swapped = False
+
+    @classmethod
+    def of(cls, value: object, opt: Any) -> EMA | None:
+        """The average that an optimizer's ``average`` asks for, bound to it."""
+        if value is None:
+            return None
+        if isinstance(value, arrays.EMA):
+            raise TypeError("average: expected fastgd.torch.EMA, found fastgd.averages.EMA")
+        average = value if isinstance(value, cls) else cls(_groups.fraction(value, "average"))
+        if average._opt not in (None, opt):
+            raise ValueError("average: expected an EMA of its own, found one bound already")
+        average._opt = opt
+        return average
+
+    @property
+    def step(self) -> int:
+        """The number of updates."""
+        return int(self.steps[0])
+
+    @property
+    def averages(self) -> Mapping[Any, Any]:
+        """The average of each parameter that has one: ``opt.state[p]["average"]``."""
+        state, groups = self._opt.state, self._opt.param_groups
+        params = [p for group in groups for p in group["params"]]
+        return MappingProxyType(
+            {p: state[p][AVERAGE] for p in params if (state.get(p) or {}).get(AVERAGE) is not None}
+        )
+
+    def arrays(self, params: list[NDArray[Any]], values: list[NDArray[Any]]) -> arrays.EMA:
+        """The same average over arrays, which goes on with these values."""
+        made = arrays.EMA(params, self.decay, self.bias_correction, self.warmup)
+        made.averages = dict(zip(made.averages, values, strict=True))
+        made.steps[...] = self.step
+        made._make_plan()
+        return made
+
+    def refuse_swapped(self, what: str) -> None:
+        """Raise RuntimeError while the averages stand in the place of the weights."""
+        if self._swapped:
+            raise RuntimeError(f"{what}: the averages stand in the place of the weights")
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """Put the averages in the place of the parameters; on leaving, the parameters are back.
+
+        To the bit, whatever happens in between.  A parameter that has no average yet, as no step
+        has updated it, stays as it is.
+
+        Raises
+        ------
+        ValueError
+            If there was no update yet to average.
+        RuntimeError
+            If entered twice; so does a step in between.
+        """
+        if self._opt is None:
+            raise ValueError(
+                "swapped: expected an EMA that an optimizer was given, found one alone"
+            )
+        with self._opt._lock:
+            if not self.step and self.bias_correction:
+                raise ValueError("swapped: expected at least one update before, found none")
+            self.refuse_swapped("swapped")
+            kept: list[tuple[Any, Any]] = []
+            self._swapped = True
+            try:
+                with torch.no_grad():
+                    for p, average in self.averages.items():
+                        kept.append((p, p.detach().clone()))
+                        p.copy_(average)
+                yield
+            finally:
+                with torch.no_grad():
+                    for p, own in kept:
+                        p.copy_(own)
+                self._swapped = False

@@ -1,0 +1,103 @@
+"""What fastgd's state dicts have beside torch's, and how arrays and tensors come to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastgd._groups import whole
+from fastgd._storage import Storage
+from fastgd.kernels.stored import codec_of
+from fastgd.torch._states import AVERAGE
+
+
+class Boxed:
+    """A tensor that torch hands on as it is, as it sees none."""
+
+    def __init__(self, tensor: Any) -> None:
+        self.tensor = tensor
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Boxed:
+        return self
+
+
+def boxed(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """A state dict whose states torch doesn't cast: it would make codes and masters the dtype of
+    their parameter.
+    """
+    states = {
+        n: {key: Boxed(v) if isinstance(v, torch.Tensor) else v for key, v in entry.items()}
+        if isinstance(entry, Mapping)
+        else entry
+        for n, entry in state_dict["state"].items()
+    }
+    return {**state_dict, "state": states}
+
+
+def beside_of(opt: Any) -> dict[str, Any]:
+    """What torch's state dict has no place for; nothing of an optimizer without such options."""
+    beside: dict[str, Any] = {}
+    if opt.skipped or opt.options.given["nonfinite"] == "skip":
+        beside["skipped"] = opt.skipped
+    if opt.options.storage != Storage():
+        beside["seed"] = opt.options.storage.seed
+    if opt.average is not None:
+        beside["average"] = {"step": opt.average.step}
+    return beside
+
+
+def check_beside(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """What `beside_of` wrote, checked; the average's number of updates is under its name."""
+    where = 'state_dict["fastgd"]'
+    beside = state_dict.get("fastgd", {})
+    if not isinstance(beside, Mapping):
+        raise TypeError(f"{where}: expected a dict, found {type(beside).__name__}")
+    if unknown := set(beside) - {"skipped", "seed", "average", "layouts"}:
+        raise ValueError(f"{where}: has unknown {sorted(map(str, unknown))}")
+    found: dict[str, Any] = {}
+    for key, end in (("skipped", 2**53), ("seed", 2**64)):
+        if key in beside:
+            found[key] = whole(beside[key], f'{where}["{key}"]', end)
+    if "average" in beside:
+        average = beside["average"]
+        if not isinstance(average, Mapping) or "step" not in average:
+            raise TypeError(f"{where}[\"average\"]: expected a dict with 'step', found {average!r}")
+        found["average"] = whole(average["step"], f'{where}["average"]["step"]', 2**53)
+    return found
+
+
+def with_tensors(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """A state dict with tensors, where fastgd's own has arrays; others are returned as they are."""
+    entries = state_dict["state"]
+    if not any(isinstance(a, np.ndarray) for entry in entries.values() for a in entry.values()):
+        return state_dict
+    beside = state_dict.get("fastgd", {})
+    names = [name for group in state_dict["param_groups"] for name in group["param_names"]]
+    layouts = beside.get("layouts", {})
+    tensors = {
+        n: {
+            key: a if key == "step" else tensor_of(a, layouts.get(name, "C"))
+            for key, a in entries[n].items()
+        }
+        for n, name in enumerate(names)
+        if n in entries
+    }
+    for n, a in enumerate(beside.get("average", {}).get("averages", {}).values()):
+        tensors.setdefault(n, {})[AVERAGE] = tensor_of(a, "C")
+    # Names are what the arrays went by, and torch takes over those that it finds.
+    groups = [
+        {key: value for key, value in group.items() if key != "param_names"}
+        for group in state_dict["param_groups"]
+    ]
+    return {**state_dict, "state": tensors, "param_groups": groups}
+
+
+def tensor_of(a: np.ndarray[Any, Any], order: str) -> Any:
+    """The tensor of an array of a state dict, whose codes were made in some order of memory."""
+    a = np.asarray(a, order=order)  # type: ignore[call-overload]
+    if codec_of(a.dtype) == "bfloat16":
+        return torch.as_tensor(a.view(np.uint16)).view(torch.bfloat16)
+    return torch.as_tensor(a)

@@ -1,0 +1,221 @@
+"""The states of a parameter as tensors: which there are, how each is kept, and what becomes of it
+when the parameter is given another dtype or layout, or a state dict was kept otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastgd._groups import number
+from fastgd._storage import Storage, saved_as
+from fastgd.kernels.codecs import CODECS, TILE
+from fastgd.kernels.reference import RULES
+from fastgd.kernels.stored import codec_of, computed
+from fastgd.torch import _tensors
+
+Array = NDArray[Any]
+
+# The average of a parameter, which stands beside its states.
+AVERAGE = "average"
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "e4m3": torch.uint8,
+    "ue5m3": torch.uint8,
+}
+BESIDE = {"master": torch.float32, "master_low": torch.int16}
+
+
+def shape_of(key: str, p: Any) -> tuple[int, ...]:
+    """The shape that a state must have; scales are those of the 256s in a parameter's memory."""
+    if key.endswith("_scale"):
+        return (-(-_tensors.local(p).numel() // TILE),)
+    return tuple(p.shape)
+
+
+def check_state(value: Any, p: Any, key: str, name: str) -> None:
+    """Refuse what can't be a state of a parameter."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name}: expected a tensor, found {type(value).__name__}")
+    shape = shape_of(key, p)
+    if tuple(value.shape) != shape:
+        of = " as its parameter" if shape == tuple(p.shape) else ""
+        raise ValueError(f"{name}: expected shape {shape}{of}, found {tuple(value.shape)}")
+    if key.endswith("_scale") and value.dtype != torch.uint8:
+        raise TypeError(f"{name}: expected dtype torch.uint8, found {value.dtype}")
+    if key == "master_low" and value.dtype != torch.int16:
+        raise TypeError(f"{name}: expected dtype torch.int16, found {value.dtype}")
+    if key in {"master", AVERAGE} and not value.dtype.is_floating_point:
+        raise TypeError(f"{name}: expected a dtype of floats, found {value.dtype}")
+
+
+def check_entry(
+    entry: Mapping[str, Any], p: Any, states: tuple[str, ...], averages: bool, name: str
+) -> None:
+    """Refuse what a state dict has of a parameter if it doesn't fit."""
+    if not isinstance(entry, Mapping):
+        raise TypeError(f"{name}: expected a dict, found {type(entry).__name__}")
+    count_of(entry.get("step", 0), name)
+    present = {key for key, value in entry.items() if value is not None} - {"step"}
+    beside = {f"{key}_scale" for key in states} | {*BESIDE, AVERAGE}
+    if present - beside and (missing := set(states) - present):
+        raise ValueError(f"{name}: has no {sorted(missing)}")
+    if AVERAGE in present and not averages:
+        raise ValueError(f'{name}["average"]: expected none, as this optimizer does not average')
+    for key in present & ({*states} | beside):
+        check_state(entry[key], p, key, f'{name}["{key}"]')
+        if entry[key].dtype == torch.uint8 and key in states and f"{key}_scale" not in present:
+            raise ValueError(f"{name}: has no ['{key}_scale'], which the codes of {key} need")
+
+
+def count_of(step: Any, name: str) -> tuple[Any, int]:
+    """A step count as torch's tensor, the same one if it is a float, and as a number."""
+    value = number(plain(step, name), f'{name}["step"]')
+    if not 0 <= value < 2**53:
+        raise ValueError(f'{name}["step"]: expected a number from 0 to 2^53, found {value}')
+    if (
+        not isinstance(step, torch.Tensor)
+        or step.dtype not in {torch.float32, torch.float64}
+        or _tensors.fault(step) is not None
+    ):
+        step = torch.tensor(value, dtype=torch.float32)
+    return step, int(value)
+
+
+def plain(value: Any, name: str) -> Any:
+    """A hyper-parameter without tensors."""
+    if isinstance(value, (float, int)) or value is None:
+        return value
+    if isinstance(value, torch.Tensor):
+        if value.numel() != 1:
+            raise TypeError(f"{name}: expected a number, found a tensor of {value.numel()}")
+        return value.item()
+    if isinstance(value, (tuple, list)):
+        return tuple(plain(v, f"{name}[{k}]") for k, v in enumerate(value))
+    if callable(value):
+        raise TypeError(
+            f"{name}: expected a number, found {value!r}; torch.optim.lr_scheduler has schedules"
+        )
+    return value
+
+
+class Kept:
+    """What there is, and is to be, beside one parameter.
+
+    Parameters
+    ----------
+    p, tensor : tensor
+        The parameter, and the tensor that holds its memory.
+    rule : str
+        What steps it.
+    storage : Storage
+        How states are kept.
+    averages : bool
+        Whether it is averaged.
+    """
+
+    def __init__(self, p: Any, tensor: Any, rule: str, storage: Storage, averages: bool) -> None:
+        self.p, self.tensor, self.storage = p, tensor, storage
+        self.array = _tensors.flat(tensor)
+        self.states = RULES[rule].states
+        self.keys = [*storage.keys(self.array, rule), *[AVERAGE] * averages]
+
+    def fitting(self, entry: Mapping[str, Any], name: str) -> dict[str, Any]:
+        """The states that there are, as they are to be kept: the same tensors where they can be."""
+        found: dict[str, Any] = {}
+        for key in self.keys:
+            if entry.get(key) is None or (key.endswith("_scale") and key[:-6] in self.states):
+                continue  # scales come with their codes
+            value, label = entry[key], f'{name}["{key}"]'
+            check_state(value, self.p, key, label)
+            if _tensors.local(value).shape != self.tensor.shape:
+                raise ValueError(
+                    f"{label}: expected a shard of shape {tuple(self.tensor.shape)} as its "
+                    f"parameter, found {tuple(_tensors.local(value).shape)}"
+                )
+            if key in self.states:
+                found |= self._state(key, entry, label)
+            else:
+                dtype = self._computed if key == AVERAGE else BESIDE[key]
+                found[key] = self._laid(value, dtype)
+        if AVERAGE in self.keys and AVERAGE not in found:
+            # One that starts later counts as having stood still.
+            found[AVERAGE] = self._laid(self.p, self._computed, copy=True)
+        return found
+
+    @property
+    def _computed(self) -> torch.dtype:
+        return DTYPES[computed(self.array.dtype).name]
+
+    def _laid(self, value: Any, dtype: torch.dtype, copy: bool = False) -> Any:
+        """Numbers with some dtype in the parameter's layout: the same tensor, if it is so."""
+        shard, tensor = _tensors.local(value), self.tensor
+        if (
+            not copy
+            and shard.dtype == dtype
+            and shard.device == tensor.device
+            and shard.stride() == tensor.stride()
+            and not shard.is_inference()
+        ):
+            return value
+        # The parameter has moved to another dtype or memory format, and its states follow.
+        made = torch.empty_like(tensor, dtype=dtype, requires_grad=False).copy_(shard.detach())
+        return _tensors.like(self.p, made)
+
+    def _state(self, key: str, entry: Mapping[str, Any], label: str) -> dict[str, Any]:
+        """A state of the rule's and its scales, in the codec that is wanted."""
+        value, scale = entry[key], entry.get(f"{key}_scale")
+        name = self.storage.codec(self.array, key)
+        codec = CODECS[name]
+        shard = _tensors.local(value)
+        if shard.dtype == torch.uint8:
+            if scale is None:
+                raise ValueError(f"{label}: has no {key}_scale, which its codes need")
+            check_state(scale, self.p, f"{key}_scale", f'{label[:-2]}_scale"]')
+            if not _tensors.is_dense(shard) or not scale.is_contiguous():
+                raise ValueError(f"{label}: expected codes and scales in memory without holes")
+            same = shard.stride() == self.tensor.stride() and shard.device == self.tensor.device
+            if codec.beside is not None and same and not shard.is_inference():
+                return {key: value, f"{key}_scale": scale}
+            # Tiles are those of the memory that was coded, which another layout cuts elsewhere.
+            codes = {key: _tensors.flat(shard.cpu()), f"{key}_scale": _tensors.flat(scale.cpu())}
+            numbers = saved_as(codes, key).load(computed(self.array.dtype))
+            value = torch.from_numpy(numbers).as_strided(shard.shape, shard.stride())
+        if codec.beside is None and name != "bfloat16" and name != "float16":
+            return {key: self._laid(value, DTYPES[name])}
+        if _tensors.local(value).dtype == DTYPES[name]:
+            return {key: self._laid(value, DTYPES[name])}
+        numbers = _tensors.flat(_tensors.local(self._laid(value, self._computed)))
+        made = self.storage.new(self.array, key)
+        self.storage.state(self.array, key, made).store(numbers.copy())
+        return {own: self.shown(own, array) for own, array in made.items()}
+
+    def shown(self, key: str, array: Array) -> Any:
+        """A tensor over the memory of a state that fastgd has made."""
+        bits = codec_of(array.dtype) == "bfloat16"
+        tensor = torch.from_numpy(array.view(np.uint16) if bits else array)
+        if bits:
+            tensor = tensor.view(torch.bfloat16)
+        if key.endswith("_scale") and key[:-6] in self.states:
+            return tensor
+        shaped = tensor.as_strided(self.tensor.shape, self.tensor.stride())
+        return _tensors.like(self.p, shaped)
+
+    def follow_master(self, fitting: Mapping[str, Any]) -> bool:
+        """Take what somebody wrote to a parameter into the master that it is a copy of."""
+        if "master" not in fitting:
+            return False
+        master = _tensors.local(fitting["master"])
+        tensor = self.tensor.detach()
+        changed = master.to(tensor.dtype) != tensor
+        if not changed.any():
+            return False
+        master[changed] = tensor[changed].to(master.dtype)
+        return True
