@@ -5,6 +5,7 @@ Run by test_faults.py, which sends SIGINT at a random moment after each line tha
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 
@@ -67,6 +68,8 @@ def contents(opt):
 def main():
     """Train until interrupted, compare with a twin that was not, say so; for ever."""
     elements, threads = map(int, sys.argv[1:])
+    # What a shell runs in the background is started with interrupts ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     fastgd.set_num_threads(threads)
     (opt, grads), (twin, _) = make(elements), make(elements)
     while True:

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -36,6 +37,8 @@ def test_ctrl_c_at_random_moments(elements, times, wait):
     rng = random.Random(0)
     command = [sys.executable, str(HERE / "interrupted.py"), str(elements), "2"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        watchdog = threading.Timer(100, child.kill)
+        watchdog.start()
         try:
             found, delays = Counter(), []
             for _ in range(times):
@@ -47,6 +50,7 @@ def test_ctrl_c_at_random_moments(elements, times, wait):
                 found[verdict, waiting] += 1
                 delays.append(float(caught) - sent)
         finally:
+            watchdog.cancel()
             child.kill()
     assert {verdict for verdict, _ in found} == {"consistent"}
     assert int(step) > 3
