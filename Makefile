@@ -1,6 +1,6 @@
 # Verbs for developers; `make build` after an edit to Cython or C.
 .PHONY: build test integrations bench compare lint annotate asan ubsan tsan valgrind \
-	fuzz-checkpoint clean
+	fuzz fuzz-checkpoint mutate clean
 
 PYTHON ?= python
 
@@ -29,6 +29,14 @@ lint:
 	$(PYTHON) -m mypy.stubtest --mypy-config-file pyproject.toml --ignore-missing-stub \
 		fastgd.kernels._engine fastgd.kernels._series fastgd.kernels._tensors \
 		fastgd.kernels.c_api
+
+# Random optimizers and operations against the NumPy backend: as many as a night takes.
+fuzz: build
+	FASTGD_FUZZ=100000 $(PYTHON) -m pytest -q tests/test_machine.py
+
+# One change in the kernels or the engine at a time, for each of which a test must go red.
+mutate:
+	$(PYTHON) tests/mutate.py
 
 # Ten minutes of fastgd.load under atheris (the extra `fuzz`); what fails is kept in crash-….
 fuzz-checkpoint: build
