@@ -21,15 +21,30 @@ What a step does:
   keys, and what is written there counts.  States appear with a parameter's first step.
 - It looks where every tensor is before it touches one.  ``p.data = ...``, ``model.to(dtype)``,
   ``share_memory_()``, states replaced or loaded: all are noticed; states follow their parameter.
-- It takes float32 and float64 in CPU memory, in any memory format without holes, ``channels_last``
-  for one; of a DTensor, the shard of this process.  A gradient must have its parameter's strides,
-  as those that autograd makes do; another one, a sparse one, bfloat16 and other devices are
-  refused, by name, before anything is changed.  No gradient is ever copied on the quiet.
+- It takes float32, float64, bfloat16 and float16 in CPU memory, in any memory format without holes,
+  ``channels_last`` for one; of a DTensor, the shard of this process.  A gradient must have its
+  parameter's strides, as those that autograd makes do; another one, a sparse one and other devices
+  are refused, by name, before anything is changed.  No gradient is ever copied on the quiet.
 - It gives the same bits as fastgd's optimizer on arrays, on any number of threads:
   `fastgd.set_num_threads`, or as many as OpenMP takes (`torch.set_num_threads` is for torch's own).
 
 torch's words for how to compute are taken where they are true: ``fused`` may be None or True,
 ``foreach`` None or False, ``capturable`` and ``differentiable`` False.
+
+By keyword there are fastgd's options (`fastgd.Options` has their meaning):
+
+- ``clip_norm`` and ``clip_value``, which are hyper-parameters of groups; ``clip_by``;
+  ``nonfinite="skip"`` or ``"raise"``; ``zero_grads``, which leaves zeros in each ``p.grad``.
+  ``opt.record`` says what the last step did, ``opt.skipped`` how many were skipped.
+- ``average``, a decay or an `EMA`: ``opt.average.swapped()`` puts the averages in the place of the
+  parameters for a while.  They stand in ``opt.state[p]["average"]``.
+- ``state_dtype``, ``min_8bit_size``, ``seed``: 8-bit states are tensors of uint8, with their scales
+  in ``opt.state[p]["exp_avg_scale"]`` and its like.
+- For parameters of 16 bits one of ``master=True``, ``master="split"``, ``rounding="stochastic"``.
+  A master is in ``opt.state[p]["master"]``; what is written to the parameter itself gets into it
+  with the next step, unless autograd wasn't told (``p.data.copy_()``): then write to the master.
+
+``copy_to``, ``grads`` and schedules are for optimizers of arrays, and are refused.
 
 `step_in_backward` steps each parameter as soon as its gradient is there, and frees the gradient.
 """
