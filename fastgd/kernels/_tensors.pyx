@@ -7,13 +7,12 @@ the tensors are, and the words of errors, are its caller's.
 """
 
 cimport numpy as cnp
-from cpython.dict cimport PyDict_GetItemWithError, PyDict_Next, PyDict_Size
+from cpython.dict cimport PyDict_GetItem, PyDict_Next, PyDict_Size
 from cpython.exc cimport PyErr_Clear
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcmp, memcpy
 
 from fastgd.kernels._dlpack cimport *
 
@@ -22,12 +21,6 @@ cnp.import_array()
 cdef extern from "numpy/arrayobject.h":
     ctypedef struct PyArrayObject_fields:
         char* data
-
-include "_glimpse.pxi"
-
-# States of a parameter, with scales, master, average and step, at most.
-cdef enum:
-    MOST = 12
 
 # What is known of a parameter and of its states.
 cdef struct Known:
@@ -38,10 +31,7 @@ cdef struct Known:
     int kind               # NumPy's number of its dtype
     int ndim
     int64_t* shape         # and after it the strides
-    char* states[MOST]
-    Glimpse seen           # of the parameter
-    char* seen_kind        # what kind of tensor that was
-    Glimpse* seen_states   # and of its states
+    char* states[12]       # of up to 4 states with scales, master, average and step
     bint counts            # whether the last of them is a step count
     cnp.int64_t* count     # the engine's step count
     bint stepped           # whether the last reading found a gradient
@@ -49,7 +39,77 @@ cdef struct Known:
     int step_bits
 
 
-include "_lent.pxi"
+cdef Exchange* exchange_of(api) except NULL:
+    """The table of functions in a capsule."""
+    cdef Exchange* exchange = <Exchange*> PyCapsule_GetPointer(api, CAPSULE)
+    if exchange.version.major != MAJOR or exchange.tensor_of == NULL:
+        raise ImportError(f"expected DLPack {MAJOR} with a function that lends tensors, "
+                          f"found version {exchange.version.major}")
+    return exchange
+
+
+cdef bint look(Exchange* exchange, object tensor, DLTensor* t) noexcept:
+    """Where a tensor's memory is; False if it has none that DLPack could describe."""
+    if exchange.tensor_of(<void*> tensor, t) != 0:
+        PyErr_Clear()      # the caller knows better words for what is wrong
+        return False
+    t.data = <char*> t.data + t.byte_offset
+    return True
+
+
+cdef inline int kind_of(DLTensor* t) noexcept:
+    """NumPy's number for what a tensor in the memory of the CPU holds, or -1.
+
+    Of floats, and of the codes that states are kept by; uint16 stands for bfloat16.
+    """
+    if t.device.type != CPU or t.dtype.lanes != 1:
+        return -1
+    if t.dtype.code == FLOAT:
+        return (<int> cnp.NPY_FLOAT if t.dtype.bits == 32 else
+                <int> cnp.NPY_DOUBLE if t.dtype.bits == 64 else
+                <int> cnp.NPY_FLOAT16 if t.dtype.bits == 16 else -1)
+    if t.dtype.bits == 16:
+        return (<int> cnp.NPY_USHORT if t.dtype.code == BFLOAT else
+                <int> cnp.NPY_SHORT if t.dtype.code == INT else -1)
+    return <int> cnp.NPY_UBYTE if t.dtype.code == UINT and t.dtype.bits == 8 else -1
+
+
+cdef inline bint of_floats(int kind) noexcept:
+    return kind >= 0 and kind != <int> cnp.NPY_UBYTE and kind != <int> cnp.NPY_SHORT
+
+
+cdef inline Py_ssize_t size_of(DLTensor* t) noexcept:
+    cdef Py_ssize_t n = 1
+    cdef int j
+    for j in range(t.ndim):
+        n *= t.shape[j]
+    return n
+
+
+cdef bint same_layout(DLTensor* t, int ndim, const int64_t* shape, Py_ssize_t n) noexcept:
+    """Whether a tensor has this shape and, where they matter, the strides that follow it."""
+    cdef int j
+    if t.ndim != ndim:
+        return False
+    for j in range(ndim):
+        if t.shape[j] != shape[j]:
+            return False
+        if t.strides[j] != shape[ndim + j] and t.shape[j] != 1 and n != 0:
+            return False
+    return True
+
+
+cdef cnp.ndarray lend(DLTensor* t, owner):
+    """A flat array over all memory of a tensor that is dense, which `owner` keeps alive."""
+    cdef cnp.npy_intp n = size_of(t)
+    cdef int kind = kind_of(t)
+    cdef cnp.ndarray array
+    if n == 0:
+        return cnp.PyArray_EMPTY(1, &n, kind, 0)
+    array = cnp.PyArray_SimpleNewFromData(1, &n, kind, t.data)
+    if owner is not None:
+        cnp.set_array_base(array, owner)
+    return array
 
 
 def flat(api, tensor, owner):
@@ -104,7 +164,6 @@ cdef class Watch:
     cdef list order                # the keys and values of the library's dict of states
     cdef Known* known
     cdef int64_t* layouts
-    cdef char* kinds               # KIND bytes of each parameter
     cdef Py_ssize_t n
 
     def __cinit__(self, api, list members, list tensors, local, refuse):
@@ -122,8 +181,7 @@ cdef class Watch:
         # Of as many axes as there are in all, shape and strides.
         axes = sum(tensor.ndim for tensor in self.tensors if tensor is not None)
         self.layouts = <int64_t*> calloc(2 * axes + 1, sizeof(int64_t))
-        self.kinds = <char*> calloc(self.n + 1, KIND)
-        if self.known == NULL or self.layouts == NULL or self.kinds == NULL:
+        if self.known == NULL or self.layouts == NULL:
             raise MemoryError
         for i in range(self.n):
             if self.tensors[i] is None:
@@ -131,9 +189,6 @@ cdef class Watch:
             if not look(self.exchange, self.tensors[i], &t) or not of_floats(kind_of(&t)):
                 raise RuntimeError("a tensor to be watched has no memory of floats")
             self.known[i].bound = True
-            self.known[i].seen_kind = self.kinds + i * KIND
-            take_glimpse(&self.known[i].seen, self.tensors[i])
-            take_kind(&self.known[i].seen, self.known[i].seen_kind)
             self.known[i].data, self.known[i].n = <char*> t.data, size_of(&t)
             self.known[i].kind, self.known[i].ndim = kind_of(&t), t.ndim
             self.known[i].shape = self.layouts + at
@@ -143,13 +198,8 @@ cdef class Watch:
             at += 2 * t.ndim
 
     def __dealloc__(self):
-        cdef Py_ssize_t i
-        if self.known != NULL:
-            for i in range(self.n):
-                free(self.known[i].seen_states)
         free(self.known)
         free(self.layouts)
-        free(self.kinds)
 
     def count(self, Py_ssize_t i, cnp.ndarray count):
         """Take the engine's step count of the i-th parameter of all, an int64 of shape ()."""
@@ -176,21 +226,15 @@ cdef class Watch:
         """
         cdef DLTensor t
         cdef Py_ssize_t j
-        if len(keys) > MOST:
-            raise ValueError(f"keys: expected at most {MOST}, found {len(keys)}")
-        if self.known[i].seen_states == NULL:
-            self.known[i].seen_states = <Glimpse*> calloc(MOST, sizeof(Glimpse))
-            if self.known[i].seen_states == NULL:
-                raise MemoryError
+        if len(keys) > 12:
+            raise ValueError(f"keys: expected at most 12, found {len(keys)}")
         for j in range(len(keys)):
             if not look(self.exchange, memory[j], &t) or kind_of(&t) < 0:
                 raise RuntimeError("a state to be watched has no memory of numbers")
             self.known[i].states[j] = <char*> t.data
-            take_glimpse(&self.known[i].seen_states[j], memory[j])
         self.entries[i], self.keys[i], self.shown[i], self.memory[i] = entry, keys, shown, memory
         self.known[i].complete = complete
         self.known[i].counts = len(keys) > 0 and keys[len(keys) - 1] == "step"
-        self.known[i].step_bits = t.dtype.bits if self.known[i].counts else 0
 
     def note(self, state):
         """Take the library's dict of states: any key or entry that changes from here on is seen."""
@@ -279,39 +323,32 @@ cdef class Watch:
         cdef DLTensor t
         cdef Py_ssize_t j
         cdef tuple keys, shown, memory
-        if not (in_place(&known.seen, <PyObject*> self.tensors[i])
-                and of_kind(&known.seen, known.seen_kind)):
-            if not (look(self.exchange, self.tensors[i], &t)
-                    and <char*> t.data == known.data and kind_of(&t) == known.kind
-                    and same_layout(&t, known.ndim, known.shape, known.n)):
-                return False
-            take_glimpse(&known.seen, self.tensors[i])
-            take_kind(&known.seen, known.seen_kind)
+        if not (look(self.exchange, self.tensors[i], &t)
+                and <char*> t.data == known.data and kind_of(&t) == known.kind
+                and same_layout(&t, known.ndim, known.shape, known.n)):
+            return False
         if self.entries[i] is None:
             return True
         entry, keys = self.entries[i], <tuple> self.keys[i]
         shown, memory = <tuple> self.shown[i], <tuple> self.memory[i]
         for j in range(len(keys)):
-            if PyDict_GetItemWithError(entry, keys[j]) != <PyObject*> shown[j]:
+            if (PyDict_GetItem(entry, keys[j]) != <PyObject*> shown[j]
+                    or not look(self.exchange, memory[j], &t)
+                    or <char*> t.data != known.states[j]):
                 return False
-            if in_place(&known.seen_states[j], <PyObject*> memory[j]):
-                continue
-            if not look(self.exchange, memory[j], &t) or <char*> t.data != known.states[j]:
-                return False
-            take_glimpse(&known.seen_states[j], memory[j])
         known.step = NULL
         if known.counts:
-            self.read_count(known, known.states[len(keys) - 1])
+            self.read_count(known, &t)
         return True
 
-    cdef void read_count(self, Known* known, char* step) noexcept:
+    cdef void read_count(self, Known* known, DLTensor* t) noexcept:
         """Take a step count that somebody has changed; one that was only rounded stays exact."""
         cdef double value, exact
-        known.step = step
-        if known.step_bits == 32:
-            value, exact = (<float*> step)[0], <float> known.count[0]
+        known.step, known.step_bits = <char*> t.data, t.dtype.bits
+        if t.dtype.bits == 32:
+            value, exact = (<float*> t.data)[0], <float> known.count[0]
         else:
-            value, exact = (<double*> step)[0], <double> known.count[0]
+            value, exact = (<double*> t.data)[0], <double> known.count[0]
         if value != exact:     # NaN goes where the engine refuses it
             known.count[0] = <cnp.int64_t> value if 0 <= value < 2.0**53 else -1
 

@@ -13,16 +13,13 @@ from fastgd import Optimizer
 from fastgd._storage import Storage
 from fastgd.kernels._engine import StepRecord
 from fastgd.kernels._tensors import Watch
-from fastgd.torch import _glimpses, _tensors
+from fastgd.torch import _tensors
 from fastgd.torch._average import EMA
 from fastgd.torch._options import Options
 from fastgd.torch._states import AVERAGE, BESIDE, Kept, count_of, plain
 
 Array = NDArray[Any]
 State = dict[Any, dict[str, Any]]
-
-# Without it all is as it should be, but slower.
-_glimpses.learn()
 
 # Stands for a parameter that isn't bound, so that each has the same place here and there.
 NOBODY = np.empty(0, np.float32)
