@@ -45,7 +45,7 @@ ENGINE = (  # noqa: SIM905 - to be read
 ).split()
 PLACES = {
     "_rules.pxi": None, "_stages.pxi": None, "_norms.pxi": None, "_sweep.pxi": None,
-    "_engine.pyx": ENGINE, "_layout.pxi": ENGINE, "_arrays.pxi": ENGINE,
+    "_engine.pyx": ENGINE,
 }  # fmt: skip
 # The tests of each file, those that go red most often first.
 TESTS = {
@@ -58,7 +58,6 @@ TESTS = {
         "test_kernels.py", "test_averages.py", "test_state_dict.py", "test_machine.py",
     ],
 }  # fmt: skip
-TESTS |= dict.fromkeys(("_layout.pxi", "_arrays.pxi"), TESTS["_engine.pyx"])
 # Those that say nothing of what is computed, or need gigabytes.
 NOT_THESE = "not 2_to and not vectorised and not threads_do_the_work and not gil_is_released"
 TIMEOUT = 240  # seconds; whoever takes longer hangs
