@@ -50,9 +50,9 @@ PLACES = {
 # The tests of each file, those that go red most often first.
 TESTS = {
     "_rules.pxi": ["test_kernels.py", "test_optimizers.py"],
-    "_stages.pxi": ["test_sweep.py", "test_kernels.py"],
-    "_norms.pxi": ["test_sweep.py"],
-    "_sweep.pxi": ["test_sweep.py", "test_kernels.py", "test_engine.py"],
+    "_stages.pxi": ["test_sweep.py", "test_kernels.py", "test_storage.py"],
+    "_norms.pxi": ["test_sweep.py", "test_storage.py"],
+    "_sweep.pxi": ["test_sweep.py", "test_kernels.py", "test_engine.py", "test_storage.py"],
     "_engine.pyx": [
         "test_sweep.py", "test_bad_input.py", "test_optimizers.py", "test_engine.py",
         "test_kernels.py", "test_averages.py", "test_state_dict.py", "test_machine.py",

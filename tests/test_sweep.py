@@ -189,6 +189,7 @@ def test_the_norm_is_that_of_unscaled_gradients():
         opt = fastgd.SGD(w, lr=1.0, clip_norm=1.0)
         record = opt.step(np.array([3, 4], F32) * F32(scale), grad_scale=abs(scale))
         assert record.grad_norm == pytest.approx(5.0)
+        assert record.clip_factor == pytest.approx(0.2)
         assert np.allclose(w, np.sign(scale) * np.array([-0.6, -0.8]), rtol=1e-6)
 
 
