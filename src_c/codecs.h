@@ -13,6 +13,7 @@
 #ifndef FASTGD_CODECS_H
 #define FASTGD_CODECS_H
 
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -49,6 +50,15 @@ static inline float fastgd_to_odd(double x)
     u = (u | ((u & cut) + cut)) & ~cut;
     memcpy(&x, &u, sizeof x);
     return (float)x;
+}
+
+/* How a store rounds: to nearest, or by the lower or upper bits of random words, as a word serves two
+ * stores.  A constant wherever loops are compiled: a shift by a variable costs twice one by a number. */
+enum { FASTGD_NEAREST, FASTGD_LOWER, FASTGD_UPPER };
+
+static inline uint32_t fastgd_random16(const uint32_t *words, ptrdiff_t i, int rounding)
+{
+    return rounding == FASTGD_LOWER ? words[i] & 0xffff : words[i] >> 16;
 }
 
 /* ------------------------------------------------------------------------------------ bfloat16 */
@@ -149,12 +159,42 @@ enum {
     FASTGD_UE5M3_LEAST = 1, FASTGD_UE5M3_MOST = 223, FASTGD_UE5M3_BINADES = 31
 };
 
-/* 20 bits of a float32 are cut off: to nearest after adding a half, by chance after adding 16 random
- * bits and half of what these leave. */
-#define FASTGD_HALF 0x80000
-#define FASTGD_REST 8
+/* 20 bits of a float32 are cut off: to nearest after adding a half, by chance after adding as many
+ * random bits, the lower or the upper 20 of a word, which matter to each other only in what decides
+ * one time in 4096. */
+static inline int32_t fastgd_unit(const uint32_t *words, ptrdiff_t i, int rounding)
+{
+    return rounding == FASTGD_NEAREST ? 0x80000
+         : rounding == FASTGD_LOWER   ? (int32_t)(words[i] & 0xfffff)
+                                      : (int32_t)(words[i] >> 12);
+}
 
-static inline int32_t fastgd_unit(uint32_t random) { return (int32_t)(random << 4); }
+/* The codes of a tile are shuffled as if the tile were cut in four and each quarter gave one byte to
+ * every 32-bit word, so that a loop over words meets each quarter's numbers side by side: codes are
+ * shifted into place, not moved between lanes, which costs more than all of the rounding.  Here a
+ * code stands in bits 20 to 27 of 32, from and to byte k of a word; its other bits mean nothing. */
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "8-bit states are laid out for little-endian processors"
+#endif
+
+static inline uint32_t fastgd_word(const uint8_t *at)
+{
+    uint32_t word;
+    memcpy(&word, at, sizeof word);
+    return word;
+}
+
+static inline void fastgd_put_word(uint8_t *at, uint32_t word) { memcpy(at, &word, sizeof word); }
+
+static inline uint32_t fastgd_code(uint32_t word, int k)
+{
+    return k < 3 ? word << (20 - 8 * k) : word >> 4;
+}
+
+static inline uint32_t fastgd_codes(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3)
+{
+    return (c0 >> 20 & 0xff) | (c1 >> 12 & 0xff00) | (c2 >> 4 & 0xff0000) | (c3 << 4 & 0xff000000);
+}
 
 /* The scale with which the largest of a block (its bits) has the topmost exponent, or the next one if
  * it could be rounded beyond the largest code; NaN if that is inf, NaN or negative. */
@@ -172,19 +212,18 @@ static inline int32_t fastgd_scale_bits(int scale, int least)
 }
 
 /* Signed, 4 exponent bits, 3 mantissa bits, subnormals, no code for inf or NaN. */
-/* Widened once, with its sign: sign and magnitude taken apart first would each be widened. */
-static inline float fastgd_e4m3_load(uint8_t code, int32_t scale_bits)
+static inline float fastgd_e4m3_load(uint32_t code, int32_t scale_bits)
 {
-    const int32_t c = (int8_t)code, m = (int32_t)((uint32_t)c << 20 & 0x07f00000);
+    const int32_t m = (int32_t)(code & 0x07f00000);
     const float step = fastgd_float((uint32_t)(scale_bits - (22 << 23))); /* 2^-20 of it */
     const uint32_t subnormal = fastgd_bits((float)m * step);
     const uint32_t u = m < 8 << 20 ? subnormal : (uint32_t)(m + scale_bits);
-    return fastgd_float(u | ((uint32_t)c & 0x80000000));
+    return fastgd_float(u | (code << 4 & 0x80000000));
 }
 
 /* The bits of 2^33.  Those of a sum with it are fixed point, here 2^20 for each step between
  * subnormals, and linear, up to where the number's own bits, which are its logarithm, overtake them:
- * at the first normal code.  What they have in common is cut off above the code. */
+ * at the first normal code.  What they have in common stands above the code's 8 bits. */
 #define FASTGD_FIXED 0x50000000
 
 static inline float fastgd_e4m3_steps(int32_t scale_bits)
@@ -192,14 +231,13 @@ static inline float fastgd_e4m3_steps(int32_t scale_bits)
     return fastgd_float((286u << 23) - (uint32_t)scale_bits);
 }
 
-static inline uint8_t fastgd_e4m3_store(float x, int32_t zero, float steps, int32_t rest,
-                                        int32_t unit)
+static inline uint32_t fastgd_e4m3_store(float x, int32_t zero, float steps, int32_t unit)
 {
     const int32_t a = fastgd_magnitude(x);
-    const float fixed = fastgd_float((uint32_t)(FASTGD_FIXED + rest));
+    const float fixed = fastgd_float(FASTGD_FIXED);
     const int32_t linear = (int32_t)fastgd_bits(fastgd_float((uint32_t)a) * steps + fixed);
-    const int32_t b = fastgd_max(a + (FASTGD_FIXED + rest - zero), linear);
-    return (uint8_t)((b + unit) >> 20 | (int32_t)(fastgd_bits(x) >> 24 & 0x80));
+    const int32_t b = fastgd_max(a + (FASTGD_FIXED - zero), linear) + unit;
+    return (uint32_t)b | (fastgd_bits(x) >> 4 & 0x08000000);
 }
 
 /* Unsigned, 5 exponent bits, 3 mantissa bits, 0 for zero, no subnormals, no code for inf or NaN. */
@@ -207,19 +245,18 @@ static inline uint8_t fastgd_e4m3_store(float x, int32_t zero, float steps, int3
 /* The bits by which the largest is found, of which negative ones are beyond inf; -0 counts as 0. */
 static inline uint32_t fastgd_ue5m3_order(float x) { return fastgd_bits(x + 0.0f); }
 
-static inline float fastgd_ue5m3_load(uint8_t code, int32_t scale_bits)
+static inline float fastgd_ue5m3_load(uint32_t code, int32_t scale_bits)
 {
-    const int32_t m = (int32_t)code << 20;
+    const int32_t m = (int32_t)(code & 0x0ff00000);
     return fastgd_float((uint32_t)(m ? m + scale_bits : 0));
 }
 
 /* What is positive stays so, as a second moment of zero would make a step too long; only where it is
  * no normal float32 may it become zero. */
-static inline uint8_t fastgd_ue5m3_store(float x, int32_t zero, int32_t rest, int32_t unit)
+static inline uint32_t fastgd_ue5m3_store(float x, int32_t zero, int32_t unit)
 {
     const int32_t a = fastgd_magnitude(x);
-    const int32_t b = fastgd_max(a + (rest - zero), fastgd_min(a, 1 << 20));
-    return (uint8_t)((b + unit) >> 20);
+    return (uint32_t)(fastgd_max(a - zero, fastgd_min(a, 1 << 20)) + unit);
 }
 
 /* -------------------------------------------------------------------------------- random words */
@@ -241,18 +278,27 @@ static inline uint64_t fastgd_random_key(uint64_t seed, uint64_t step, uint64_t 
     return fastgd_mix((key ^ tensor) + gamma);
 }
 
-/* The key of 256 elements: splitmix64's value number `block` from the tensor's key. */
-static inline uint64_t fastgd_block_key(uint64_t key, uint64_t block)
+/* The word of element e is a ^ b: a of a table of 256, for the place e % 256, and b for the tile
+ * e / 256.  Any three words are independent, as the tables' are (tabulation hashing: Zobrist, 1970;
+ * Patrascu and Thorup, 2012), at a tenth of what hashing each would cost.
+ *
+ * Values of splitmix64 from the tensor's key on: number 0 is for the table, number t + 1 for tile t. */
+static inline uint64_t fastgd_split(uint64_t key, uint64_t number)
 {
-    return fastgd_mix(key + (block + 1) * 0x9e3779b97f4a7c15u);
+    return fastgd_mix(key + (number + 1) * 0x9e3779b97f4a7c15u);
 }
 
-/* The word of one of 256 elements: an integer hash of few operations on 32-bit lanes (the multipliers
- * are of Wellons' hash prospector) of the element's number times FASTGD_WORD_STEP, plus one half of
- * the block's key; the other half comes in underway. */
+static inline uint32_t fastgd_tile_word(uint64_t key, uint64_t tile)
+{
+    return (uint32_t)(fastgd_split(key, tile + 1) >> 32);
+}
+
+/* An entry of the table: an integer hash of few operations on 32-bit lanes (the multipliers are of
+ * Wellons' hash prospector) of the place times FASTGD_WORD_STEP, plus one half of the table's key;
+ * the other half comes in underway. */
 #define FASTGD_WORD_STEP 0x9e3779b9u
 
-static inline uint32_t fastgd_random_word(uint32_t x, uint32_t high)
+static inline uint32_t fastgd_place_word(uint32_t x, uint32_t high)
 {
     x = (x ^ x >> 16) * 0x21f0aaadu + high;
     x = (x ^ x >> 15) * 0xd35a2d97u;

@@ -18,10 +18,11 @@
 
 /* Scratch tiles of a staged step, aligned to a cache line: AVX-512 loads that straddle two lines
  * made a staged step 1.4 times slower.  Two for the gradient, one for the parameter, one for each
- * state; and random words, which serve two stores each. */
+ * state; and random words, which serve two stores each, with the tables they are made from. */
 typedef struct {
     alignas(64) unsigned char tile[3 + FASTGD_MAX_STATES][FASTGD_TILE * sizeof(double)];
     alignas(64) uint32_t words[3][FASTGD_TILE];
+    alignas(64) uint32_t table[3][FASTGD_TILE];
 } fastgd_scratch;
 
 /* The stages around a rule.  SCALE to DECOUPLED_DECAY come before it, the next three after; STORED

@@ -12,7 +12,8 @@ from fastgd.kernels.codecs import CODECS, TILE
 POINTER, SIZE, INT, U64 = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int, ctypes.c_uint64
 LOAD = ctypes.CFUNCTYPE(None, POINTER, POINTER, POINTER, SIZE)
 STORE = ctypes.CFUNCTYPE(None, POINTER, POINTER, POINTER, SIZE, POINTER, INT)
-WORDS = ctypes.CFUNCTYPE(None, POINTER, U64, SIZE, SIZE)
+WORDS = ctypes.CFUNCTYPE(None, POINTER, POINTER, U64, SIZE, SIZE)
+TABLE = ctypes.CFUNCTYPE(None, POINTER, U64, SIZE, SIZE)
 KEY = ctypes.CFUNCTYPE(U64, U64, U64, U64)
 
 
@@ -42,12 +43,13 @@ class Compiled:
                  _at(words, tile), shift)  # fmt: skip
 
     def random_words(self, key, start, n):
-        words = np.empty(n, np.uint32)
-        WORDS(self.module.RANDOM[0])(words.ctypes.data, key, start, n)
+        words, table = np.empty(n, np.uint32), np.empty(TILE, np.uint32)
+        TABLE(self.module.RANDOM[1])(table.ctypes.data, key, start, n)
+        WORDS(self.module.RANDOM[0])(words.ctypes.data, table.ctypes.data, key, start, n)
         return words
 
     def random_key(self, seed, step, tensor):
-        return KEY(self.module.RANDOM[1])(seed, step, tensor)
+        return KEY(self.module.RANDOM[2])(seed, step, tensor)
 
 
 def _fuse(x):

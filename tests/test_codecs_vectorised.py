@@ -32,7 +32,8 @@ MARKS = {
     "stochastic_float16": "mulps cvttps2dq psrld",
     "stochastic_e4m3": "mulps psr[al]d psrld",
     "stochastic_ue5m3": "psr[al]d psrld",
-    "random_words": "pmulld|pmuludq psrld",
+    "random_words": "xorps|pxord?",
+    "random_table": "pmulld|pmuludq psrld",
 }
 # A number in its own type is copied, for which compilers call the C library.
 COPIED = ["float32", "float64"]
@@ -52,7 +53,7 @@ def marks(name):
 @pytest.mark.parametrize("backend", COMPILED)
 def test_codec_is_vectorised(disassembly, backend, name, fuse):
     symbol = rf"__pyx_fuse_{fuse}__pyx_f_.*_{backend}_{name}(\..*)?"
-    if name == "random_words":
+    if name.startswith("random"):
         symbol = rf"__pyx_f_.*_{backend}_{name}(\..*)?"
     body = "".join(b for s, b in disassembly(backend).items() if re.fullmatch(symbol, s))
     assert body, f"{name} was not found among the functions of {backend}"
@@ -68,4 +69,4 @@ def test_codec_is_vectorised(disassembly, backend, name, fuse):
 def test_every_loop_is_looked_at():
     loops = {f"load_{name}" for name in CODECS} | {f"store_{name}" for name in CODECS}
     loops |= {f"stochastic_{name}" for name, codec in CODECS.items() if codec.stochastic}
-    assert set(MARKS) == {*loops, "random_words"}
+    assert set(MARKS) == {*loops, "random_words", "random_table"}

@@ -75,11 +75,33 @@ def test_both_halves_are_uniform_and_independent(seed):
     assert abs(chi_square(pairs(low << 8 & 0xFFFF, high << 8 & 0xFFFF))) < 5
 
 
-@pytest.mark.parametrize("lag", [1, 2, 3, 4, 8, 16, 64, 255, 256, 257, 512, 4096])
-def test_elements_are_independent(lag):
-    words = random_words(KEY, 0, N)
-    for a, b in itertools.product(halves(words[:-lag]), halves(words[lag:])):
-        assert abs(chi_square(pairs(a, b))) < 5
+def over_steps(*elements, steps=1 << 14):
+    """The words of some elements in each of many steps: one row for each element."""
+    last = max(elements) // TILE + 1
+    assert last < 100
+    rows = [
+        random_words(random_key(3, step, 2), 0, last * TILE)[list(elements)]
+        for step in range(steps)
+    ]
+    return np.array(rows).T
+
+
+@pytest.mark.parametrize(
+    "elements", [(0, 1, 2), (0, 128, 255), (0, 256, 512), (0, 1, 256), (5, 261, 300), (0, 257, 770)]
+)
+def test_any_three_elements_are_independent(elements):
+    """Of each half, four bits from the top and four from below; over many steps."""
+    words = over_steps(*elements)
+    for down in (28, 12, 24, 8):
+        bits = words >> np.uint32(down) & 15
+        joint = bits[0] << 8 | bits[1] << 4 | bits[2]
+        assert abs(chi_square(np.bincount(joint, minlength=4096))) < 5
+
+
+def test_four_may_not_be():
+    """What a step's words are made of: known, and harmless to means and variances of sums."""
+    words = random_words(KEY, 0, 1000)
+    assert words[3] ^ words[7] ^ words[256 + 3] ^ words[256 + 7] == 0
 
 
 @pytest.mark.parametrize(
@@ -96,26 +118,37 @@ def test_one_element_over_the_steps():
     """What a state sees: the words of one element, step after step."""
     for element in (0, 1, 255, 256, 10**9):
         words = np.array(
-            [random_words(random_key(3, step, 2), element, 1)[0] for step in range(1 << 14)]
+            [random_words(random_key(3, step, 2), element, 1)[0] for step in range(1 << 13)]
         )
         for half in halves(words):
             assert abs(chi_square(np.bincount(half >> 8, minlength=256))) < 5
             assert abs(chi_square(pairs(half[:-1], half[1:], 4))) < 5
 
 
-def test_sums_within_a_tile_spread_as_they_should():
-    """Rounding errors of a tile add up like independent ones: the variance of the sum is 256 / 12."""
-    words = random_words(KEY, 0, 1 << 22)
-    for half in halves(words):
-        sums = ((half.reshape(-1, TILE) + 0.5) / 65536 - 0.5).sum(1)
-        variance = sums.var() / (TILE / 12)
-        assert abs(variance - 1) < 5 * np.sqrt(2 / sums.size)
-        assert abs(sums.mean()) < 5 * np.sqrt(TILE / 12 / sums.size)
+def rounding(halves):
+    """Rounding errors, as parts of a step, that 16 random bits make."""
+    return (halves + 0.5) / 65536 - 0.5
+
+
+@pytest.mark.parametrize("elements", [range(TILE), range(0, 64 * TILE, TILE), range(64 * TILE)])
+def test_sums_spread_as_they_should(elements):
+    """Rounding errors add up like independent ones: over a tile, over the same place of many tiles,
+    over many tiles, the variance of the sum is n / 12."""
+    sums = []
+    for step in range(1000):
+        words = random_words(random_key(1, step, 0), 0, elements[-1] + 1)[
+            elements.start :: elements.step
+        ]
+        sums.append([rounding(half.astype(float)).sum() for half in halves(words)])
+    for one in np.array(sums).T:
+        variance = one.var() / (len(elements) / 12)
+        assert abs(variance - 1) < 5 * np.sqrt(2 / one.size)
+        assert abs(one.mean()) < 5 * np.sqrt(len(elements) / 12 / one.size)
 
 
 def test_flipping_a_bit_of_the_place_flips_half_the_bits():
     """Avalanche, over the eight bits of the place within a tile."""
-    words = random_words(KEY, 0, N).reshape(-1, TILE)
+    words = np.array([random_words(random_key(2, step, 0), 0, TILE) for step in range(4096)])
     place = np.arange(TILE)
     for bit in range(8):
         flipped = words ^ words[:, place ^ (1 << bit)]

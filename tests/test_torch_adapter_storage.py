@@ -272,8 +272,8 @@ def test_states_are_loaded_into_other_storage():
     for p, q in zip(params, back.param_groups[0]["params"], strict=True):
         a, b = opt.state[p]["exp_avg"], back.state[q]["exp_avg"]
         assert b.dtype == torch.float32
-        # Three bits of a fraction each, rounded twice, also in the 256s of channels_last.
-        assert (a - b).abs().max() <= a.abs().max() / 4
+        # Three bits of a fraction each, rounded twice, the second time of a smaller sum.
+        assert (a - b).abs().max() <= a.abs().max() / 2
 
 
 def test_codes_follow_another_layout():

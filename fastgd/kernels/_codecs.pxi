@@ -4,15 +4,15 @@
 # What a loop computes is specified by the function of the same name in codecs.py, bit for bit; what
 # happens to one element stands in src_c/codecs.h.  All loads have one signature, and so have all
 # stores.  `code` is the storage, `beside` what stands beside it: the remainders of the split form,
-# or the one scale of a tile of 8-bit codes.  Stochastic stores take 16 random bits per element:
-# those of `words` from bit `shift` (0 or 16) on.
+# or the one scale of a tile of 8-bit codes.  Stochastic stores take a part of each element's random
+# word: with `shift` 0 the lower bits, with 16 the upper ones.
 
 from libc.stdint cimport int16_t, int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 cdef extern from "codecs.h" nogil:
     const int FASTGD_NAN_SCALE
-    const int FASTGD_HALF, FASTGD_REST
+    const int FASTGD_NEAREST, FASTGD_LOWER, FASTGD_UPPER
     const int FASTGD_E4M3_LEAST, FASTGD_E4M3_MOST, FASTGD_E4M3_BINADES
     const int FASTGD_UE5M3_LEAST, FASTGD_UE5M3_MOST, FASTGD_UE5M3_BINADES
     float fastgd_float(uint32_t)
@@ -31,16 +31,22 @@ cdef extern from "codecs.h" nogil:
     float fastgd_split_load(uint16_t, int16_t)
     int fastgd_block_scale(uint32_t, int, int)
     int32_t fastgd_scale_bits(int, int)
-    int32_t fastgd_unit(uint32_t)
-    float fastgd_e4m3_load(uint8_t, int32_t)
+    uint32_t fastgd_random16(const uint32_t*, Py_ssize_t, int)
+    int32_t fastgd_unit(const uint32_t*, Py_ssize_t, int)
+    uint32_t fastgd_word(const uint8_t*)
+    void fastgd_put_word(uint8_t*, uint32_t)
+    uint32_t fastgd_code(uint32_t, int)
+    uint32_t fastgd_codes(uint32_t, uint32_t, uint32_t, uint32_t)
+    float fastgd_e4m3_load(uint32_t, int32_t)
     float fastgd_e4m3_steps(int32_t)
-    uint8_t fastgd_e4m3_store(float, int32_t, float, int32_t, int32_t)
+    uint32_t fastgd_e4m3_store(float, int32_t, float, int32_t)
     uint32_t fastgd_ue5m3_order(float)
-    float fastgd_ue5m3_load(uint8_t, int32_t)
-    uint8_t fastgd_ue5m3_store(float, int32_t, int32_t, int32_t)
+    float fastgd_ue5m3_load(uint32_t, int32_t)
+    uint32_t fastgd_ue5m3_store(float, int32_t, int32_t)
     uint64_t fastgd_random_key(uint64_t, uint64_t, uint64_t)
-    uint64_t fastgd_block_key(uint64_t, uint64_t)
-    uint32_t fastgd_random_word(uint32_t, uint32_t)
+    uint64_t fastgd_split(uint64_t, uint64_t)
+    uint32_t fastgd_tile_word(uint64_t, uint64_t)
+    uint32_t fastgd_place_word(uint32_t, uint32_t)
     const uint32_t FASTGD_WORD_STEP
 
 
@@ -104,13 +110,20 @@ cdef void store_bfloat16(void* restrict code, void* restrict beside, const float
         c[i] = fastgd_bfloat16(to_odd(x[i]))
 
 
+cdef inline void round_bfloat16(uint16_t* restrict c, const floating* restrict x, Py_ssize_t n,
+                                const uint32_t* restrict words, int rounding) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        c[i] = fastgd_bfloat16_stochastic(<float> x[i], fastgd_random16(words, i, rounding))
+
+
 cdef void stochastic_bfloat16(void* restrict code, void* restrict beside,
                               const floating* restrict x, Py_ssize_t n,
                               const uint32_t* restrict words, int shift) noexcept nogil:
-    cdef uint16_t* c = <uint16_t*> code
-    cdef Py_ssize_t i
-    for i in range(n):
-        c[i] = fastgd_bfloat16_stochastic(<float> x[i], (words[i] >> shift) & 0xffff)
+    if shift == 0:
+        round_bfloat16(<uint16_t*> code, x, n, words, FASTGD_LOWER)
+    else:
+        round_bfloat16(<uint16_t*> code, x, n, words, FASTGD_UPPER)
 
 
 cdef void load_float16(floating* restrict out, const void* restrict code,
@@ -129,13 +142,20 @@ cdef void store_float16(void* restrict code, void* restrict beside, const floati
         c[i] = fastgd_float16_nearest(to_odd(x[i]))
 
 
+cdef inline void round_float16(uint16_t* restrict c, const floating* restrict x, Py_ssize_t n,
+                               const uint32_t* restrict words, int rounding) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        c[i] = fastgd_float16_stochastic(<float> x[i], fastgd_random16(words, i, rounding))
+
+
 cdef void stochastic_float16(void* restrict code, void* restrict beside,
                              const floating* restrict x, Py_ssize_t n,
                              const uint32_t* restrict words, int shift) noexcept nogil:
-    cdef uint16_t* c = <uint16_t*> code
-    cdef Py_ssize_t i
-    for i in range(n):
-        c[i] = fastgd_float16_stochastic(<float> x[i], (words[i] >> shift) & 0xffff)
+    if shift == 0:
+        round_float16(<uint16_t*> code, x, n, words, FASTGD_LOWER)
+    else:
+        round_float16(<uint16_t*> code, x, n, words, FASTGD_UPPER)
 
 
 # ---------------------------------------------------------- float32 as bfloat16 and a remainder
@@ -162,6 +182,9 @@ cdef void store_split(void* restrict code, void* restrict beside, const floating
 
 
 # ------------------------------------------------------------------- 8 bits, one scale per tile
+#
+# The n codes of a tile stand in n // 4 words of 32 bits, then up to three by themselves: byte k of
+# word j is element k * (n // 4) + j, so that no loop moves numbers from lane to lane.
 
 cdef inline void fill_nan(floating* out, Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i
@@ -169,17 +192,28 @@ cdef inline void fill_nan(floating* out, Py_ssize_t n) noexcept nogil:
         out[i] = <floating> fastgd_float(0x7fc00000)
 
 
+cdef inline void load_quarter_e4m3(floating* restrict out, const uint8_t* restrict c,
+                                   Py_ssize_t q, int k, int32_t bits) noexcept nogil:
+    cdef Py_ssize_t j
+    for j in range(q):
+        out[j] = <floating> fastgd_e4m3_load(fastgd_code(fastgd_word(c + 4 * j), k), bits)
+
+
 cdef void load_e4m3(floating* restrict out, const void* restrict code,
                     const void* restrict beside, Py_ssize_t n) noexcept nogil:
     cdef const uint8_t* c = <const uint8_t*> code
     cdef int scale = (<const uint8_t*> beside)[0]
     cdef int32_t bits = fastgd_scale_bits(scale, FASTGD_E4M3_LEAST)
-    cdef Py_ssize_t i
+    cdef Py_ssize_t q = n // 4, i
     if scale > FASTGD_E4M3_MOST:
         fill_nan(out, n)
         return
-    for i in range(n):
-        out[i] = <floating> fastgd_e4m3_load(c[i], bits)
+    load_quarter_e4m3(out, c, q, 0, bits)
+    load_quarter_e4m3(out + q, c, q, 1, bits)
+    load_quarter_e4m3(out + 2 * q, c, q, 2, bits)
+    load_quarter_e4m3(out + 3 * q, c, q, 3, bits)
+    for i in range(4 * q, n):
+        out[i] = <floating> fastgd_e4m3_load(fastgd_code(c[i], 0), bits)
 
 
 cdef inline int scale_e4m3(const floating* x, Py_ssize_t n) noexcept nogil:
@@ -190,35 +224,50 @@ cdef inline int scale_e4m3(const floating* x, Py_ssize_t n) noexcept nogil:
     return fastgd_block_scale(<uint32_t> largest, FASTGD_E4M3_BINADES, FASTGD_E4M3_LEAST)
 
 
-cdef void store_e4m3(void* restrict code, void* restrict beside, const floating* restrict x,
-                     Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
+cdef inline void round_e4m3(void* restrict code, void* restrict beside,
+                            const floating* restrict x, Py_ssize_t n,
+                            const uint32_t* restrict words, int rounding) noexcept nogil:
     cdef uint8_t* c = <uint8_t*> code
     cdef int scale = scale_e4m3(x, n)
     cdef int32_t bits = scale << 23
     cdef float steps = fastgd_e4m3_steps(bits)
-    cdef Py_ssize_t i
+    cdef Py_ssize_t q = n // 4, j
     (<uint8_t*> beside)[0] = <uint8_t> scale
     if scale == FASTGD_NAN_SCALE:
         memset(code, 0, n)
         return
-    for i in range(n):
-        c[i] = fastgd_e4m3_store(<float> x[i], bits, steps, 0, FASTGD_HALF)
+    for j in range(q):
+        fastgd_put_word(c + 4 * j, fastgd_codes(
+            fastgd_e4m3_store(<float> x[j], bits, steps, fastgd_unit(words, j, rounding)),
+            fastgd_e4m3_store(<float> x[q + j], bits, steps,
+                              fastgd_unit(words, q + j, rounding)),
+            fastgd_e4m3_store(<float> x[2 * q + j], bits, steps,
+                              fastgd_unit(words, 2 * q + j, rounding)),
+            fastgd_e4m3_store(<float> x[3 * q + j], bits, steps,
+                              fastgd_unit(words, 3 * q + j, rounding))))
+    for j in range(4 * q, n):
+        c[j] = <uint8_t> (fastgd_e4m3_store(<float> x[j], bits, steps,
+                                            fastgd_unit(words, j, rounding)) >> 20)
+
+
+cdef void store_e4m3(void* restrict code, void* restrict beside, const floating* restrict x,
+                     Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
+    round_e4m3(code, beside, x, n, words, FASTGD_NEAREST)
 
 
 cdef void stochastic_e4m3(void* restrict code, void* restrict beside, const floating* restrict x,
                           Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
-    cdef uint8_t* c = <uint8_t*> code
-    cdef int scale = scale_e4m3(x, n)
-    cdef int32_t bits = scale << 23
-    cdef float steps = fastgd_e4m3_steps(bits)
-    cdef Py_ssize_t i
-    (<uint8_t*> beside)[0] = <uint8_t> scale
-    if scale == FASTGD_NAN_SCALE:
-        memset(code, 0, n)
-        return
-    for i in range(n):
-        c[i] = fastgd_e4m3_store(<float> x[i], bits, steps, FASTGD_REST,
-                                 fastgd_unit((words[i] >> shift) & 0xffff))
+    if shift == 0:
+        round_e4m3(code, beside, x, n, words, FASTGD_LOWER)
+    else:
+        round_e4m3(code, beside, x, n, words, FASTGD_UPPER)
+
+
+cdef inline void load_quarter_ue5m3(floating* restrict out, const uint8_t* restrict c,
+                                    Py_ssize_t q, int k, int32_t bits) noexcept nogil:
+    cdef Py_ssize_t j
+    for j in range(q):
+        out[j] = <floating> fastgd_ue5m3_load(fastgd_code(fastgd_word(c + 4 * j), k), bits)
 
 
 cdef void load_ue5m3(floating* restrict out, const void* restrict code,
@@ -226,12 +275,16 @@ cdef void load_ue5m3(floating* restrict out, const void* restrict code,
     cdef const uint8_t* c = <const uint8_t*> code
     cdef int scale = (<const uint8_t*> beside)[0]
     cdef int32_t bits = fastgd_scale_bits(scale, FASTGD_UE5M3_LEAST)
-    cdef Py_ssize_t i
+    cdef Py_ssize_t q = n // 4, i
     if scale > FASTGD_UE5M3_MOST:
         fill_nan(out, n)
         return
-    for i in range(n):
-        out[i] = <floating> fastgd_ue5m3_load(c[i], bits)
+    load_quarter_ue5m3(out, c, q, 0, bits)
+    load_quarter_ue5m3(out + q, c, q, 1, bits)
+    load_quarter_ue5m3(out + 2 * q, c, q, 2, bits)
+    load_quarter_ue5m3(out + 3 * q, c, q, 3, bits)
+    for i in range(4 * q, n):
+        out[i] = <floating> fastgd_ue5m3_load(fastgd_code(c[i], 0), bits)
 
 
 cdef inline int scale_ue5m3(const floating* x, Py_ssize_t n) noexcept nogil:
@@ -243,33 +296,41 @@ cdef inline int scale_ue5m3(const floating* x, Py_ssize_t n) noexcept nogil:
     return fastgd_block_scale(largest, FASTGD_UE5M3_BINADES, FASTGD_UE5M3_LEAST)
 
 
-cdef void store_ue5m3(void* restrict code, void* restrict beside, const floating* restrict x,
-                      Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
+cdef inline void round_ue5m3(void* restrict code, void* restrict beside,
+                             const floating* restrict x, Py_ssize_t n,
+                             const uint32_t* restrict words, int rounding) noexcept nogil:
     cdef uint8_t* c = <uint8_t*> code
     cdef int scale = scale_ue5m3(x, n)
     cdef int32_t bits = scale << 23
-    cdef Py_ssize_t i
+    cdef Py_ssize_t q = n // 4, j
     (<uint8_t*> beside)[0] = <uint8_t> scale
     if scale == FASTGD_NAN_SCALE:
         memset(code, 0, n)
         return
-    for i in range(n):
-        c[i] = fastgd_ue5m3_store(<float> x[i], bits, 0, FASTGD_HALF)
+    for j in range(q):
+        fastgd_put_word(c + 4 * j, fastgd_codes(
+            fastgd_ue5m3_store(<float> x[j], bits, fastgd_unit(words, j, rounding)),
+            fastgd_ue5m3_store(<float> x[q + j], bits, fastgd_unit(words, q + j, rounding)),
+            fastgd_ue5m3_store(<float> x[2 * q + j], bits,
+                               fastgd_unit(words, 2 * q + j, rounding)),
+            fastgd_ue5m3_store(<float> x[3 * q + j], bits,
+                               fastgd_unit(words, 3 * q + j, rounding))))
+    for j in range(4 * q, n):
+        c[j] = <uint8_t> (fastgd_ue5m3_store(<float> x[j], bits,
+                                             fastgd_unit(words, j, rounding)) >> 20)
+
+
+cdef void store_ue5m3(void* restrict code, void* restrict beside, const floating* restrict x,
+                      Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
+    round_ue5m3(code, beside, x, n, words, FASTGD_NEAREST)
 
 
 cdef void stochastic_ue5m3(void* restrict code, void* restrict beside, const floating* restrict x,
                            Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
-    cdef uint8_t* c = <uint8_t*> code
-    cdef int scale = scale_ue5m3(x, n)
-    cdef int32_t bits = scale << 23
-    cdef Py_ssize_t i
-    (<uint8_t*> beside)[0] = <uint8_t> scale
-    if scale == FASTGD_NAN_SCALE:
-        memset(code, 0, n)
-        return
-    for i in range(n):
-        c[i] = fastgd_ue5m3_store(<float> x[i], bits, FASTGD_REST,
-                                  fastgd_unit((words[i] >> shift) & 0xffff))
+    if shift == 0:
+        round_ue5m3(code, beside, x, n, words, FASTGD_LOWER)
+    else:
+        round_ue5m3(code, beside, x, n, words, FASTGD_UPPER)
 
 
 # --------------------------------------------------------------------------------- random words
@@ -278,20 +339,30 @@ cdef uint64_t random_key(uint64_t seed, uint64_t step, uint64_t tensor) noexcept
     return fastgd_random_key(seed, step, tensor)
 
 
-cdef void random_words(uint32_t* restrict words, uint64_t key, Py_ssize_t start,
+cdef void random_table(uint32_t* restrict table, uint64_t key, Py_ssize_t start,
                        Py_ssize_t n) noexcept nogil:
+    """What the words of `n` elements from element `start` on have of their places in tiles."""
+    cdef uint64_t split = fastgd_split(key, 0)
+    cdef uint32_t low = <uint32_t> split, high = <uint32_t> (split >> 32)
+    cdef Py_ssize_t first = start % TILE, end = first + n, i
+    if end > TILE:
+        first, end = 0, TILE
+    for i in range(first, end):
+        table[i] = fastgd_place_word(low + <uint32_t> i * FASTGD_WORD_STEP, high)
+
+
+cdef void random_words(uint32_t* restrict words, const uint32_t* restrict table, uint64_t key,
+                       Py_ssize_t start, Py_ssize_t n) noexcept nogil:
     """The words of `n` elements of a tensor from element `start` on, wherever tiles begin."""
-    cdef uint64_t block
-    cdef uint32_t x, first
+    cdef uint32_t of_tile
+    cdef const uint32_t* of_place
     cdef Py_ssize_t i, m
     while n > 0:
-        first = <uint32_t> (start % TILE)
-        m = min(n, <Py_ssize_t> (TILE - first))
-        block = fastgd_block_key(key, <uint64_t> (start // TILE))
-        x = <uint32_t> block + first * FASTGD_WORD_STEP
+        of_place = table + start % TILE
+        m = min(n, TILE - start % TILE)
+        of_tile = fastgd_tile_word(key, <uint64_t> (start // TILE))
         for i in range(m):
-            words[i] = fastgd_random_word(x, <uint32_t> (block >> 32))
-            x += FASTGD_WORD_STEP
+            words[i] = of_place[i] ^ of_tile
         words += m
         start += m
         n -= m
@@ -331,5 +402,6 @@ CODECS = {
         (<size_t> <void*> store_ue5m3[float], <size_t> <void*> store_ue5m3[double]),
         (<size_t> <void*> stochastic_ue5m3[float], <size_t> <void*> stochastic_ue5m3[double])),
 }
-# The loop that makes random words, and the function that makes the key it takes.
-RANDOM = (<size_t> <void*> random_words, <size_t> <void*> random_key)
+# The loops that make random words and the table they take, and what makes the key of both.
+RANDOM = (<size_t> <void*> random_words, <size_t> <void*> random_table,
+          <size_t> <void*> random_key)

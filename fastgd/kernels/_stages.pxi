@@ -92,6 +92,8 @@ cdef void staged(const void* rule, const Part* part, const floating* c,
     cdef int flags = part.flags
     cdef Py_ssize_t piece = part.n if flags & ~DECOUPLED_DECAY == 0 else TILE
     of_average[0], of_average[1] = <floating> part.beta, <floating> part.gamma
+    for j in range(part.n_words):
+        random_table(scratch.table[j], part.key[j], part.offset, part.n)
     while start < part.n:
         n = min(piece, part.n - start)
         if piece == TILE and start + 2 * TILE <= part.n:
@@ -128,7 +130,8 @@ cdef void staged(const void* rule, const Part* part, const floating* c,
                 (<rule_f64> rule)(p, g, s, n, c)
             if flags & STORED:
                 for j in range(part.n_words):
-                    random_words(scratch.words[j], part.key[j], part.offset + start, n)
+                    random_words(scratch.words[j], scratch.table[j], part.key[j],
+                                 part.offset + start, n)
                 store[floating](&part.p, p, start, n, &scratch)
                 for j in range(stages.n_states):
                     store[floating](&part.s[j], s[j], start, n, &scratch)

@@ -22,6 +22,7 @@ cdef extern from "numeric.h" nogil:
     ctypedef struct Scratch "fastgd_scratch":
         unsigned char tile[7][2048]
         uint32_t words[3][256]
+        uint32_t table[3][256]
 
     ctypedef struct Stages "fastgd_stages":
         int flags
@@ -78,7 +79,5 @@ ctypedef void (*store_f32)(
     void*, void*, const float*, Py_ssize_t, const uint32_t*, int) noexcept nogil
 ctypedef void (*store_f64)(
     void*, void*, const double*, Py_ssize_t, const uint32_t*, int) noexcept nogil
-# words, key, start, n
-ctypedef void (*random_words_t)(uint32_t*, uint64_t, Py_ssize_t, Py_ssize_t) noexcept nogil
 # seed, step, tensor
 ctypedef uint64_t (*random_key_t)(uint64_t, uint64_t, uint64_t) noexcept nogil

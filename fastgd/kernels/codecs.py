@@ -31,8 +31,8 @@ class Codec(NamedTuple):
     ``code`` is the dtype of what is stored for each element; ``beside`` that of what stands beside
     it or None, one for each of `per` elements.  ``load(code, beside, dtype)`` returns an array,
     ``store(code, beside, x, words, shift)`` writes in place.  Where ``stochastic``, a store takes
-    random words, of which it uses 16 bits from bit `shift` (0 or 16) on; ``words=None`` rounds to
-    nearest.
+    random words, of which it uses the lower bits if `shift` is 0, the upper ones if it is 16;
+    ``words=None`` rounds to nearest.
     """
 
     name: str
@@ -272,9 +272,30 @@ def _scales(a: Array, binades: int, least: int) -> Array:
     return np.where(largest > INF - 0x100000, NAN_SCALE, scale)
 
 
-def _unit(words: Array | None, shift: int) -> tuple[int, Array | int]:
-    """What is added before 20 bits are cut off: a half, or 16 random bits and half of the rest."""
-    return (0, 0x80000) if words is None else (8, _random16(words, shift) << 4)
+def _unit(words: Array | None, shift: int) -> Array | int:
+    """What is added before 20 bits are cut off: a half, or 20 bits of a word, lower or upper."""
+    if words is None:
+        return 0x80000
+    return words.astype(np.int64) >> 12 if shift else words.astype(np.int64) & 0xFFFFF
+
+
+def shuffled(n: int) -> Array:
+    """Which of `n` elements each byte of 8-bit codes is: shape (n,), of ints.
+
+    Byte 4j + k of a tile of m elements is element k·q + j, where q = m // 4: loops over words of
+    32 bits then meet each quarter's elements side by side.  Up to three left over stand at the end.
+
+    Examples
+    --------
+    >>> shuffled(10)
+    array([0, 2, 4, 6, 1, 3, 5, 7, 8, 9])
+    """
+    order = np.arange(n)
+    for start in range(0, n, TILE):
+        tile = order[start : start + TILE]
+        quarters = tile[: tile.size // 4 * 4]
+        quarters[...] = quarters.reshape(4, -1).T.ravel()
+    return order
 
 
 def load_e4m3(code: Array, beside: Array | None, dtype: DTypeLike) -> Array:
@@ -287,7 +308,8 @@ def load_e4m3(code: Array, beside: Array | None, dtype: DTypeLike) -> Array:
     array([ 2.500e-01, -2.500e-01,  2.000e+00,  6.144e+04])
     """
     assert beside is not None
-    c, scale = code.astype(np.int64), _each(beside, code.size)
+    scale, c = _each(beside, code.size), np.empty(code.size, np.int64)
+    c[shuffled(code.size)] = code
     zero = np.clip(scale, E4M3_LEAST, E4M3_MOST) << 23
     m, sign = c & 0x7F, c >> 7
     subnormal = _bits(m.astype(np.float32) * _float(zero - (2 << 23)))
@@ -308,14 +330,14 @@ def store_e4m3(
     beside[...] = _scales(a, E4M3_BINADES, E4M3_LEAST)
     scale = _each(beside, x.size)
     zero = np.minimum(scale, E4M3_MOST) << 23
-    rest, unit = _unit(words, shift)
+    unit = _unit(words, shift)
     # The bits of a sum with 2^33 are fixed point, 2^20 for each step between subnormals, up to
     # where the number's own bits, its logarithm, overtake them: at the first normal code.
     fixed = np.array([2.0**33], np.float32)
     with np.errstate(all="ignore"):
-        linear = _float(a) * _float((286 << 23) - zero) + _float(_bits(fixed) + rest)
-    q = (np.maximum(a - zero + rest, _bits(linear) - _bits(fixed)) + unit) >> 20
-    code[...] = np.where(scale == NAN_SCALE, 0, q | sign << 7)
+        linear = _float(a) * _float((286 << 23) - zero) + fixed
+    q = (np.maximum(a - zero, _bits(linear) - _bits(fixed)) + unit) >> 20
+    code[...] = np.where(scale == NAN_SCALE, 0, q | sign << 7)[shuffled(x.size)]
 
 
 def load_ue5m3(code: Array, beside: Array | None, dtype: DTypeLike) -> Array:
@@ -328,7 +350,8 @@ def load_ue5m3(code: Array, beside: Array | None, dtype: DTypeLike) -> Array:
     array([0.00000000e+00, 1.12500000e+00, 2.00000000e+00, 4.02653184e+09])
     """
     assert beside is not None
-    c, scale = code.astype(np.int64), _each(beside, code.size)
+    scale, c = _each(beside, code.size), np.empty(code.size, np.int64)
+    c[shuffled(code.size)] = code
     zero = np.clip(scale, UE5M3_LEAST, UE5M3_MOST) << 23
     x = _float(np.where(c == 0, 0, (c << 20) + zero))
     return _cast(np.where(scale > UE5M3_MOST, np.float32(np.nan), x), dtype)
@@ -349,6 +372,6 @@ def store_ue5m3(
     a = np.where(x < 0, 0x7FFFFFFF, _bits(x) & 0x7FFFFFFF)
     beside[...] = _scales(a, UE5M3_BINADES, UE5M3_LEAST)
     scale = _each(beside, x.size)
-    rest, unit = _unit(words, shift)
-    q = (np.maximum(a - (scale << 23) + rest, np.minimum(a, 1 << 20)) + unit) >> 20
-    code[...] = np.where(scale == NAN_SCALE, 0, q)
+    unit = _unit(words, shift)
+    q = (np.maximum(a - (scale << 23), np.minimum(a, 1 << 20)) + unit) >> 20
+    code[...] = np.where(scale == NAN_SCALE, 0, q)[shuffled(x.size)]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-# Elements that share a key.
+# Elements of a tile.
 TILE = 256
 
 _MASK = 2**64 - 1
@@ -33,7 +33,7 @@ def random_key(seed: int, step: int, tensor: int) -> int:
     Examples
     --------
     >>> random_words(random_key(seed=0, step=1, tensor=0), start=0, n=2)
-    array([2691689713, 2856294780], dtype=uint32)
+    array([3770242540, 3941146721], dtype=uint32)
     """
     key = 0
     for part in (seed, step, tensor):
@@ -44,9 +44,11 @@ def random_key(seed: int, step: int, tensor: int) -> int:
 def random_words(key: int, start: int, n: int) -> Array:
     """The 32 random bits of each of `n` elements from `start` on, whoever asks and in what tiles.
 
-    Each tile of 256 elements has a key of 64 bits, splitmix64's value number tile from the tensor's
-    key on.  Within it an integer hash (multipliers by Wellons' hash prospector) takes the element's
-    place and both halves of the key.
+    A word is the exclusive or of two: one for the element's tile of 256, one for its place in it
+    (tabulation hashing: Zobrist, 1970; Pătraşcu and Thorup, 2012).  Any three elements' words are
+    independent if the two tables' are; all of these follow from the tensor's key, so that each step
+    has others.  The tiles' are values of splitmix64, the places' an integer hash (multipliers by
+    Wellons' hash prospector) of place and key.
 
     Examples
     --------
@@ -54,13 +56,14 @@ def random_words(key: int, start: int, n: int) -> Array:
     >>> (random_words(key, 0, 300)[250:] == random_words(key, 250, 50)).all()
     np.True_
     """
-    first = start // TILE
-    blocks = range(first, -(-(start + n) // TILE))
-    keys = np.array([_mix((key + (b + 1) * _GAMMA) & _MASK) for b in blocks], np.uint64)
-    low, high = keys.astype(np.uint32)[:, None], (keys >> np.uint64(32)).astype(np.uint32)[:, None]
+    split = _mix((key + _GAMMA) & _MASK)
+    low, high = np.uint32(split & 0xFFFFFFFF), np.uint32(split >> 32)
     x = np.arange(TILE, dtype=np.uint32) * np.uint32(0x9E3779B9) + low
     x = (x ^ x >> np.uint32(16)) * np.uint32(0x21F0AAAD) + high
     x = (x ^ x >> np.uint32(15)) * np.uint32(0xD35A2D97)
-    x = x ^ x >> np.uint32(15)
-    words: Array = x.ravel()[start - first * TILE :][:n]
+    places = x ^ x >> np.uint32(15)
+    first = start // TILE
+    numbers = range(first, -(-(start + n) // TILE))
+    tiles = np.array([_mix((key + (t + 2) * _GAMMA) & _MASK) >> 32 for t in numbers], np.uint32)
+    words: Array = (tiles[:, None] ^ places).ravel()[start - first * TILE :][:n]
     return words
