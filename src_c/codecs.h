@@ -56,9 +56,9 @@ static inline float fastgd_to_odd(double x)
  * stores.  A constant wherever loops are compiled: a shift by a variable costs twice one by a number. */
 enum { FASTGD_NEAREST, FASTGD_LOWER, FASTGD_UPPER };
 
-static inline uint32_t fastgd_random16(const uint32_t *words, ptrdiff_t i, int rounding)
+static inline uint32_t fastgd_random16(uint32_t word, int rounding)
 {
-    return rounding == FASTGD_LOWER ? words[i] & 0xffff : words[i] >> 16;
+    return rounding == FASTGD_LOWER ? word & 0xffff : word >> 16;
 }
 
 /* ------------------------------------------------------------------------------------ bfloat16 */
@@ -162,11 +162,12 @@ enum {
 /* 20 bits of a float32 are cut off: to nearest after adding a half, by chance after adding as many
  * random bits, the lower or the upper 20 of a word, which matter to each other only in what decides
  * one time in 4096. */
-static inline int32_t fastgd_unit(const uint32_t *words, ptrdiff_t i, int rounding)
+static inline int32_t fastgd_unit(const uint32_t *words, ptrdiff_t i, uint32_t of_tile, int rounding)
 {
-    return rounding == FASTGD_NEAREST ? 0x80000
-         : rounding == FASTGD_LOWER   ? (int32_t)(words[i] & 0xfffff)
-                                      : (int32_t)(words[i] >> 12);
+    if (rounding == FASTGD_NEAREST) /* there are no words then */
+        return 0x80000;
+    return (int32_t)(rounding == FASTGD_LOWER ? (words[i] ^ of_tile) & 0xfffff
+                                              : (words[i] ^ of_tile) >> 12);
 }
 
 /* The codes of a tile are shuffled as if the tile were cut in four and each quarter gave one byte to

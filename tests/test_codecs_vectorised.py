@@ -66,6 +66,17 @@ def test_codec_is_vectorised(disassembly, backend, name, fuse):
     assert not re.search(r"\bvf(n?m(add|sub))\d", body)
 
 
+@pytest.mark.parametrize("name", ["adam_bfloat16", "adam_quarter"])
+@pytest.mark.parametrize("backend", COMPILED)
+def test_fused_loop_is_vectorised(disassembly, backend, name):
+    """It may be inlined into the loop over quarters."""
+    own = rf"__pyx_f_.*_{backend}_({name}|adam_8bit)(\..*)?"
+    body = "".join(b for s, b in disassembly(backend).items() if re.fullmatch(own, s))
+    for mark in ("mulps", "sqrtps", "divps"):
+        assert re.search(rf"\bv?{mark}\s.*%{REGISTERS[backend]}\d", body), mark
+    assert not re.search(r"\bvf(n?m(add|sub))\d|\bv?r(sqrt|cp)", body)
+
+
 def test_every_loop_is_looked_at():
     loops = {f"load_{name}" for name in CODECS} | {f"store_{name}" for name in CODECS}
     loops |= {f"stochastic_{name}" for name, codec in CODECS.items() if codec.stochastic}

@@ -1,5 +1,5 @@
 # The kernels for any processor of the architecture; _x86_64_v3.pyx and _x86_64_v4.pyx are the same
-# three includes, compiled with other flags (BACKENDS in setup.py).
+# four includes, compiled with other flags (BACKENDS in setup.py).
 from cython cimport floating
 from libc.math cimport sqrt, sqrtf
 
@@ -7,4 +7,5 @@ from fastgd.kernels._types cimport *
 
 include "_rules.pxi"
 include "_codecs.pxi"
+include "_fused.pxi"
 include "_stages.pxi"

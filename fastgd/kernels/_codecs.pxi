@@ -31,8 +31,8 @@ cdef extern from "codecs.h" nogil:
     float fastgd_split_load(uint16_t, int16_t)
     int fastgd_block_scale(uint32_t, int, int)
     int32_t fastgd_scale_bits(int, int)
-    uint32_t fastgd_random16(const uint32_t*, Py_ssize_t, int)
-    int32_t fastgd_unit(const uint32_t*, Py_ssize_t, int)
+    uint32_t fastgd_random16(uint32_t, int)
+    int32_t fastgd_unit(const uint32_t*, Py_ssize_t, uint32_t, int)
     uint32_t fastgd_word(const uint8_t*)
     void fastgd_put_word(uint8_t*, uint32_t)
     uint32_t fastgd_code(uint32_t, int)
@@ -114,7 +114,7 @@ cdef inline void round_bfloat16(uint16_t* restrict c, const floating* restrict x
                                 const uint32_t* restrict words, int rounding) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(n):
-        c[i] = fastgd_bfloat16_stochastic(<float> x[i], fastgd_random16(words, i, rounding))
+        c[i] = fastgd_bfloat16_stochastic(<float> x[i], fastgd_random16(words[i], rounding))
 
 
 cdef void stochastic_bfloat16(void* restrict code, void* restrict beside,
@@ -146,7 +146,7 @@ cdef inline void round_float16(uint16_t* restrict c, const floating* restrict x,
                                const uint32_t* restrict words, int rounding) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(n):
-        c[i] = fastgd_float16_stochastic(<float> x[i], fastgd_random16(words, i, rounding))
+        c[i] = fastgd_float16_stochastic(<float> x[i], fastgd_random16(words[i], rounding))
 
 
 cdef void stochastic_float16(void* restrict code, void* restrict beside,
@@ -216,51 +216,57 @@ cdef void load_e4m3(floating* restrict out, const void* restrict code,
         out[i] = <floating> fastgd_e4m3_load(fastgd_code(c[i], 0), bits)
 
 
-cdef inline int scale_e4m3(const floating* x, Py_ssize_t n) noexcept nogil:
+cdef inline int32_t largest_e4m3(const floating* x, Py_ssize_t n) noexcept nogil:
     cdef int32_t largest = 0
     cdef Py_ssize_t i
     for i in range(n):
         largest = fastgd_max(largest, fastgd_magnitude(<float> x[i]))
-    return fastgd_block_scale(<uint32_t> largest, FASTGD_E4M3_BINADES, FASTGD_E4M3_LEAST)
+    return largest
 
 
-cdef inline void round_e4m3(void* restrict code, void* restrict beside,
-                            const floating* restrict x, Py_ssize_t n,
-                            const uint32_t* restrict words, int rounding) noexcept nogil:
-    cdef uint8_t* c = <uint8_t*> code
-    cdef int scale = scale_e4m3(x, n)
+cdef inline void put_e4m3(uint8_t* restrict c, uint8_t* restrict beside,
+                          const floating* restrict x, Py_ssize_t n,
+                          const uint32_t* restrict words, uint32_t of_tile, int rounding,
+                          int32_t largest) noexcept nogil:
+    """A tile whose largest is known; of_tile is still to be put into the words."""
+    cdef int scale = fastgd_block_scale(<uint32_t> largest, FASTGD_E4M3_BINADES, FASTGD_E4M3_LEAST)
     cdef int32_t bits = scale << 23
-    cdef float steps = fastgd_e4m3_steps(bits)
+    cdef float steps
     cdef Py_ssize_t q = n // 4, j
-    (<uint8_t*> beside)[0] = <uint8_t> scale
+    beside[0] = <uint8_t> scale
     if scale == FASTGD_NAN_SCALE:
-        memset(code, 0, n)
+        memset(c, 0, n)
         return
+    steps = fastgd_e4m3_steps(bits)
     for j in range(q):
         fastgd_put_word(c + 4 * j, fastgd_codes(
-            fastgd_e4m3_store(<float> x[j], bits, steps, fastgd_unit(words, j, rounding)),
+            fastgd_e4m3_store(<float> x[j], bits, steps,
+                              fastgd_unit(words, j, of_tile, rounding)),
             fastgd_e4m3_store(<float> x[q + j], bits, steps,
-                              fastgd_unit(words, q + j, rounding)),
+                              fastgd_unit(words, q + j, of_tile, rounding)),
             fastgd_e4m3_store(<float> x[2 * q + j], bits, steps,
-                              fastgd_unit(words, 2 * q + j, rounding)),
+                              fastgd_unit(words, 2 * q + j, of_tile, rounding)),
             fastgd_e4m3_store(<float> x[3 * q + j], bits, steps,
-                              fastgd_unit(words, 3 * q + j, rounding))))
+                              fastgd_unit(words, 3 * q + j, of_tile, rounding))))
     for j in range(4 * q, n):
         c[j] = <uint8_t> (fastgd_e4m3_store(<float> x[j], bits, steps,
-                                            fastgd_unit(words, j, rounding)) >> 20)
+                                            fastgd_unit(words, j, of_tile, rounding)) >> 20)
 
 
 cdef void store_e4m3(void* restrict code, void* restrict beside, const floating* restrict x,
                      Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
-    round_e4m3(code, beside, x, n, words, FASTGD_NEAREST)
+    put_e4m3(<uint8_t*> code, <uint8_t*> beside, x, n, words, 0, FASTGD_NEAREST,
+             largest_e4m3(x, n))
 
 
 cdef void stochastic_e4m3(void* restrict code, void* restrict beside, const floating* restrict x,
                           Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
     if shift == 0:
-        round_e4m3(code, beside, x, n, words, FASTGD_LOWER)
+        put_e4m3(<uint8_t*> code, <uint8_t*> beside, x, n, words, 0, FASTGD_LOWER,
+                 largest_e4m3(x, n))
     else:
-        round_e4m3(code, beside, x, n, words, FASTGD_UPPER)
+        put_e4m3(<uint8_t*> code, <uint8_t*> beside, x, n, words, 0, FASTGD_UPPER,
+                 largest_e4m3(x, n))
 
 
 cdef inline void load_quarter_ue5m3(floating* restrict out, const uint8_t* restrict c,
@@ -287,50 +293,56 @@ cdef void load_ue5m3(floating* restrict out, const void* restrict code,
         out[i] = <floating> fastgd_ue5m3_load(fastgd_code(c[i], 0), bits)
 
 
-cdef inline int scale_ue5m3(const floating* x, Py_ssize_t n) noexcept nogil:
+cdef inline uint32_t largest_ue5m3(const floating* x, Py_ssize_t n) noexcept nogil:
     cdef uint32_t largest = 0, order
     cdef Py_ssize_t i
     for i in range(n):
         order = fastgd_ue5m3_order(<float> x[i])
         largest = order if order > largest else largest
-    return fastgd_block_scale(largest, FASTGD_UE5M3_BINADES, FASTGD_UE5M3_LEAST)
+    return largest
 
 
-cdef inline void round_ue5m3(void* restrict code, void* restrict beside,
-                             const floating* restrict x, Py_ssize_t n,
-                             const uint32_t* restrict words, int rounding) noexcept nogil:
-    cdef uint8_t* c = <uint8_t*> code
-    cdef int scale = scale_ue5m3(x, n)
+cdef inline void put_ue5m3(uint8_t* restrict c, uint8_t* restrict beside,
+                           const floating* restrict x, Py_ssize_t n,
+                           const uint32_t* restrict words, uint32_t of_tile, int rounding,
+                           uint32_t largest) noexcept nogil:
+    """A tile whose largest is known; of_tile is still to be put into the words."""
+    cdef int scale = fastgd_block_scale(largest, FASTGD_UE5M3_BINADES, FASTGD_UE5M3_LEAST)
     cdef int32_t bits = scale << 23
     cdef Py_ssize_t q = n // 4, j
-    (<uint8_t*> beside)[0] = <uint8_t> scale
+    beside[0] = <uint8_t> scale
     if scale == FASTGD_NAN_SCALE:
-        memset(code, 0, n)
+        memset(c, 0, n)
         return
     for j in range(q):
         fastgd_put_word(c + 4 * j, fastgd_codes(
-            fastgd_ue5m3_store(<float> x[j], bits, fastgd_unit(words, j, rounding)),
-            fastgd_ue5m3_store(<float> x[q + j], bits, fastgd_unit(words, q + j, rounding)),
+            fastgd_ue5m3_store(<float> x[j], bits,
+                               fastgd_unit(words, j, of_tile, rounding)),
+            fastgd_ue5m3_store(<float> x[q + j], bits,
+                               fastgd_unit(words, q + j, of_tile, rounding)),
             fastgd_ue5m3_store(<float> x[2 * q + j], bits,
-                               fastgd_unit(words, 2 * q + j, rounding)),
+                               fastgd_unit(words, 2 * q + j, of_tile, rounding)),
             fastgd_ue5m3_store(<float> x[3 * q + j], bits,
-                               fastgd_unit(words, 3 * q + j, rounding))))
+                               fastgd_unit(words, 3 * q + j, of_tile, rounding))))
     for j in range(4 * q, n):
         c[j] = <uint8_t> (fastgd_ue5m3_store(<float> x[j], bits,
-                                             fastgd_unit(words, j, rounding)) >> 20)
+                                             fastgd_unit(words, j, of_tile, rounding)) >> 20)
 
 
 cdef void store_ue5m3(void* restrict code, void* restrict beside, const floating* restrict x,
                       Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
-    round_ue5m3(code, beside, x, n, words, FASTGD_NEAREST)
+    put_ue5m3(<uint8_t*> code, <uint8_t*> beside, x, n, words, 0, FASTGD_NEAREST,
+              largest_ue5m3(x, n))
 
 
 cdef void stochastic_ue5m3(void* restrict code, void* restrict beside, const floating* restrict x,
                            Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
     if shift == 0:
-        round_ue5m3(code, beside, x, n, words, FASTGD_LOWER)
+        put_ue5m3(<uint8_t*> code, <uint8_t*> beside, x, n, words, 0, FASTGD_LOWER,
+                  largest_ue5m3(x, n))
     else:
-        round_ue5m3(code, beside, x, n, words, FASTGD_UPPER)
+        put_ue5m3(<uint8_t*> code, <uint8_t*> beside, x, n, words, 0, FASTGD_UPPER,
+                  largest_ue5m3(x, n))
 
 
 # --------------------------------------------------------------------------------- random words

@@ -35,6 +35,9 @@ cdef Py_ssize_t ALIGN_FROM = 1024
 # With fewer elements than this in all, waking a second thread costs more than it saves.
 cdef Py_ssize_t PARALLEL_FROM = 32768
 
+# From so many bytes on, parameters and states of all tensors don't stay in a core's own cache.
+cdef Py_ssize_t CACHED = 1 << 21
+
 cdef object _MISSING = object()
 
 # What a norm is that of, and what to do with gradients that aren't finite.
@@ -372,3 +375,5 @@ cdef int read_setting(Setting* setting, dict rules, tuple row) except -1:
         loops = rules[name]
         for j in range(2):
             setting.rule[j] = <void*> <size_t> loops[j]
+        for j in range(N_FUSED):
+            setting.fused[j] = <void*> <size_t> _fused[FUSED_CODECS[j]].get(name, 0)

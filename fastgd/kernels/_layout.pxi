@@ -165,6 +165,9 @@ cdef class Layout:
             t.coded |= t.s_codec[j] != t.is_double
             beside.s[j], beside.s_shift[j] = address_of(states[j].beside), shifts[j]
         t.n_words = (max(p_shift, *shifts, -1) + 32) // 32
+        kept_as = tuple([a.codec for a in states])
+        if not t.is_double and kept_as in FUSED_CODECS and shifts == [0, 16]:
+            t.fusable = 1 + FUSED_CODECS.index(kept_as)
         if self.averages is not None:
             t.average = cnp.PyArray_BYTES(<cnp.ndarray> self.averages[i])
         if self.copies is not None and self.copies[i] is not None:
@@ -178,7 +181,7 @@ cdef class Layout:
         over: 64-byte loads that straddle two lines cost AVX-512 a third of its speed.
         """
         cdef Py_ssize_t i, n, parts, size, head
-        cdef Py_ssize_t most = 0
+        cdef Py_ssize_t most = 0, bytes_in_all = 0
         for i in range(self.n):
             most += self.tensors[i].n // CHUNK + 2
         self.chunks = <Chunk*> calloc(most, sizeof(Chunk))
@@ -186,6 +189,7 @@ cdef class Layout:
             raise MemoryError
         for i in range(self.n):
             n, head = self.tensors[i].n, 0
+            bytes_in_all += sum([a.code.nbytes for a in self.kept[i]])
             # Where tiles have scales, chunks are of whole tiles from the start.
             if n >= ALIGN_FROM and all(a.beside is None for a in self.kept[i]):
                 size = codec_rows[self.tensors[i].p_codec].size
@@ -195,6 +199,7 @@ cdef class Layout:
             if parts:
                 size = (n - head + parts - 1) // parts
                 self.add_chunks(i, head, n, (size + TILE - 1) // TILE * TILE)
+        self.common.ahead = bytes_in_all > CACHED
 
     cdef void add_chunks(self, Py_ssize_t tensor, Py_ssize_t offset, Py_ssize_t end,
                          Py_ssize_t size) noexcept:

@@ -9,6 +9,7 @@ cdef extern from "threads.h" nogil:
 
 # The rule loops of the chosen backend, {name: (f32, f64)}, or None for the NumPy reference.
 cdef dict _rules = None
+cdef dict _fused = None
 cdef void* _staged[2]
 cdef void* _sums[3]
 
@@ -21,6 +22,9 @@ cdef enum:
     FLOAT16 = 3
     SPLIT = 4
     N_CODECS = 7
+
+# How states are kept that some rules load and store themselves, as the backend's FUSED has it.
+cdef list FUSED_CODECS = [("bfloat16", "bfloat16"), ("e4m3", "ue5m3")]
 
 cdef Codec codec_rows[N_CODECS]
 cdef list CODEC_NAMES = list(codecs.CODECS)
@@ -42,7 +46,7 @@ _fill_codec_rows()
 
 def use_backend(module):
     """Take rules and stages from a compiled backend module; None means the NumPy reference."""
-    global _rules
+    global _rules, _fused
     cdef int j, k
     if module is None:
         _rules = None
@@ -58,7 +62,7 @@ def use_backend(module):
                 codec_rows[k].stochastic[j] = <void*> <size_t> stochastic[j]
     for j in range(2):
         _staged[j] = <void*> <size_t> module.STAGED[j]
-    _rules = module.RULES
+    _rules, _fused = module.RULES, module.FUSED
 
 
 def x86_64_level():

@@ -103,6 +103,15 @@ cdef void rmsprop_centered_momentum(floating* restrict p, const floating* restri
         p[i] = p[i] - alpha * V[i]
 
 
+cdef inline floating adam_of(floating p, floating g, floating* m, floating* v, floating alpha,
+                             floating beta1, floating gamma1, floating beta2, floating gamma2,
+                             floating eps, floating eps_root) noexcept nogil:
+    """One element, by itself, as _fused.pxi wants it, too."""
+    m[0] = beta1 * m[0] + gamma1 * g
+    v[0] = beta2 * v[0] + gamma2 * (g * g)
+    return p - alpha * m[0] / (root(v[0] + eps_root) + eps)
+
+
 cdef void adam(floating* restrict p, const floating* restrict g, floating** s, Py_ssize_t n,
                const floating* c) noexcept nogil:
     cdef floating* restrict m = s[0]
@@ -111,9 +120,7 @@ cdef void adam(floating* restrict p, const floating* restrict g, floating** s, P
     cdef floating eps = c[5], eps_root = c[6]
     cdef Py_ssize_t i
     for i in range(n):
-        m[i] = beta1 * m[i] + gamma1 * g[i]
-        v[i] = beta2 * v[i] + gamma2 * (g[i] * g[i])
-        p[i] = p[i] - alpha * m[i] / (root(v[i] + eps_root) + eps)
+        p[i] = adam_of(p[i], g[i], &m[i], &v[i], alpha, beta1, gamma1, beta2, gamma2, eps, eps_root)
 
 
 cdef void amsgrad(floating* restrict p, const floating* restrict g, floating** s, Py_ssize_t n,

@@ -25,6 +25,7 @@ cdef struct Tensor:
     unsigned char s_codec[MAX_STATES]
     unsigned char coded        # whether parameter or states are not what is computed with
     unsigned char n_words      # random words for each element
+    unsigned char fusable      # by a row of FUSED, counted from 1; 0: stage by stage
 
 # What arrays have that are not kept in the type that is computed with; as many as tensors.
 cdef struct Beside:
@@ -52,7 +53,7 @@ cdef struct Chunk:
 # What the tensors of one group at the same step count share.
 cdef struct Setting:
     void* rule[2]              # float32, float64
-    void* staged[2]
+    void* fused[N_FUSED]       # rules that load and store states themselves, or NULL
     float c32[MAX_COEFFICIENTS]
     double c64[MAX_COEFFICIENTS]
     Stages stages
@@ -62,6 +63,7 @@ cdef struct Setting:
 
 # What all tensors share in a step.
 cdef struct Common:
+    bint ahead                 # whether memory is to be asked for ahead: not in cache
     double beta                # of the weights' average
     double gamma
     void* staged[2]
@@ -73,19 +75,32 @@ ctypedef fused real:
     double
 
 
-cdef inline void run_plain(real* p, Tensor* t, Chunk* chunk, const real* c,
-                           void* rule) noexcept nogil:
+cdef inline void run_plain(real* p, Tensor* t, Chunk* chunk, const real* c, void* rule,
+                           bint ahead) noexcept nogil:
     """The rule alone, straight over the caller's memory."""
     cdef real* s[MAX_STATES]
     cdef const real* g = <const real*> t.g + chunk.offset
+    cdef Py_ssize_t start = 0, piece = PIECE if ahead else chunk.n, n
     cdef int j
     p += chunk.offset
     for j in range(t.n_states):
         s[j] = <real*> t.s[j] + chunk.offset
-    if real is float:
-        (<rule_f32> rule)(p, g, s, chunk.n, c)
-    else:
-        (<rule_f64> rule)(p, g, s, chunk.n, c)
+    while start < chunk.n:
+        n = min(piece, chunk.n - start)
+        if ahead and start + TILE + n <= chunk.n:
+            fastgd_prefetch(<char*> (p + TILE), n * sizeof(real))
+            fastgd_prefetch(<char*> (g + TILE), n * sizeof(real))
+            for j in range(t.n_states):
+                fastgd_prefetch(<char*> (s[j] + TILE), n * sizeof(real))
+        if real is float:
+            (<rule_f32> rule)(p, g, s, n, c)
+        else:
+            (<rule_f64> rule)(p, g, s, n, c)
+        p += n
+        g += n
+        for j in range(t.n_states):
+            s[j] += n
+        start += n
 
 
 cdef inline void describe(Stored* a, Codec* codec, char* code, char* beside, int shift,
@@ -131,8 +146,9 @@ cdef void run_staged(Tensor* t, Chunk* chunk, Setting* setting, Common* common) 
     if t.copy != NULL:
         describe(&part.copy, &common.codecs[t.copy_codec], t.copy, NULL, -1, kind, chunk.offset)
     part.average = t.average + chunk.offset * size
+    part.fused = setting.fused[t.fusable - 1] if t.fusable else NULL
     part.n, part.flags, part.factor = chunk.n, t.flags, t.factor
-    part.beta, part.gamma = common.beta, common.gamma
+    part.beta, part.gamma, part.ahead = common.beta, common.gamma, common.ahead
     part.n_words, part.offset = t.n_words, chunk.offset
     for j in range(t.n_words):
         part.key[j] = beside.key[j]
@@ -153,9 +169,11 @@ cdef void run(Tensor* tensors, Setting* settings, Common* common, Chunk* chunk,
             run_staged(t, chunk, setting, common)
         elif t.g != NULL:
             if t.is_double:
-                run_plain[double](<double*> t.p, t, chunk, setting.c64, setting.rule[1])
+                run_plain[double](<double*> t.p, t, chunk, setting.c64, setting.rule[1],
+                                  common.ahead)
             else:
-                run_plain[float](<float*> t.p, t, chunk, setting.c32, setting.rule[0])
+                run_plain[float](<float*> t.p, t, chunk, setting.c32, setting.rule[0],
+                                 common.ahead)
         chunk += 1
 
 

@@ -4,8 +4,10 @@ from libc.stdint cimport uint32_t, uint64_t
 
 cdef extern from "numeric.h" nogil:
     const int TILE "FASTGD_TILE"
+    const int PIECE "FASTGD_PIECE"
     const int MAX_STATES "FASTGD_MAX_STATES"
     const int MAX_COEFFICIENTS "FASTGD_MAX_COEFFICIENTS"
+    const int N_FUSED "FASTGD_N_FUSED"
     const int LANES "FASTGD_LANES"
     const int BLOCK "FASTGD_BLOCK"
 
@@ -46,7 +48,9 @@ cdef extern from "numeric.h" nogil:
         Stored g
         Stored copy
         Stored s[4]
+        const void* fused
         Py_ssize_t n
+        int ahead
         int flags
         double factor
         void* average
@@ -66,6 +70,9 @@ ctypedef void (*rule_f64)(
 # rule, part, coefficients, stages
 ctypedef void (*staged_f32)(const void*, const Part*, const float*, const Stages*) noexcept nogil
 ctypedef void (*staged_f64)(const void*, const Part*, const double*, const Stages*) noexcept nogil
+# p, g, states, start, coefficients, words, of_tile, scratch
+ctypedef bint (*fused_f32)(float*, const float*, const Stored*, Py_ssize_t, const float*,
+                           const uint32_t*, uint32_t, Scratch*) noexcept nogil
 # g, n, scale
 ctypedef double (*sum_f32)(const float*, Py_ssize_t, double) noexcept nogil
 ctypedef double (*sum_f64)(const double*, Py_ssize_t, double) noexcept nogil

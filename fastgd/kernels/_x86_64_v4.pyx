@@ -6,4 +6,5 @@ from fastgd.kernels._types cimport *
 
 include "_rules.pxi"
 include "_codecs.pxi"
+include "_fused.pxi"
 include "_stages.pxi"
