@@ -89,6 +89,19 @@ def test_lists_of_groups_may_be_changed_by_hand():
     assert q.item() == 0
 
 
+def test_groups_without_parameters():
+    p, q = one(grad=1.0), one(grad=1.0)
+    opt = SGD([{"params": []}, {"params": [p]}, {"params": [], "lr": 2.0}], lr=0.5, momentum=0.5)
+    opt.step()
+    opt.param_groups[0]["params"].append(q)
+    opt.step()
+    assert (p.item(), q.item()) == (-0.25, 0.5)
+    assert opt.state[p]["momentum_buffer"].item() == 1.5
+    opt.load_state_dict(copy.deepcopy(opt.state_dict()))
+    opt.step()
+    assert (p.item(), q.item()) == (-1.125, -0.25)
+
+
 def test_groups_refused():
     opt = SGD([one()], lr=0.5)
     before = contents(opt)

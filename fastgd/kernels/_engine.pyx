@@ -141,7 +141,7 @@ cdef class Plan(Layout):
         for j in range(2):
             self.common.staged[j] = _staged[j]
         configured, clips = self.configure(rules, configure, unscale)
-        if clips or self.nonfinite:
+        if clips or self.nonfinite or self.share is not None:
             finite = self.measure(held)
             record.grad_norm = norm_of(&self.sums[self.n + self.n_groups]) * unscale
         if not finite and self.nonfinite == <int> NONFINITE["raise"]:
@@ -238,12 +238,24 @@ cdef class Plan(Layout):
                 k += cut_blocks(NULL, NULL, t.n, 0)
                 add_to(&self.sums[self.n + t.group], &self.sums[i])
                 add_to(total, &self.sums[i])
+        if self.share is not None:
+            self.share_sums()
         return is_finite(total)
+
+    cdef int share_sums(self) except -1:
+        """Make the sums those over all processes that hold parts of the tensors."""
+        cdef cnp.npy_intp[2] shape = [self.n + self.n_groups + 1, 2]
+        own = cnp.PyArray_SimpleNewFromData(2, shape, cnp.NPY_DOUBLE, self.sums)
+        sums = own.copy()      # as nobody may keep the other one
+        self.share(sums)
+        own[...] = sums
 
     cdef refuse_nonfinite(self, list held):
         for i in range(self.n):
             if held[i] is not None and not is_finite(&self.sums[i]):
                 checks.refuse_nonfinite(held[i], f"grads{self.labels[i]}")
+        raise FloatingPointError("grads: expected finite numbers, found others in the part of "
+                                 "another process")
 
     cdef int mark_stages(self, dict rules, StepRecord record, list configured, bint clips,
                          double unscale, bint zero) except -1:

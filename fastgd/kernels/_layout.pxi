@@ -51,6 +51,7 @@ cdef class Layout:
     cdef list borrowed          # what keeps memory that others own from going away
     cdef public unsigned long long seed
     cdef public unsigned long long first   # what random words count the first parameter as
+    cdef public object share    # makes sums of squares those over all processes, or None
     cdef cnp.ndarray average_steps, skipped
     cdef int clip_by, nonfinite
     cdef readonly cnp.ndarray steps

@@ -287,7 +287,7 @@ cdef class Watch:
                         self.stepped.append(p)
                 found.append(g)
                 i += 1
-            arrays.append(found)
+            arrays.append(found or [None])     # the engine knows no empty groups
         return arrays
 
     cdef bint same_groups(self, groups) except -1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from fastgd.kernels._tensors import Watch
 from fastgd.torch import _tensors
 from fastgd.torch._average import EMA
 from fastgd.torch._options import Options
+from fastgd.torch._sharing import Sharing
 from fastgd.torch._states import AVERAGE, BESIDE, Kept, count_of, plain
 
 Array = NDArray[Any]
@@ -45,6 +46,13 @@ def hyper_of(group: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     return {key: plain(group[key], key) for key in keys}
 
 
+def wants_norms(options: Options, groups: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether a step has to measure the gradients before it uses them."""
+    return options.given["nonfinite"] != "propagate" or any(
+        group["clip_norm"] is not None for group in groups
+    )
+
+
 class Setup(NamedTuple):
     """What a binding has to know of its optimizer."""
 
@@ -53,6 +61,7 @@ class Setup(NamedTuple):
     options: Options
     average: EMA | None
     skipped: NDArray[np.int64]  # the number of steps skipped, counted up in place
+    processes: Any  # among which the parameters are split, or None
 
 
 class Binding:
@@ -85,7 +94,8 @@ class Binding:
         self._hyper = [hyper_of(section.group, setup.keys) for section in sections]
         tensors = [[self._memory(s, i, state) for i in range(len(s.params))] for s in sections]
         groups = [
-            {"params": [NOBODY if t is None else _tensors.flat(t) for t in section], **hyper}
+            {"params": [NOBODY if t is None else _tensors.flat(t) for t in section or [None]]}
+            | hyper
             for section, hyper in zip(tensors, self._hyper, strict=True)
         ]
         make: Any = setup.kind
@@ -99,6 +109,7 @@ class Binding:
         self._versions: dict[int, int] = {}
         self._adopt(state)
         self._entries = self._seen(state)
+        self._share()
 
     def _memory(self, section: Section, i: int, state: State) -> Any:
         """The tensor that holds a parameter's memory, or None if it needn't be bound."""
@@ -129,10 +140,13 @@ class Binding:
         """Let the states be those that torch has, and the rest be new ones of our own."""
         arrays: dict[Any, dict[str, Array]] = {}
         averages: dict[str, Array] = {}
-        steps = np.zeros(len(self._watch.tensors), np.int64)
+        places = {name: place for place, name in enumerate(self._inner._params())}
+        steps = np.zeros(len(places), np.int64)
         taken: list[tuple[int, Any, dict[str, Any], dict[str, Any]]] = []
         storage, average = self._setup.options.storage, self._setup.average
         self._kept: dict[int, Kept] = {}
+        if average is not None:
+            average.take_steps(state.values())
         for n, section, i, name in self._bound():
             p, label = section.params[i], f"state{section.name(i)}"
             rule = self._rules[self._sections.index(section)]
@@ -148,9 +162,9 @@ class Binding:
             if "step" not in entry or not self._counted:
                 # No count is kept: the states themselves say that this isn't the first step.
                 known = bool(kept.states) and all(key in fitting for key in kept.states)
-                steps[n] = self._kind.restarts and known
+                steps[places[name]] = self._kind.restarts and known
             else:
-                fitting["step"], steps[n] = count_of(entry["step"], label)
+                fitting["step"], steps[places[name]] = count_of(entry["step"], label)
             taken.append((n, p, entry, fitting))
         self._take(arrays, averages, steps)
         # All fits: from here on nothing fails.
@@ -245,7 +259,7 @@ class Binding:
         if grads is None:
             return False
         stepped = self._watch.stepped
-        if not stepped:
+        if not stepped and self._inner._plan.share is None:
             return True
         self._follow_masters()
         record = self._inner.step(grads, grad_scale=scale)
@@ -287,7 +301,16 @@ class Binding:
                 self._hyper[k] = hyper
                 if self._kind.rule(inner[k]) != self._rules[k]:
                     return False
+                self._share()
         return True
+
+    def _share(self) -> None:
+        """Exchange sums of squares with the processes that have other parts of the gradients."""
+        self._inner._plan.share = None
+        if wants_norms(self._setup.options, self._hyper):
+            names = [[s.name(i) for i in range(len(s.params))] for s in self._sections]
+            params = [s.params for s in self._sections]
+            self._inner._plan.share = Sharing(params, names, self._setup.processes) or None
 
     def _shard(self, k: int, i: int, g: Any) -> Any:
         """The shard of a DTensor's gradient, which must be laid out as the parameter is."""
