@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import is_
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,12 +16,15 @@ from fastgd.kernels._engine import StepRecord
 from fastgd.kernels._tensors import Watch
 from fastgd.torch import _tensors
 from fastgd.torch._average import EMA
+from fastgd.torch._handles import HANDLES
 from fastgd.torch._options import Options
 from fastgd.torch._sharing import Sharing
 from fastgd.torch._states import AVERAGE, BESIDE, Kept, count_of, plain
 
 Array = NDArray[Any]
 State = dict[Any, dict[str, Any]]
+
+CONSTANT = {float, int, bool, type(None)}
 
 # Stands for a parameter that isn't bound, so that each has the same place here and there.
 NOBODY = np.empty(0, np.float32)
@@ -39,6 +43,11 @@ class Section(NamedTuple):
         names = self.group.get("param_names")
         called = f" ({names[self.first + i]})" if names else ""
         return f"[{self.k}][{self.first + i}]{called}"
+
+
+def is_constant(value: Any) -> bool:
+    """Whether a hyper-parameter is what it is for as long as it is the same object."""
+    return type(value) in CONSTANT or (type(value) is tuple and all(map(is_constant, value)))
 
 
 def hyper_of(group: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
@@ -91,6 +100,8 @@ class Binding:
         self._first = first
         # torch's SGD counts no steps; rounding by chance follows from them.
         self._counted = not setup.kind.restarts or setup.options.storage != Storage()
+        self._given = self._values()
+        self._constant = all(map(is_constant, self._given))
         self._hyper = [hyper_of(section.group, setup.keys) for section in sections]
         tensors = [[self._memory(s, i, state) for i in range(len(s.params))] for s in sections]
         groups = [
@@ -102,9 +113,14 @@ class Binding:
         self._inner: Optimizer = make(groups, **setup.options.given)
         self._rules = [setup.kind.rule(group) for group in self._inner.param_groups]
         self._watch = Watch(
-            _tensors.API, [s.params for s in sections], tensors, self._shard, self._refuse
+            _tensors.API,
+            [s.params for s in sections],
+            tensors,
+            self._shard,
+            self._refuse,
+            HANDLES,
         )
-        self._names = [f"{k}.{i}" for k, s in enumerate(sections) for i in range(len(s.params))]
+        self._names = list(map(str, self._inner._params()))
         self._average_of: dict[int, Any] = {}
         self._versions: dict[int, int] = {}
         self._adopt(state)
@@ -133,6 +149,7 @@ class Binding:
                 if self._watch.tensors[n] is not None:
                     yield n, section, i, self._names[n]
                 n += 1
+            n += not section.params
 
     # ------------------------------------------------------------------------------------ states
 
@@ -140,8 +157,7 @@ class Binding:
         """Let the states be those that torch has, and the rest be new ones of our own."""
         arrays: dict[Any, dict[str, Array]] = {}
         averages: dict[str, Array] = {}
-        places = {name: place for place, name in enumerate(self._inner._params())}
-        steps = np.zeros(len(places), np.int64)
+        steps = np.zeros(len(self._names), np.int64)
         taken: list[tuple[int, Any, dict[str, Any], dict[str, Any]]] = []
         storage, average = self._setup.options.storage, self._setup.average
         self._kept: dict[int, Kept] = {}
@@ -162,9 +178,9 @@ class Binding:
             if "step" not in entry or not self._counted:
                 # No count is kept: the states themselves say that this isn't the first step.
                 known = bool(kept.states) and all(key in fitting for key in kept.states)
-                steps[places[name]] = self._kind.restarts and known
+                steps[n] = self._kind.restarts and known
             else:
-                fitting["step"], steps[places[name]] = count_of(entry["step"], label)
+                fitting["step"], steps[n] = count_of(entry["step"], label)
             taken.append((n, p, entry, fitting))
         self._take(arrays, averages, steps)
         # All fits: from here on nothing fails.
@@ -204,11 +220,9 @@ class Binding:
 
     def _show(self, n: int, entry: dict[str, Any], keys: tuple[str, ...]) -> None:
         """Watch what torch's users see of a parameter's states."""
-        keys = (*(key for key in keys if key != "step"), *["step"] * ("step" in keys))
-        shown = tuple(entry[key] for key in keys)
-        memory = tuple(_tensors.local(tensor) for tensor in shown)
+        memory = tuple(_tensors.local(entry[key]) for key in keys)
         complete = len(keys) == len(self._kept[n].keys) + self._counted
-        self._watch.show(n, entry, keys, shown, memory, complete)
+        self._watch.show(n, entry, keys, memory, complete)
 
     def _publish(self, unseen: list[int], state: State) -> None:
         """Let torch's users see the states of parameters that have taken their first step."""
@@ -290,8 +304,17 @@ class Binding:
                 n: kept.tensor._version for n, kept in self._kept.items() if "master" in kept.keys
             }
 
+    def _values(self) -> list[Any]:
+        """The hyper-parameters of all groups, as they are given."""
+        keys = self._setup.keys
+        return [section.group[key] for section in self._sections for key in keys]
+
     def _follow(self) -> bool:
         """Take hyper-parameters that were changed; False if they pick another rule."""
+        given = self._values()
+        if self._constant and all(map(is_, given, self._given)):
+            return True
+        self._given, self._constant = given, all(map(is_constant, given))
         inner = self._inner.param_groups
         for k, section in enumerate(self._sections):
             hyper = hyper_of(section.group, self._setup.keys)
