@@ -1,9 +1,12 @@
 """fastgd.torch beside torch's own kernels, the step alone, interleaved in one run.
 
-python bench/torch_step.py        needs torch
+python bench/torch_step.py              all of it; needs torch
+python bench/torch_step.py 300x64 1e5   some of it
 """
 
 from __future__ import annotations
+
+import sys
 
 import numpy as np
 import torch
@@ -38,7 +41,10 @@ def main() -> None:
     """Print fastgd.torch's time, and everybody's as a multiple of it."""
     rng = np.random.default_rng(0)
     threads = torch.get_num_threads()
-    for name, shapes in SHAPES.items():
+    # The first second of a process is slower than those that follow.
+    interleaved({"start": fastgd.torch.AdamW(parameters([(64,)] * 300)).step}, rounds=300)
+    for name in sys.argv[1:] or SHAPES:
+        shapes = SHAPES[name]
         for optimizer, rivals in (("AdamW", ("fused", "foreach")), ("RMSprop", ("foreach",))):
             if optimizer == "RMSprop" and "tensors" not in name:
                 continue
@@ -53,7 +59,8 @@ def main() -> None:
                 for way in rivals:
                     theirs = getattr(torch.optim, optimizer)(parameters(shapes), **{way: True})
                     steps[way] = theirs.step
-                times = interleaved(steps)
+                small = sum(map(np.prod, shapes)) < 1e5
+                times = interleaved(steps, rounds=61 if small else 15)
                 own = times["fastgd.torch"]
                 others = "  ".join(f"{key} {t / own:.2f}" for key, t in times.items())
                 print(

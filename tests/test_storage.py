@@ -347,3 +347,13 @@ def test_stored_arrays_load_as_numbers():
     m = opt.storage.state(p, "exp_avg", opt.state[0]).load(F32)
     assert np.allclose(m, 0.3, rtol=0.07)
     assert as_stored(p).load(F32) is not None
+
+
+def test_nonfinite_gradients_in_bits_of_bfloat16_are_told_by_their_numbers():
+    w, g = np.full(4, 0x3F80, np.uint16), np.full(4, 0x3F80, np.uint16)
+    g[2] = 0xFF80
+    opt = fastgd.SGD(w, lr=1.0, rounding="stochastic", nonfinite="raise")
+    with pytest.raises(
+        FloatingPointError, match="grads: expected finite gradients, found -inf at 2"
+    ):
+        opt.step(g)

@@ -130,6 +130,32 @@ def test_nonfinite_gradients():
     assert str(opt.state_dict()) == str(before)
 
 
+def test_state_dicts_without_what_is_beside_keep_the_count_of_averages():
+    """What gathers state dicts from several processes hands on states and groups alone."""
+    p, q = (torch.nn.Parameter(torch.zeros(3)) for _ in range(2))
+    options = {"lr": 1.0, "average": 0.5}
+    opt, other = SGD([p], **options), SGD([q], **options)
+    p.grad = q.grad = torch.ones(3)
+    for _ in range(3):
+        opt.step()
+    saved = opt.state_dict()
+    del saved["fastgd"]
+    with torch.no_grad():
+        q.copy_(p)
+    other.load_state_dict(saved)
+    assert other.average.step == 3
+    assert other.state[q].keys() == opt.state[p].keys()
+    for one in (opt, other):
+        one.step()
+        assert one.average.step == 4
+    assert torch.equal(opt.average.averages[p], other.average.averages[q])
+    saved["state"][0]["average_step"] = -1.0
+    with pytest.raises(
+        ValueError, match=r'state\[0\]\[0\]\["average_step"\]: expected a number from 0'
+    ):
+        other.load_state_dict(saved)
+
+
 def test_a_skipped_step_lets_go_of_gradients_and_zeroes_them():
     p = torch.nn.Parameter(torch.ones(3))
     opt = SGD([p], lr=1.0, nonfinite="skip", zero_grads=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import os
 import pickle
@@ -11,7 +12,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import run_python
+from helpers import run_python, unsanitized
 
 import fastgd
 
@@ -87,6 +88,19 @@ def test_lists_of_groups_may_be_changed_by_hand():
     opt.param_groups.clear()
     opt.step()
     assert q.item() == 0
+
+
+def test_groups_without_parameters():
+    p, q = one(grad=1.0), one(grad=1.0)
+    opt = SGD([{"params": []}, {"params": [p]}, {"params": [], "lr": 2.0}], lr=0.5, momentum=0.5)
+    opt.step()
+    opt.param_groups[0]["params"].append(q)
+    opt.step()
+    assert (p.item(), q.item()) == (-0.25, 0.5)
+    assert opt.state[p]["momentum_buffer"].item() == 1.5
+    opt.load_state_dict(copy.deepcopy(opt.state_dict()))
+    opt.step()
+    assert (p.item(), q.item()) == (-1.125, -0.25)
 
 
 def test_groups_refused():
@@ -317,6 +331,63 @@ def test_states_replaced_deleted_or_moved_are_noticed():
     opt.state[p]["momentum_buffer"] = torch.ones(2)
     with pytest.raises(ValueError, match=r'state\[0\]\[0\]\["momentum_buffer"\]: expected shape'):
         opt.step()
+
+
+def test_states_in_another_order_and_beside_others_are_watched():
+    p = one(0.0, grad=1.0)
+    opt = Adam([p], lr=1.0)
+    opt.step()
+    entry = opt.state[p]
+    entry["step"] = entry.pop("step")
+    entry["mine"] = "of somebody else"
+    binding = opt._binding
+    opt.step()
+    assert opt._binding is binding  # nothing that matters was changed
+    entry["exp_avg"] = torch.zeros_like(p)
+    opt.step()
+    assert entry["exp_avg"].item() == pytest.approx(0.1)
+    assert (entry["step"].item(), entry["mine"]) == (3, "of somebody else")
+
+
+def test_parameters_may_be_swapped():
+    p, q = one(0.0, grad=1.0), one(5.0)
+    opt = SGD([p], lr=1.0, momentum=0.5)
+    opt.step()
+    torch.utils.swap_tensors(p, q)  # as model.to() does, if asked
+    p.grad = torch.ones_like(p)
+    opt.step()
+    assert (p.item(), q.item()) == (3.5, -1)
+
+
+@unsanitized
+def test_states_are_let_go_with_their_optimizer():
+    """Handles hold tensors that Python knows nothing of."""
+
+    def used():
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    p = torch.nn.Parameter(torch.zeros(1 << 20))
+    p.grad = torch.ones_like(p)
+    for k in range(40):
+        if k == 5:
+            before = used()
+        opt = Adam([p])
+        opt.step()
+        opt.step()
+        del opt
+        gc.collect()
+    assert used() - before < 64 << 20  # of 280
+
+
+def test_hyper_parameters_changed_in_place():
+    p, q = one(0.0, grad=1.0), one(0.0, grad=1.0)
+    for opt in (Adam([p], lr=0.1), torch.optim.Adam([q], lr=0.1)):
+        betas = opt.param_groups[0]["betas"] = [0.5, 0.5]
+        opt.step()
+        betas[0] = 0.25
+        opt.step()
+    assert p.item() == pytest.approx(q.item(), abs=1e-12)
 
 
 def test_gradients_replaced_each_step():

@@ -19,6 +19,10 @@ cdef inline int codec_of_type(int kind) noexcept:
     return FLOAT16 if kind == <int> cnp.NPY_FLOAT16 else -1
 
 
+# NumPy's numbers of the codecs that arrays may have by themselves.
+cdef int[4] TYPE_NUMBERS = [cnp.NPY_FLOAT, cnp.NPY_DOUBLE, cnp.NPY_USHORT, cnp.NPY_FLOAT16]
+
+
 cdef int codec_of(cnp.ndarray a) except -1:
     """The codec of an array that was found to be of floats."""
     global _bfloat16

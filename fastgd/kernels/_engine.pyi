@@ -30,6 +30,7 @@ class Plan:
     steps: NDArray[int64]
     seed: int
     first: int
+    share: Callable[[NDArray[float64]], None] | None
     bound: list[NDArray[Any] | None] | None
     def __new__(
         cls,

@@ -15,6 +15,9 @@ from libc.math cimport copysign, isfinite, isinf, sqrt
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
 
+from cpython.pycapsule cimport PyCapsule_CheckExact, PyCapsule_GetPointer
+
+from fastgd.kernels._given cimport GIVEN, Given
 from fastgd.kernels._types cimport *
 
 from fastgd.kernels import buffers, checks, codecs, reference, stored
@@ -89,7 +92,8 @@ cdef class Plan(Layout):
         Parameters
         ----------
         grads : object or None
-            Gradients in the plan's structure; None for those bound beforehand.
+            Gradients in the plan's structure; None for those bound beforehand; or a capsule of
+            as many `Given` as there are parameters, which are flat then.
         configure : callable
             ``configure(group, t, unscale)``, for the step that makes a parameter's count `t`,
             returns the rule's name, its coefficients, and the fields of `reference.Stages`.
@@ -135,8 +139,9 @@ cdef class Plan(Layout):
         cdef StepRecord record = StepRecord.__new__(StepRecord)
         cdef bint finite = True
         cdef int j
-        self.check_unmoved()
-        held = self.hold_gradients(grads)
+        if not PyCapsule_CheckExact(grads):    # else they were looked at with the gradients
+            self.check_unmoved()
+        held = self.hold_gradients(grads, zero or rules is None)
         if zero:
             self.check_zeroable(held)
         if average is not None:
@@ -144,11 +149,11 @@ cdef class Plan(Layout):
         for j in range(2):
             self.common.staged[j] = _staged[j]
         configured, clips = self.configure(rules, configure, unscale)
-        if clips or self.nonfinite:
+        if clips or self.nonfinite or self.share is not None:
             finite = self.measure(held)
             record.grad_norm = norm_of(&self.sums[self.n + self.n_groups]) * unscale
         if not finite and self.nonfinite == <int> NONFINITE["raise"]:
-            self.refuse_nonfinite(held)
+            self.refuse_nonfinite(self.given_arrays() if held is None else held)
         self.mark_stages(rules, record, configured, clips, unscale, zero)
 
         # All checks have passed: from here on nothing fails, and no Python code runs in which an
@@ -237,16 +242,29 @@ cdef class Plan(Layout):
         for i in range(self.n):
             t = &self.tensors[i]
             if t.g != NULL:
-                sum_of(self.blocks + k, cut_blocks(NULL, NULL, t.n, 0), held[i], &self.sums[i])
+                sum_of(self.blocks + k, cut_blocks(NULL, NULL, t.n, 0),
+                       None if held is None else held[i], &self.sums[i])
                 k += cut_blocks(NULL, NULL, t.n, 0)
                 add_to(&self.sums[self.n + t.group], &self.sums[i])
                 add_to(total, &self.sums[i])
+        if self.share is not None:
+            self.share_sums()
         return is_finite(total)
+
+    cdef int share_sums(self) except -1:
+        """Make the sums those over all processes that hold parts of the tensors."""
+        cdef cnp.npy_intp[2] shape = [self.n + self.n_groups + 1, 2]
+        own = cnp.PyArray_SimpleNewFromData(2, shape, cnp.NPY_DOUBLE, self.sums)
+        sums = own.copy()      # as nobody may keep the other one
+        self.share(sums)
+        own[...] = sums
 
     cdef refuse_nonfinite(self, list held):
         for i in range(self.n):
             if held[i] is not None and not is_finite(&self.sums[i]):
                 checks.refuse_nonfinite(held[i], f"grads{self.labels[i]}")
+        raise FloatingPointError("grads: expected finite numbers, found others in the part of "
+                                 "another process")
 
     cdef int mark_stages(self, dict rules, StepRecord record, list configured, bint clips,
                          double unscale, bint zero) except -1:

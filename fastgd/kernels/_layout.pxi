@@ -51,6 +51,7 @@ cdef class Layout:
     cdef list borrowed          # what keeps memory that others own from going away
     cdef public unsigned long long seed
     cdef public unsigned long long first   # what random words count the first parameter as
+    cdef public object share    # makes sums of squares those over all processes, or None
     cdef cnp.ndarray average_steps, skipped
     cdef int clip_by, nonfinite
     cdef readonly cnp.ndarray steps
@@ -258,12 +259,37 @@ cdef class Layout:
         cdef int codec
         if not (cnp.PyArray_CheckExact(grad) and fits(grad, self.params[i], t.order)):
             grad = checks.as_gradient(grad, self.params[i], f"grads{self.labels[i]}")
-        g, codec = cnp.PyArray_BYTES(<cnp.ndarray> grad), codec_of(<cnp.ndarray> grad)
+        self.point(i, cnp.PyArray_BYTES(<cnp.ndarray> grad), codec_of(<cnp.ndarray> grad))
+        held[i] = grad
+
+    cdef inline int point(self, Py_ssize_t i, char* g, int codec) except -1:
+        """Let a gradient be what is at an address."""
+        cdef Tensor* t = &self.tensors[i]
         if g != t.cleared or codec != t.g_codec:
-            self.check_overlap(i, <size_t> g, cnp.PyArray_NBYTES(<cnp.ndarray> grad))
+            self.check_overlap(i, <size_t> g, t.n * codec_rows[codec].size)
             t.cleared, t.zeroable = g, NULL
         t.g, t.g_codec = g, codec
-        held[i] = grad
+
+    cdef int take_given(self, const Given* given) except -1:
+        """Note the pointers of gradients that are given so."""
+        cdef Py_ssize_t i
+        for i in range(self.n):
+            if given[i].data == NULL:
+                self.tensors[i].g = NULL
+            else:
+                self.point(i, given[i].data, codec_of_type(given[i].kind))
+
+    cdef list given_arrays(self):
+        """Flat arrays over gradients that were given as pointers; only for the step's duration."""
+        cdef list held = [None] * self.n
+        cdef Py_ssize_t i
+        cdef cnp.npy_intp n
+        for i in range(self.n):
+            if self.tensors[i].g != NULL:
+                n = self.tensors[i].n
+                held[i] = cnp.PyArray_SimpleNewFromData(
+                    1, &n, TYPE_NUMBERS[self.tensors[i].g_codec], self.tensors[i].g)
+        return held
 
     cdef int check_overlap(self, Py_ssize_t i, size_t start, size_t size) except -1:
         """Refuse a gradient that shares memory with anything that a step writes."""
@@ -278,10 +304,16 @@ cdef class Layout:
             raise ValueError(f"grads{self.labels[i]}: shares memory with {self.span_labels[low]}, "
                              "which the step writes; pass a gradient in memory of its own")
 
-    cdef list hold_gradients(self, grads):
-        """Note the pointers of the gradients, given or bound; returns the arrays."""
+    cdef list hold_gradients(self, grads, bint arrays):
+        """Note the pointers of the gradients, given or bound.
+
+        Returns the arrays; None for pointers, unless arrays are wanted.
+        """
         cdef Py_ssize_t i
         cdef Tensor* t
+        if PyCapsule_CheckExact(grads):
+            self.take_given(<Given*> PyCapsule_GetPointer(grads, GIVEN))
+            return self.given_arrays() if arrays else None
         if grads is not None:
             return self.read_gradients(grads)
         if self.bound is None:

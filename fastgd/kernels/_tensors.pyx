@@ -1,139 +1,56 @@
 """Tensors of another library: where their memory is now, and how it is laid out.
 
-A library that has DLPack's C exchange API says in some 40 ns where a tensor's memory is, without an
-object being made.  So a `Watch` can look at every parameter, state and gradient before every step,
-and no step ever writes to where a tensor was once.  It knows nothing of the library itself: what
-the tensors are, and the words of errors, are its caller's.
+A library that has DLPack's C exchange API says in some 50 ns where a tensor's memory is, without an
+object being made.  So a `Watch` can look at every parameter and gradient before every step, and no
+step ever writes to where a tensor was once.  States, of which there are the most, it holds by
+handles that the library gives out, and asks in some 5 ns.  It knows nothing of the library itself:
+what the tensors are, and the words of errors, are its caller's.
 """
+
+from inspect import getattr_static
+from types import GetSetDescriptorType
 
 cimport numpy as cnp
 from cpython.dict cimport PyDict_GetItem, PyDict_Next, PyDict_Size
 from cpython.exc cimport PyErr_Clear
-from cpython.object cimport PyObject
-from cpython.pycapsule cimport PyCapsule_GetPointer
+from cpython.object cimport Py_TYPE, PyObject, descrgetfunc
+from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
 from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc, free
 
 from fastgd.kernels._dlpack cimport *
+from fastgd.kernels._given cimport GIVEN, Given
 
 cnp.import_array()
 
-cdef extern from "numpy/arrayobject.h":
-    ctypedef struct PyArrayObject_fields:
-        char* data
+# Of a library's functions for handles: 0, or what else went wrong.
+ctypedef int (*where_is)(void* handle, void** data) noexcept nogil
+ctypedef int (*let_go)(void* handle) noexcept nogil
+
+# What is known of a state: its key and value in the library's dict, and its memory.
+cdef struct Part:
+    PyObject* key
+    PyObject* value
+    void* handle
+    char* data
 
 # What is known of a parameter and of its states.
 cdef struct Known:
     bint bound
     bint complete          # whether all its states stand where the library's users see them
-    char* data
-    Py_ssize_t n
+    bint stepped           # whether the last reading found a gradient
     int kind               # NumPy's number of its dtype
     int ndim
+    char* data
+    Py_ssize_t n
     int64_t* shape         # and after it the strides
-    char* states[12]       # of up to 4 states with scales, master, average and step
-    bint counts            # whether the last of them is a step count
+    Part* parts
+    Py_ssize_t n_parts
     cnp.int64_t* count     # the engine's step count
-    bint stepped           # whether the last reading found a gradient
-    char* step             # where that reading found the step count users see, or NULL
+    void* step             # the step count that users see, or NULL
     int step_bits
 
-
-cdef Exchange* exchange_of(api) except NULL:
-    """The table of functions in a capsule."""
-    cdef Exchange* exchange = <Exchange*> PyCapsule_GetPointer(api, CAPSULE)
-    if exchange.version.major != MAJOR or exchange.tensor_of == NULL:
-        raise ImportError(f"expected DLPack {MAJOR} with a function that lends tensors, "
-                          f"found version {exchange.version.major}")
-    return exchange
-
-
-cdef bint look(Exchange* exchange, object tensor, DLTensor* t) noexcept:
-    """Where a tensor's memory is; False if it has none that DLPack could describe."""
-    if exchange.tensor_of(<void*> tensor, t) != 0:
-        PyErr_Clear()      # the caller knows better words for what is wrong
-        return False
-    t.data = <char*> t.data + t.byte_offset
-    return True
-
-
-cdef inline int kind_of(DLTensor* t) noexcept:
-    """NumPy's number for what a tensor in the memory of the CPU holds, or -1.
-
-    Of floats, and of the codes that states are kept by; uint16 stands for bfloat16.
-    """
-    if t.device.type != CPU or t.dtype.lanes != 1:
-        return -1
-    if t.dtype.code == FLOAT:
-        return (<int> cnp.NPY_FLOAT if t.dtype.bits == 32 else
-                <int> cnp.NPY_DOUBLE if t.dtype.bits == 64 else
-                <int> cnp.NPY_FLOAT16 if t.dtype.bits == 16 else -1)
-    if t.dtype.bits == 16:
-        return (<int> cnp.NPY_USHORT if t.dtype.code == BFLOAT else
-                <int> cnp.NPY_SHORT if t.dtype.code == INT else -1)
-    return <int> cnp.NPY_UBYTE if t.dtype.code == UINT and t.dtype.bits == 8 else -1
-
-
-cdef inline bint of_floats(int kind) noexcept:
-    return kind >= 0 and kind != <int> cnp.NPY_UBYTE and kind != <int> cnp.NPY_SHORT
-
-
-cdef inline Py_ssize_t size_of(DLTensor* t) noexcept:
-    cdef Py_ssize_t n = 1
-    cdef int j
-    for j in range(t.ndim):
-        n *= t.shape[j]
-    return n
-
-
-cdef bint same_layout(DLTensor* t, int ndim, const int64_t* shape, Py_ssize_t n) noexcept:
-    """Whether a tensor has this shape and, where they matter, the strides that follow it."""
-    cdef int j
-    if t.ndim != ndim:
-        return False
-    for j in range(ndim):
-        if t.shape[j] != shape[j]:
-            return False
-        if t.strides[j] != shape[ndim + j] and t.shape[j] != 1 and n != 0:
-            return False
-    return True
-
-
-cdef cnp.ndarray lend(DLTensor* t, owner):
-    """A flat array over all memory of a tensor that is dense, which `owner` keeps alive."""
-    cdef cnp.npy_intp n = size_of(t)
-    cdef int kind = kind_of(t)
-    cdef cnp.ndarray array
-    if n == 0:
-        return cnp.PyArray_EMPTY(1, &n, kind, 0)
-    array = cnp.PyArray_SimpleNewFromData(1, &n, kind, t.data)
-    if owner is not None:
-        cnp.set_array_base(array, owner)
-    return array
-
-
-def flat(api, tensor, owner):
-    """A flat array over a tensor's memory, in the order of its addresses.
-
-    Parameters
-    ----------
-    api : capsule
-        ``__dlpack_c_exchange_api__`` of the tensor's type.
-    tensor : object
-        A tensor without holes or overlaps in its memory, whatever the order of its axes.
-    owner : object
-        What the array keeps alive: something that holds this memory.
-
-    Returns
-    -------
-    ndarray of floats, uint8 or int16, shape (elements,), or None
-        bfloat16 comes as uint16.  None if the tensor has another dtype, or no memory that the CPU
-        can reach.
-    """
-    cdef DLTensor t
-    if not look(exchange_of(api), tensor, &t) or kind_of(&t) < 0:
-        return None
-    return lend(&t, owner)
+include "_looks.pxi"
 
 
 cdef class Watch:
@@ -153,35 +70,56 @@ cdef class Watch:
         tensor.
     refuse : callable
         ``refuse(k, i, gradient)`` raises what is wrong with the gradient of a parameter.
+    handles : tuple
+        A callable from a tensor to the handle that holds it, and the addresses of the functions
+        that say where its memory is and let it go.
     """
 
     cdef Exchange* exchange
     cdef readonly list members, tensors
     cdef readonly list stepped     # the parameters with a gradient at the last reading
-    cdef object local, refuse
-    cdef list lent, held           # arrays over the gradients, and what they were lent by
-    cdef list entries, keys, shown, memory, counts
+    cdef object local, refuse, hold
+    cdef where_is where
+    cdef let_go release
+    cdef list held                 # what lends the gradients
+    cdef list entries, shown, memory, counts
+    cdef list bound                # the parameters that are, in order
     cdef list order                # the keys and values of the library's dict of states
     cdef Known* known
+    cdef Given* given
     cdef int64_t* layouts
     cdef Py_ssize_t n
 
-    def __cinit__(self, api, list members, list tensors, local, refuse):
+    cdef object kind, grad         # the type of all parameters, and its descriptor of `grad`
+    cdef descrgetfunc grad_of_kind # what reads that one; NULL if types differ
+
+    def __cinit__(self, api, list members, list tensors, local, refuse, tuple handles):
         cdef Py_ssize_t i = 0, at = 0
         cdef DLTensor t
         self.exchange = exchange_of(api)
         self.members = [list(group) for group in members]
-        self.tensors = [tensor for group in tensors for tensor in group]
+        # For a group without parameters there is one that is not bound, as the engine has it.
+        self.tensors = [tensor for group in tensors for tensor in group or [None]]
         self.local, self.refuse = local, refuse
+        self.hold, where, release = handles
+        self.where, self.release = <where_is> <size_t> where, <let_go> <size_t> release
         self.n = len(self.tensors)
-        self.entries, self.keys, self.shown, self.memory, self.counts, self.lent, self.held = (
-            [None] * self.n for _ in range(7))
+        self.entries, self.shown, self.memory, self.counts, self.held = (
+            [None] * self.n for _ in range(5))
         self.order, self.stepped = [], []
+        self.bound = [p for group, own in zip(members, tensors) for p, tensor in zip(group, own)
+                      if tensor is not None]
+        types = {type(p) for group in members for p in group}
+        self.kind = types.pop() if len(types) == 1 else None
+        self.grad = getattr_static(self.kind, "grad", None)
+        if type(self.grad) is GetSetDescriptorType:
+            self.grad_of_kind = Py_TYPE(self.grad).tp_descr_get
         self.known = <Known*> calloc(self.n + 1, sizeof(Known))
+        self.given = <Given*> calloc(self.n + 1, sizeof(Given))
         # Of as many axes as there are in all, shape and strides.
         axes = sum(tensor.ndim for tensor in self.tensors if tensor is not None)
         self.layouts = <int64_t*> calloc(2 * axes + 1, sizeof(int64_t))
-        if self.known == NULL or self.layouts == NULL:
+        if self.known == NULL or self.given == NULL or self.layouts == NULL:
             raise MemoryError
         for i in range(self.n):
             if self.tensors[i] is None:
@@ -198,15 +136,29 @@ cdef class Watch:
             at += 2 * t.ndim
 
     def __dealloc__(self):
+        cdef Py_ssize_t i
+        if self.known != NULL:
+            for i in range(self.n):
+                self.forget(&self.known[i])
         free(self.known)
+        free(self.given)
         free(self.layouts)
+
+    cdef void forget(self, Known* known) noexcept:
+        """Let go of the states of a parameter."""
+        cdef Py_ssize_t j
+        for j in range(known.n_parts):
+            if known.parts[j].handle != NULL:
+                self.release(known.parts[j].handle)
+        free(known.parts)
+        known.parts, known.n_parts, known.step = NULL, 0, NULL
 
     def count(self, Py_ssize_t i, cnp.ndarray count):
         """Take the engine's step count of the i-th parameter of all, an int64 of shape ()."""
         self.counts[i] = count
         self.known[i].count = <cnp.int64_t*> cnp.PyArray_DATA(count)
 
-    def show(self, Py_ssize_t i, entry, tuple keys, tuple shown, tuple memory, bint complete):
+    def show(self, Py_ssize_t i, dict entry, tuple keys, tuple memory, bint complete):
         """Take the states of the i-th parameter of all, as the library's users see them.
 
         Parameters
@@ -216,25 +168,43 @@ cdef class Watch:
         entry : dict
             Where users find the states.
         keys : tuple of str
-            Their names; the last may be ``"step"``, a count in a float.
-        shown : tuple
-            The values of these keys.
+            Their names; ``"step"``, if it is there, is a count in a float.
         memory : tuple
-            The tensors that hold their memory.
+            The tensors that hold the memory of the values.
         complete : bool
             Whether these are all.
         """
         cdef DLTensor t
-        cdef Py_ssize_t j
-        if len(keys) > 12:
-            raise ValueError(f"keys: expected at most 12, found {len(keys)}")
-        for j in range(len(keys)):
-            if not look(self.exchange, memory[j], &t) or kind_of(&t) < 0:
+        cdef Known* known = &self.known[i]
+        cdef Part* part
+        of = dict(zip(keys, memory, strict=True))
+        # In the order of the dict, in which they are looked at, and with its own keys.
+        order = [key for key in entry if key in of]
+        self.forget(known)
+        self.entries[i] = None
+        known.parts = <Part*> calloc(len(order) + 1, sizeof(Part))
+        if known.parts == NULL:
+            raise MemoryError
+        # Kept, as parts point to them.
+        self.shown[i] = [(key, entry[key]) for key in order]
+        self.memory[i] = [of[key] for key in order]
+        for j, (key, value) in enumerate(self.shown[i]):
+            part = &known.parts[j]
+            if not look(self.exchange, of[key], &t) or kind_of(&t) < 0:
                 raise RuntimeError("a state to be watched has no memory of numbers")
-            self.known[i].states[j] = <char*> t.data
-        self.entries[i], self.keys[i], self.shown[i], self.memory[i] = entry, keys, shown, memory
-        self.known[i].complete = complete
-        self.known[i].counts = len(keys) > 0 and keys[len(keys) - 1] == "step"
+            part.key, part.value, part.data = <PyObject*> key, <PyObject*> value, <char*> t.data
+            part.handle = <void*> <size_t> self.hold(of[key])
+            known.n_parts = j + 1
+            if self.data_of(part) != part.data:
+                raise RuntimeError("a handle of a state is that of another tensor")
+            if key == "step":
+                known.step, known.step_bits = t.data, t.dtype.bits
+        self.entries[i], known.complete = entry, complete
+
+    cdef inline char* data_of(self, Part* part) noexcept:
+        """Where a state's memory is now."""
+        cdef void* data = NULL
+        return NULL if self.where(part.handle, &data) != 0 else <char*> data
 
     def note(self, state):
         """Take the library's dict of states: any key or entry that changes from here on is seen."""
@@ -252,9 +222,9 @@ cdef class Watch:
 
         Returns
         -------
-        list of list of ndarray, or None
-            Flat arrays over the gradients, None where there is none; they hold until `tick`.  Or
-            nothing, if a tensor is not the one or not where it was, and all has to be bound again.
+        capsule or None
+            The gradients as an array of `Given`; they hold until `tick`.  Or nothing, if a tensor
+            is not the one or not where it was, and all has to be bound again.
 
         Raises
         ------
@@ -263,18 +233,17 @@ cdef class Watch:
         """
         cdef Py_ssize_t k, j, i = 0
         cdef list group
+        cdef bint all_stepped = True
         if groups is not None and not self.same_groups(groups):
             return None
         if state is not None and not self.same_state(state):
             return None
-        self.stepped = []
-        arrays = []
         for k in range(len(self.members)):
             group = <list> self.members[k]
-            found = []
             for j in range(len(group)):
                 p = group[j]
-                g = p.grad
+                g = self.grad_of(p)
+                self.given[i].data = NULL
                 if not self.known[i].bound:
                     if g is not None:
                         return None
@@ -283,12 +252,31 @@ cdef class Watch:
                 else:
                     self.known[i].stepped = g is not None
                     if g is not None:
-                        g = self.gradient(i, k, j, p, g)
-                        self.stepped.append(p)
-                found.append(g)
+                        self.take_gradient(i, k, j, p, g)
+                    else:
+                        all_stepped = False
                 i += 1
-            arrays.append(found)
-        return arrays
+            i += len(group) == 0
+        self.stepped = self.bound if all_stepped else self.found()
+        return PyCapsule_New(self.given, GIVEN, NULL)
+
+    cdef inline object grad_of(self, p):
+        """The gradient of a parameter; where it can be, without a search for what reads it."""
+        if self.grad_of_kind != NULL and type(p) is self.kind:
+            return self.grad_of_kind(self.grad, p, self.kind)
+        return p.grad
+
+    cdef list found(self):
+        """The parameters that have a gradient."""
+        cdef Py_ssize_t i = 0
+        found = []
+        for group in self.members:
+            for p in group:
+                if self.known[i].bound and self.known[i].stepped:
+                    found.append(p)
+                i += 1
+            i += len(group) == 0
+        return found
 
     cdef bint same_groups(self, groups) except -1:
         cdef Py_ssize_t k, j
@@ -322,38 +310,48 @@ cdef class Watch:
         cdef Known* known = &self.known[i]
         cdef DLTensor t
         cdef Py_ssize_t j
-        cdef tuple keys, shown, memory
         if not (look(self.exchange, self.tensors[i], &t)
                 and <char*> t.data == known.data and kind_of(&t) == known.kind
                 and same_layout(&t, known.ndim, known.shape, known.n)):
             return False
-        if self.entries[i] is None:
+        if known.n_parts == 0:
             return True
-        entry, keys = self.entries[i], <tuple> self.keys[i]
-        shown, memory = <tuple> self.shown[i], <tuple> self.memory[i]
-        for j in range(len(keys)):
-            if (PyDict_GetItem(entry, keys[j]) != <PyObject*> shown[j]
-                    or not look(self.exchange, memory[j], &t)
-                    or <char*> t.data != known.states[j]):
+        if not self.same_entry(known, self.entries[i]):
+            return False
+        for j in range(known.n_parts):
+            if self.data_of(&known.parts[j]) != known.parts[j].data:
                 return False
-        known.step = NULL
-        if known.counts:
-            self.read_count(known, &t)
+        if known.step != NULL:
+            self.read_count(known)
         return True
 
-    cdef void read_count(self, Known* known, DLTensor* t) noexcept:
+    cdef bint same_entry(self, Known* known, entry) except -1:
+        """Whether a parameter's states are the objects that they were, whatever else is there."""
+        cdef PyObject* key
+        cdef PyObject* value
+        cdef Py_ssize_t place = 0, j = 0
+        while j < known.n_parts and PyDict_Next(entry, &place, &key, &value):
+            if key == known.parts[j].key and value == known.parts[j].value:
+                j += 1
+        if j == known.n_parts:
+            return True
+        for j in range(known.n_parts):     # in another order?
+            if PyDict_GetItem(entry, <object> known.parts[j].key) != known.parts[j].value:
+                return False
+        return True
+
+    cdef void read_count(self, Known* known) noexcept:
         """Take a step count that somebody has changed; one that was only rounded stays exact."""
         cdef double value, exact
-        known.step, known.step_bits = <char*> t.data, t.dtype.bits
-        if t.dtype.bits == 32:
-            value, exact = (<float*> t.data)[0], <float> known.count[0]
+        if known.step_bits == 32:
+            value, exact = (<float*> known.step)[0], <float> known.count[0]
         else:
-            value, exact = (<double*> t.data)[0], <double> known.count[0]
+            value, exact = (<double*> known.step)[0], <double> known.count[0]
         if value != exact:     # NaN goes where the engine refuses it
             known.count[0] = <cnp.int64_t> value if 0 <= value < 2.0**53 else -1
 
-    cdef object gradient(self, Py_ssize_t i, Py_ssize_t k, Py_ssize_t j, p, g):
-        """The flat array of a gradient that is like its parameter."""
+    cdef int take_gradient(self, Py_ssize_t i, Py_ssize_t k, Py_ssize_t j, p, g) except -1:
+        """Note where a gradient is that is like its parameter."""
         cdef Known* known = &self.known[i]
         cdef DLTensor t
         tensor = g if self.tensors[i] is p else self.local(k, j, g)
@@ -362,12 +360,9 @@ cdef class Watch:
             self.refuse(k, j, tensor)
             raise RuntimeError("a gradient was refused without a reason")
         self.held[i] = tensor
-        if self.lent[i] is None or kind_of(&t) != cnp.PyArray_TYPE(<cnp.ndarray> self.lent[i]):
-            self.lent[i] = lend(&t, None)
-        # An array object for each gradient of each step would take as long as the step does.
-        if known.n:            # or there is no memory, which the engine takes for no gradient
-            (<PyArrayObject_fields*> self.lent[i]).data = <char*> t.data
-        return self.lent[i]
+        # Without elements there is no memory, which would be taken for no gradient.
+        self.given[i].data = <char*> t.data if known.n else <char*> known
+        self.given[i].kind = kind_of(&t)
 
     def tick(self, bint skipped=False):
         """Write the engine's step counts where users see them, and let go of the gradients.

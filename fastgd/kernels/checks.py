@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fastgd.kernels.buffers import as_array as as_array
 from fastgd.kernels.buffers import read_only
 from fastgd.kernels.codecs import CODECS
-from fastgd.kernels.stored import Stored, codec_of, computed
+from fastgd.kernels.stored import Stored, as_stored, codec_of, computed
 
 Array = NDArray[Any]
 
@@ -174,9 +174,13 @@ def check_disjoint(arrays: Sequence[tuple[Array, str]]) -> list[tuple[int, int, 
     return placed
 
 
-def refuse_nonfinite(a: Array, name: str) -> NoReturn:
-    """Say where an array holds what isn't finite."""
+def refuse_nonfinite(a: Array, name: str) -> None:
+    """Say where an array holds what isn't finite, if it does."""
+    kept = as_stored(a)
+    a = kept.load(np.float64).reshape(a.shape, order=kept.order)
     bad = ~np.isfinite(a)
+    if not bad.any():
+        return
     at = tuple(map(int, np.unravel_index(np.argmax(bad), a.shape)))
     where = f" at {at[0] if len(at) == 1 else at}" if at else ""
     more = f", and {bad.sum() - 1} more" if bad.sum() > 1 else ""

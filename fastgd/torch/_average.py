@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fastgd import _groups
 from fastgd import averages as arrays
-from fastgd.torch._states import AVERAGE
+from fastgd.torch._states import AVERAGE, AVERAGE_STEP, count_of
 
 
 class EMA:
@@ -97,6 +97,12 @@ class EMA:
         made.steps[...] = self.step
         made._make_plan()
         return made
+
+    def take_steps(self, entries: Iterable[dict[str, Any]]) -> None:
+        """Go on with the number of updates that the states of a state dict have; removes it."""
+        found = [count_of(e.pop(AVERAGE_STEP), AVERAGE)[1] for e in entries if AVERAGE_STEP in e]
+        if found:
+            self.steps = np.array([max(found)], np.int64)
 
     def refuse_swapped(self, what: str) -> None:
         """Raise RuntimeError while the averages stand in the place of the weights."""

@@ -8,6 +8,7 @@ import torch
 
 from fastgd.torch._binding import Binding, Section
 from fastgd.torch._optimizer import Optimizer
+from fastgd.torch._tensors import is_sharded
 
 
 def step_in_backward(model: torch.nn.Module, opt: Optimizer) -> StepInBackward:
@@ -35,13 +36,15 @@ def step_in_backward(model: torch.nn.Module, opt: Optimizer) -> StepInBackward:
     TypeError, ValueError
         If `opt` is no optimizer of this module, has none of the model's parameters, or was asked
         for what needs all gradients at once: an average, ``nonfinite`` other than "propagate", or
-        ``clip_norm`` other than by ``clip_by="tensor"``.
+        ``clip_norm`` other than by ``clip_by="tensor"``, or at all of DTensors.  If `model` is, or
+        has, a DistributedDataParallel, or a ZeroRedundancyOptimizer made `opt`.
 
     Notes
     -----
     Every ``backward()`` is a step, so that gradients can't be accumulated over several, nor be
     clipped by the norm of all; and a loss that ``GradScaler`` has scaled must not be used.  The
-    optimizer's step hooks run with ``opt.step()``.
+    optimizer's step hooks run with ``opt.step()``.  Models of ``fully_shard()`` can be stepped so.
+    The module within a DistributedDataParallel can't, and there is no way to notice.
 
     Examples
     --------
@@ -62,8 +65,34 @@ def step_in_backward(model: torch.nn.Module, opt: Optimizer) -> StepInBackward:
     shared = [p for group in opt.param_groups for p in group["params"] if id(p) in theirs]
     if not shared:
         raise ValueError("model: expected parameters that opt has, and that require gradients")
-    opt.options.refuse_in_backward(opt.param_groups, opt.average is not None)
+    refuse_reduced(model, opt)
+    refuse_options(opt)
     return StepInBackward(opt, shared)
+
+
+def refuse_reduced(model: torch.nn.Module, opt: Optimizer) -> None:
+    """Raise ValueError if gradients are not yet those of all processes when they are made."""
+    if any(isinstance(m, torch.nn.parallel.DistributedDataParallel) for m in model.modules()):
+        raise ValueError(
+            "model: expected none of DistributedDataParallel, which sums up gradients over "
+            "processes only after a step in backward has used them; fully_shard() does so before"
+        )
+    if opt.is_split:
+        raise ValueError(
+            "opt: expected one of all parameters, found that of a ZeroRedundancyOptimizer, which "
+            "hands on parameters only after steps of its own"
+        )
+
+
+def refuse_options(opt: Optimizer) -> None:
+    """Raise ValueError for what needs more than the gradient that was just made."""
+    opt.options.refuse_in_backward(opt.param_groups, opt.average is not None)
+    for k, group in enumerate(opt.param_groups):
+        if group["clip_norm"] is not None and any(map(is_sharded, group["params"])):
+            raise ValueError(
+                f"params[{k}]: clip_norm: expected None for steps in backward of DTensors, whose "
+                "norm takes all processes"
+            )
 
 
 class StepInBackward:
@@ -98,9 +127,9 @@ class StepInBackward:
             k, i = self._place(p)
             binding = self._bindings.get(id(p))
             if binding is None or not binding.step(None, opt.state, 1.0):
-                opt.options.refuse_in_backward(opt.param_groups, opt.average is not None)
+                refuse_options(opt)
                 section = Section(k, opt.param_groups[k], i, [p])
-                before = sum(len(group["params"]) for group in opt.param_groups[:k])
+                before = sum(max(len(group["params"]), 1) for group in opt.param_groups[:k])
                 binding = Binding(opt._setup(), [section], opt.state, before + i)
                 if not binding.step(None, opt.state, 1.0):
                     raise RuntimeError("params: changed while they were read")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import is_
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,11 +16,15 @@ from fastgd.kernels._engine import StepRecord
 from fastgd.kernels._tensors import Watch
 from fastgd.torch import _tensors
 from fastgd.torch._average import EMA
+from fastgd.torch._handles import HANDLES
 from fastgd.torch._options import Options
+from fastgd.torch._sharing import Sharing
 from fastgd.torch._states import AVERAGE, BESIDE, Kept, count_of, plain
 
 Array = NDArray[Any]
 State = dict[Any, dict[str, Any]]
+
+CONSTANT = {float, int, bool, type(None)}
 
 # Stands for a parameter that isn't bound, so that each has the same place here and there.
 NOBODY = np.empty(0, np.float32)
@@ -40,9 +45,21 @@ class Section(NamedTuple):
         return f"[{self.k}][{self.first + i}]{called}"
 
 
+def is_constant(value: Any) -> bool:
+    """Whether a hyper-parameter is what it is for as long as it is the same object."""
+    return type(value) in CONSTANT or (type(value) is tuple and all(map(is_constant, value)))
+
+
 def hyper_of(group: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     """The hyper-parameters of one of torch's groups, tensors among them as numbers."""
     return {key: plain(group[key], key) for key in keys}
+
+
+def wants_norms(options: Options, groups: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether a step has to measure the gradients before it uses them."""
+    return options.given["nonfinite"] != "propagate" or any(
+        group["clip_norm"] is not None for group in groups
+    )
 
 
 class Setup(NamedTuple):
@@ -53,6 +70,7 @@ class Setup(NamedTuple):
     options: Options
     average: EMA | None
     skipped: NDArray[np.int64]  # the number of steps skipped, counted up in place
+    processes: Any  # among which the parameters are split, or None
 
 
 class Binding:
@@ -82,23 +100,32 @@ class Binding:
         self._first = first
         # torch's SGD counts no steps; rounding by chance follows from them.
         self._counted = not setup.kind.restarts or setup.options.storage != Storage()
+        self._given = self._values()
+        self._constant = all(map(is_constant, self._given))
         self._hyper = [hyper_of(section.group, setup.keys) for section in sections]
         tensors = [[self._memory(s, i, state) for i in range(len(s.params))] for s in sections]
         groups = [
-            {"params": [NOBODY if t is None else _tensors.flat(t) for t in section], **hyper}
+            {"params": [NOBODY if t is None else _tensors.flat(t) for t in section or [None]]}
+            | hyper
             for section, hyper in zip(tensors, self._hyper, strict=True)
         ]
         make: Any = setup.kind
         self._inner: Optimizer = make(groups, **setup.options.given)
         self._rules = [setup.kind.rule(group) for group in self._inner.param_groups]
         self._watch = Watch(
-            _tensors.API, [s.params for s in sections], tensors, self._shard, self._refuse
+            _tensors.API,
+            [s.params for s in sections],
+            tensors,
+            self._shard,
+            self._refuse,
+            HANDLES,
         )
-        self._names = [f"{k}.{i}" for k, s in enumerate(sections) for i in range(len(s.params))]
+        self._names = list(map(str, self._inner._params()))
         self._average_of: dict[int, Any] = {}
         self._versions: dict[int, int] = {}
         self._adopt(state)
         self._entries = self._seen(state)
+        self._share()
 
     def _memory(self, section: Section, i: int, state: State) -> Any:
         """The tensor that holds a parameter's memory, or None if it needn't be bound."""
@@ -122,6 +149,7 @@ class Binding:
                 if self._watch.tensors[n] is not None:
                     yield n, section, i, self._names[n]
                 n += 1
+            n += not section.params
 
     # ------------------------------------------------------------------------------------ states
 
@@ -129,10 +157,12 @@ class Binding:
         """Let the states be those that torch has, and the rest be new ones of our own."""
         arrays: dict[Any, dict[str, Array]] = {}
         averages: dict[str, Array] = {}
-        steps = np.zeros(len(self._watch.tensors), np.int64)
+        steps = np.zeros(len(self._names), np.int64)
         taken: list[tuple[int, Any, dict[str, Any], dict[str, Any]]] = []
         storage, average = self._setup.options.storage, self._setup.average
         self._kept: dict[int, Kept] = {}
+        if average is not None:
+            average.take_steps(state.values())
         for n, section, i, name in self._bound():
             p, label = section.params[i], f"state{section.name(i)}"
             rule = self._rules[self._sections.index(section)]
@@ -190,11 +220,9 @@ class Binding:
 
     def _show(self, n: int, entry: dict[str, Any], keys: tuple[str, ...]) -> None:
         """Watch what torch's users see of a parameter's states."""
-        keys = (*(key for key in keys if key != "step"), *["step"] * ("step" in keys))
-        shown = tuple(entry[key] for key in keys)
-        memory = tuple(_tensors.local(tensor) for tensor in shown)
+        memory = tuple(_tensors.local(entry[key]) for key in keys)
         complete = len(keys) == len(self._kept[n].keys) + self._counted
-        self._watch.show(n, entry, keys, shown, memory, complete)
+        self._watch.show(n, entry, keys, memory, complete)
 
     def _publish(self, unseen: list[int], state: State) -> None:
         """Let torch's users see the states of parameters that have taken their first step."""
@@ -245,7 +273,7 @@ class Binding:
         if grads is None:
             return False
         stepped = self._watch.stepped
-        if not stepped:
+        if not stepped and self._inner._plan.share is None:
             return True
         self._follow_masters()
         record = self._inner.step(grads, grad_scale=scale)
@@ -276,8 +304,17 @@ class Binding:
                 n: kept.tensor._version for n, kept in self._kept.items() if "master" in kept.keys
             }
 
+    def _values(self) -> list[Any]:
+        """The hyper-parameters of all groups, as they are given."""
+        keys = self._setup.keys
+        return [section.group[key] for section in self._sections for key in keys]
+
     def _follow(self) -> bool:
         """Take hyper-parameters that were changed; False if they pick another rule."""
+        given = self._values()
+        if self._constant and all(map(is_, given, self._given)):
+            return True
+        self._given, self._constant = given, all(map(is_constant, given))
         inner = self._inner.param_groups
         for k, section in enumerate(self._sections):
             hyper = hyper_of(section.group, self._setup.keys)
@@ -287,7 +324,16 @@ class Binding:
                 self._hyper[k] = hyper
                 if self._kind.rule(inner[k]) != self._rules[k]:
                     return False
+                self._share()
         return True
+
+    def _share(self) -> None:
+        """Exchange sums of squares with the processes that have other parts of the gradients."""
+        self._inner._plan.share = None
+        if wants_norms(self._setup.options, self._hyper):
+            names = [[s.name(i) for i in range(len(s.params))] for s in self._sections]
+            params = [s.params for s in self._sections]
+            self._inner._plan.share = Sharing(params, names, self._setup.processes) or None
 
     def _shard(self, k: int, i: int, g: Any) -> Any:
         """The shard of a DTensor's gradient, which must be laid out as the parameter is."""

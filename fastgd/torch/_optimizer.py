@@ -15,11 +15,11 @@ from fastgd import _forks
 from fastgd._groups import ParamGroup
 from fastgd.kernels._engine import StepRecord
 from fastgd.kernels.reference import RULES
-from fastgd.torch import _tensors
+from fastgd.torch import _sharing, _tensors
 from fastgd.torch._average import EMA
-from fastgd.torch._binding import Binding, Section, Setup, hyper_of
+from fastgd.torch._binding import Binding, Section, Setup, hyper_of, wants_norms
 from fastgd.torch._options import Options
-from fastgd.torch._state_dict import Boxed, beside_of, boxed, check_beside, with_tensors
+from fastgd.torch._state_dict import Boxed, beside_of, boxed, check_beside, with_steps, with_tensors
 from fastgd.torch._states import AVERAGE, check_entry
 
 # How torch may be told to compute, as far as it is true of a step of fastgd, and why.
@@ -54,6 +54,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def __init__(self, params: Any, hyper: dict[str, Any], fixed: dict[str, Any]) -> None:
         self._reset()
+        self._processes = _sharing.splitter()
         self.options = Options(fixed, type(self).__name__)
         self.average = EMA.of(fixed["average"], self)
         super().__init__(params, hyper)
@@ -68,12 +69,19 @@ class Optimizer(torch.optim.Optimizer):
         self.record: StepRecord | None = None
 
     def _setup(self) -> Setup:
-        return Setup(self.kind, self.keys, self.options, self.average, self._skipped)
+        return Setup(
+            self.kind, self.keys, self.options, self.average, self._skipped, self._processes
+        )
 
     @property
     def skipped(self) -> int:
         """The number of steps skipped as gradients were not finite."""
         return int(self._skipped[0])
+
+    @property
+    def is_split(self) -> bool:
+        """Whether this is one of several optimizers among which parameters are split."""
+        return self._processes is not None
 
     def _start(self, group: Mapping[str, Any]) -> None:
         """Make the states that don't start from 0, as torch does when an optimizer is made."""
@@ -201,13 +209,18 @@ class Optimizer(torch.optim.Optimizer):
             self.record = self.record if record is True else record
             return
         self._binding = None
-        if any(p.grad is not None for group in groups for p in group["params"]):
+        # Who has no gradients may still have to exchange norms with others.
+        params = [p for group in groups for p in group["params"]]
+        if any(p.grad is not None for p in params) or (
+            wants_norms(self.options, groups) and _sharing.may_be(params, self._processes)
+        ):
             sections = [Section(k, group, 0, group["params"]) for k, group in enumerate(groups)]
             binding = Binding(self._setup(), sections, state)
             record = binding.step(groups, state, scale)
-            if not isinstance(record, StepRecord):
+            if not record:
                 raise RuntimeError("params: changed while they were read")
-            self._binding, self.record = binding, record
+            self._binding = binding
+            self.record = self.record if record is True else record
 
     # ------------------------------------------------------------------------------ state dicts
 
@@ -222,6 +235,8 @@ class Optimizer(torch.optim.Optimizer):
                 self.average.refuse_swapped("state_dict")
             written = super().state_dict()
             beside = beside_of(self)
+            if self.average is not None:
+                written["state"] = with_steps(written["state"], self.average.step)
             return {**written, "fastgd": beside} if beside else written
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -254,6 +269,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def _take_beside(self, beside: dict[str, Any]) -> None:
         self._skipped[0] = beside.get("skipped", self.skipped)
+        if self.average is not None:
+            self.average.take_steps(self.state.values())
         if "seed" in beside:
             self.options.reseed(beside["seed"])
         if self.average is not None and any(AVERAGE in entry for entry in self.state.values()):
@@ -268,6 +285,7 @@ class Optimizer(torch.optim.Optimizer):
                 average.refuse_swapped("copy")  # whose weights would never come back
                 settings = (average.decay, average.bias_correction, average.warmup, average.step)
             own = {"options": self.options, "average": settings, "skipped": self.skipped}
+            own["processes"] = self._processes
             return {**super().__getstate__(), "fastgd": own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -297,6 +315,7 @@ class Optimizer(torch.optim.Optimizer):
             state = {**state}
             own = state.pop("fastgd")
             self.options, self._skipped[0] = own["options"], own["skipped"]
+            self._processes = own["processes"]
             self.average = None
             if own["average"] is not None:
                 *settings, step = own["average"]

@@ -11,7 +11,7 @@ import torch
 from fastgd._groups import whole
 from fastgd._storage import Storage
 from fastgd.kernels.stored import codec_of
-from fastgd.torch._states import AVERAGE
+from fastgd.torch._states import AVERAGE, AVERAGE_STEP
 
 
 class Boxed:
@@ -47,6 +47,14 @@ def beside_of(opt: Any) -> dict[str, Any]:
     if opt.average is not None:
         beside["average"] = {"step": opt.average.step}
     return beside
+
+
+def with_steps(state: Mapping[Any, dict[str, Any]], steps: int) -> dict[Any, dict[str, Any]]:
+    """The states of a state dict, with the number of updates beside each average."""
+    return {
+        n: {**entry, AVERAGE_STEP: torch.tensor(float(steps))} if AVERAGE in entry else entry
+        for n, entry in state.items()
+    }
 
 
 def check_beside(state_dict: Mapping[str, Any]) -> dict[str, Any]:

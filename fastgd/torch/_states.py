@@ -20,8 +20,10 @@ from fastgd.torch import _tensors
 
 Array = NDArray[Any]
 
-# The average of a parameter, which stands beside its states.
+# The average of a parameter, which stands beside its states, and in state dicts the number of its
+# updates: what shards or gathers state dicts hands on nothing but states and hyper-parameters.
 AVERAGE = "average"
+AVERAGE_STEP = "average_step"
 DTYPES = {
     "float64": torch.float64,
     "float32": torch.float32,
@@ -63,23 +65,24 @@ def check_entry(
     if not isinstance(entry, Mapping):
         raise TypeError(f"{name}: expected a dict, found {type(entry).__name__}")
     count_of(entry.get("step", 0), name)
+    count_of(entry.get(AVERAGE_STEP, 0), name, AVERAGE_STEP)
     present = {key for key, value in entry.items() if value is not None} - {"step"}
-    beside = {f"{key}_scale" for key in states} | {*BESIDE, AVERAGE}
+    beside = {f"{key}_scale" for key in states} | {*BESIDE, AVERAGE, AVERAGE_STEP}
     if present - beside and (missing := set(states) - present):
         raise ValueError(f"{name}: has no {sorted(missing)}")
     if AVERAGE in present and not averages:
         raise ValueError(f'{name}["average"]: expected none, as this optimizer does not average')
-    for key in present & ({*states} | beside):
+    for key in present & ({*states} | beside - {AVERAGE_STEP}):
         check_state(entry[key], p, key, f'{name}["{key}"]')
         if entry[key].dtype == torch.uint8 and key in states and f"{key}_scale" not in present:
             raise ValueError(f"{name}: has no ['{key}_scale'], which the codes of {key} need")
 
 
-def count_of(step: Any, name: str) -> tuple[Any, int]:
+def count_of(step: Any, name: str, key: str = "step") -> tuple[Any, int]:
     """A step count as torch's tensor, the same one if it is a float, and as a number."""
-    value = number(plain(step, name), f'{name}["step"]')
+    value = number(plain(step, name), f'{name}["{key}"]')
     if not 0 <= value < 2**53:
-        raise ValueError(f'{name}["step"]: expected a number from 0 to 2^53, found {value}')
+        raise ValueError(f'{name}["{key}"]: expected a number from 0 to 2^53, found {value}')
     if (
         not isinstance(step, torch.Tensor)
         or step.dtype not in {torch.float32, torch.float64}

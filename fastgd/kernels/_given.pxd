@@ -1,0 +1,10 @@
+# Gradients that are given to a plan as pointers: whoever does so has found that they fit their
+# parameters and that these are where they were, and keeps all there until the step is done.
+
+cdef extern from *:
+    """#define FASTGD_GIVEN "fastgd.gradients" """
+    const char* GIVEN "FASTGD_GIVEN"   # the name of the capsule of an array of these
+
+cdef struct Given:
+    char* data                 # NULL: no gradient
+    int kind                   # NumPy's number of a dtype of floats
