@@ -147,7 +147,7 @@ class ParamGroup(dict[str, Any]):
     domains : dict
         Name and `Domain` of every hyper-parameter.
     consistent : callable
-        Raises ValueError if hyper-parameters contradict each other.
+        Raises ValueError if entries contradict each other.
     name : str
         What to call the group in an error.
 
@@ -166,7 +166,8 @@ class ParamGroup(dict[str, Any]):
         name: str = "",
     ) -> None:
         self._domains, self._consistent, self._name = domains, consistent, name
-        super().__init__({**fixed, **self.checked(hyper)})
+        super().__init__(fixed)
+        super().update(self.checked(hyper))
         self._note_schedules()
 
     def checked(self, changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -94,31 +94,32 @@ class Optimizer(Held):
         scale = 1.0 if grad_scale == 1.0 else _groups.number(grad_scale, "grad_scale")
         unscale = _inverse(scale, "grad_scale")
         with self._lock:
-            self._follow_rules()
-            average = None
-            if self.average is not None:
-                self.average.refuse_swapped("step")
-                average = self.average.weights(self.average.step + 1)
-            pending = self._accumulated
-            if pending is None or not pending.weight[0]:
-                return self._plan.step(
-                    grads,
-                    self._configure,
-                    unscale,
-                    average=average,
-                    zero=self.options["zero_grads"],
-                )
-            if grads is not None:
-                self._refuse_pending("step")
-            weight = float(pending.weight[0])
-            return self._plan.step(
-                pending.grads(),
-                self._configure,
-                _inverse(scale * weight, "grad_scale times weight"),
-                average=average,
-                zero=True,
-                reset=(pending.counts, pending.weight),
-            )
+            before = self._follow_rules()
+            try:
+                return self._step(grads, scale, unscale)
+            except BaseException:
+                self._go_back(before)
+                raise
+
+    def _step(self, grads: object, scale: float, unscale: float) -> StepRecord:
+        average = None
+        if self.average is not None:
+            self.average.refuse_swapped("step")
+            average = self.average.weights(self.average.step + 1)
+        zero, pending = self.options["zero_grads"], self._accumulated
+        if pending is None or not pending.weight[0]:
+            return self._plan.step(grads, self._configure, unscale, average=average, zero=zero)
+        if grads is not None:
+            self._refuse_pending("step")
+        weight = float(pending.weight[0])
+        return self._plan.step(
+            pending.grads(),
+            self._configure,
+            _inverse(scale * weight, "grad_scale times weight"),
+            average=average,
+            zero=True,
+            reset=(pending.counts, pending.weight),
+        )
 
     def accumulate(self, grads: object = None, weight: float = 1.0) -> None:
         """Add gradients to those that the next ``step()`` takes, all tensors in one call.
