@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from operator import index
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
+
+from fastgd.kernels.checks import shown as shown
 
 # From a hyper-parameter's value and what to call it to the clean value; raises if it isn't one.
 Domain = Callable[[Any, str], Any]
@@ -26,14 +27,6 @@ def schedulable(domain: _D) -> _D:
     """Let the hyper-parameters of a domain be schedules; of pairs, (0, 0) has to be in it."""
     SCHEDULABLE.add(domain)
     return domain
-
-
-def shown(value: object) -> str:
-    """A value in few words, also one that can't be written out."""
-    try:
-        return reprlib.repr(value)
-    except Exception:  # an integer of too many digits, or whatever somebody's __repr__ raises
-        return f"something of type {type(value).__name__} that can't be written out"
 
 
 def number(value: Any, name: str) -> float:
@@ -115,6 +108,15 @@ def flag(value: Any, name: str) -> bool:
     if not isinstance(value, (bool, np.bool)):
         raise TypeError(f"{name}: expected True or False, found {shown(value)}")
     return bool(value)
+
+
+def one_of(choices: Sequence[str], value: object, name: str) -> str:
+    """One of several words."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected a str, found {shown(value)}")
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, found {shown(value)}")
+    return str(value)
 
 
 def is_schedule(value: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from threading import RLock
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -340,6 +341,17 @@ class Held:
     def _go_back(self, before: tuple[Any, ...] | None) -> None:
         if before is not None:
             self.state, self._rules, self._steps, self._plan = before
+
+    @contextmanager
+    def _following(self) -> Iterator[None]:
+        """Follow the rules while nobody else steps; if the block raises, all is as before."""
+        with self._lock:
+            before = self._follow_rules()
+            try:
+                yield
+            except BaseException:
+                self._go_back(before)
+                raise
 
     def _configure(self, k: int, t: int, unscale: float) -> tuple[Any, ...]:
         """What the engine asks of group `k` for a parameter's t-th step."""

@@ -91,7 +91,8 @@ class Optimizer(Held):
         -----
         Threads that step the same optimizer take turns; different optimizers run in parallel.
         """
-        scale = 1.0 if grad_scale == 1.0 else _groups.number(grad_scale, "grad_scale")
+        usual = type(grad_scale) is float and grad_scale == 1.0
+        scale = 1.0 if usual else _groups.number(grad_scale, "grad_scale")
         unscale = _inverse(scale, "grad_scale")
         with self._lock:
             before = self._follow_rules()
@@ -249,14 +250,13 @@ class Optimizer(Held):
         used.  An optimizer that was made with the same schedules resumes them exactly, as they
         depend on step counts alone.
         """
-        with self._lock:
+        with self._following():
             copies: dict[str, Any] = _state_dict.copied(self._written())
             return copies
 
     def _written(self) -> dict[str, Any]:
-        """The state dict of live arrays; for who holds the lock."""
+        """The state dict of live arrays; for who is `_following`."""
         groups = self.param_groups
-        self._follow_rules()
         eager = [bool(self.initial(group)) for group in groups]
         entries = [[self.state[name] for name in names] for names in self._names]
         written = _state_dict.write(
@@ -326,8 +326,7 @@ class Optimizer(Held):
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the plan, which holds addresses, and the lock."""
-        with self._lock:
-            self._follow_rules()
+        with self._following():
             content = {key: self.__dict__[key] for key in self.__dict__.keys() - {"_plan", "_lock"}}
             content["options"] = dict(self.options)
             state = {name: dict(entry) for name, entry in self.state.items()}

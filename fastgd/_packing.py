@@ -74,7 +74,7 @@ def pack(value: Any, path: tuple[object, ...], arrays: dict[str, Stored]) -> Any
     TypeError
         If something of another kind is in it.
     ValueError
-        If it is nested without end.
+        If it is nested without end, or a number has too many digits.
     """
     if value is None or isinstance(value, (bool, str)):
         return str(value) if isinstance(value, str) else value
@@ -82,6 +82,12 @@ def pack(value: Any, path: tuple[object, ...], arrays: dict[str, Stored]) -> Any
         packed = _pack_array(value, path, arrays)
         return packed if isinstance(value, np.ndarray) else {"$scalar": packed}
     if isinstance(value, int):
+        try:
+            str(value)
+        except ValueError as error:  # which Python has a limit for
+            raise ValueError(
+                f"{_where(path)}: expected a number in fewer digits ({error})"
+            ) from None
         return int(value)
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else {"$float": str(float(value))}

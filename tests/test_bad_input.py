@@ -328,7 +328,7 @@ def test_a_negative_step_count():
     opt = fastgd.Adam({"W": np.zeros(2)})
     opt.state["W"]["step"][...] = -5
     with pytest.raises(
-        ValueError, match=r'state\["W"\]\["step"\]: expected a number of at least 0'
+        ValueError, match=r'state\["W"\]\["step"\]: expected a number from 0 to below'
     ):
         opt.step({"W": np.ones(2)})
 
@@ -361,7 +361,7 @@ def test_numbers_that_are_none():
     for bad in ({0.9, 0.999}, "ab", 0.9, {0.9: 1, 0.99: 2}):
         with pytest.raises(TypeError, match="^betas: expected two numbers"):
             fastgd.Adam(p, betas=bad)
-    with pytest.raises(ValueError, match="no such backend"):
+    with pytest.raises(TypeError, match=r"^backend: expected a str, found \[\]"):
         fastgd.set_backend([])
 
 
