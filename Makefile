@@ -1,6 +1,6 @@
 # Verbs for developers; `make build` after an edit to Cython or C.
 .PHONY: build test integrations bench compare lint annotate asan ubsan tsan valgrind \
-	fuzz fuzz-checkpoint mutate clean
+	fuzz fuzz-checkpoint fuzz-arguments mutate clean
 
 PYTHON ?= python
 
@@ -41,6 +41,10 @@ mutate:
 # Ten minutes of fastgd.load under atheris (the extra `fuzz`); what fails is kept in crash-….
 fuzz-checkpoint: build
 	$(PYTHON) tests/fuzz_checkpoint.py -max_total_time=600
+
+# The same of all other arguments: constructors, steps, state dicts, functions.
+fuzz-arguments: build
+	$(PYTHON) tests/fuzz_arguments.py -max_total_time=600
 
 # HTML pages beside the sources that show the C behind each line of Cython.
 annotate:

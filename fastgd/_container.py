@@ -1,8 +1,9 @@
 """The file of a checkpoint: a safetensors file whose metadata hold our JSON.
 
-It is read by the library of safetensors, and written here: the library writes into a file of its
-own making, whose permissions and flushing to the disk are not ours to decide, and says of a full
-disk no more than a sentence.
+The library of safetensors reads and checks the header.  The arrays are read here: the library maps
+the file, which is slower, and ends the process where another has cut the file off meanwhile.  It is
+written here, too: the library writes into a file of its own making, whose permissions and flushing
+to the disk are not ours to decide, and says of a full disk no more than a sentence.
 
 ====================  ==================================================================
 in the metadata
@@ -22,7 +23,8 @@ import reprlib
 import stat
 import zlib
 from collections.abc import Mapping
-from io import FileIO
+from concurrent.futures import ThreadPoolExecutor
+from io import BufferedReader, FileIO
 from typing import Any, NoReturn
 
 import numpy as np
@@ -32,10 +34,12 @@ from fastgd._packing import CODES, Stored, checksum, unpack
 
 Array = NDArray[Any]
 
+DTYPES = {code: dtype for dtype, code in CODES.items()}
 FORMAT = "fastgd checkpoint"
 VERSION = "1"
 
 PIECE = 2**20  # bytes that are copied, summed and written while they are in cache
+READ = 2**22  # bytes that one thread reads while another sums up those before
 
 
 def library(caller: str) -> Any:
@@ -126,8 +130,11 @@ def read(path: str, safetensors: Any) -> Any:
         found = "a directory" if stat.S_ISDIR(kind) else "something else"
         raise ValueError(f"expected a file, found {found}")
     try:
-        with safetensors.safe_open(path, framework="np") as opened:
-            return _unpacked(opened)
+        while True:
+            with open(path, "rb") as file, safetensors.safe_open(path, framework="np") as opened:
+                # Else another save has replaced the file before the library opened it.
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                    return _unpacked(opened, file)
     except safetensors.SafetensorError as error:
         raise ValueError(
             f"expected a whole safetensors file, found another or a part of one ({error})"
@@ -136,7 +143,7 @@ def read(path: str, safetensors: Any) -> Any:
         raise ValueError("content: expected an end to its nesting, found none") from None
 
 
-def _unpacked(opened: Any) -> Any:
+def _unpacked(opened: Any, file: BufferedReader) -> Any:
     metadata = opened.metadata() or {}
     if (found := metadata.get("format")) != FORMAT:
         raise ValueError(f"format: expected {FORMAT!r}, found {reprlib.repr(found)}")
@@ -145,25 +152,58 @@ def _unpacked(opened: Any) -> Any:
     text = metadata.get("content", "")
     if metadata.get("crc32") != checksum(text.encode()):
         raise ValueError("content: its bits have changed since they were saved")
-    unread = set(opened.keys())
+    arrays = {name: _empty(name, opened.get_slice(name)) for name in opened.offset_keys()}
+    sums = _fill(arrays, file)
 
-    def take(name: str, dtype: str, shape: tuple[int, ...]) -> Array:
-        if name not in unread:
+    def take(name: str, dtype: str, shape: tuple[int, ...]) -> tuple[Array, str]:
+        if name not in arrays:
             raise ValueError(f"{name}: expected one array of that name for each mention")
-        unread.remove(name)
-        stored = opened.get_slice(name)
-        code, dims = stored.get_dtype(), tuple(stored.get_shape())
-        if (code, dims) != (CODES[dtype], shape):
+        a = arrays.pop(name)
+        if (a.dtype.name, a.shape) != (dtype, shape):
             raise ValueError(
-                f"{name}: expected {CODES[dtype]} of shape {shape}, found {code} of shape {dims}"
+                f"{name}: expected {CODES[dtype]} of shape {shape}, "
+                f"found {CODES[a.dtype.name]} of shape {a.shape}"
             )
-        a: Array = opened.get_tensor(name)
-        return a
+        return a, sums[name]
 
     content = unpack(json.loads(text, parse_constant=_refuse_constant), take)
-    if unread:
-        raise ValueError(f"content: expected a mention of each array, found none of {min(unread)}")
+    if arrays:
+        raise ValueError(f"content: expected a mention of each array, found none of {min(arrays)}")
     return content
+
+
+def _empty(name: str, stored: Any) -> Array:
+    """An array to read a stored one into; the file is no smaller, as the library has checked."""
+    code, shape = stored.get_dtype(), stored.get_shape()
+    if code not in DTYPES:
+        raise ValueError(f"{name}: expected {', '.join(DTYPES)}, found {code}")
+    try:
+        return np.empty(shape, np.dtype(DTYPES[code]).newbyteorder("<"))
+    except ValueError as error:
+        raise ValueError(f"{name}: expected a shape that an array can have ({error})") from None
+
+
+def _fill(arrays: Mapping[str, Array], file: BufferedReader) -> dict[str, str]:
+    """Read all arrays, which end the file, in the order of their bytes; returns their checksums.
+
+    These are of what the arrays hold, whatever becomes of the file.
+    """
+    sums = dict.fromkeys(arrays, 0)
+
+    def add(name: str, piece: Array) -> None:
+        sums[name] = zlib.crc32(piece.data, sums[name])
+
+    size = os.fstat(file.fileno()).st_size
+    file.seek(max(size - sum(a.nbytes for a in arrays.values()), 0))
+    with ThreadPoolExecutor(1) as summing:  # which does one after the other
+        for name, a in arrays.items():
+            data = a.reshape(-1).view(np.uint8)
+            for start in range(0, data.size, READ):
+                piece = data[start : start + READ]
+                if file.readinto(piece.data) < piece.size:
+                    raise ValueError(f"{name}: expected the whole of it, found the file cut off")
+                summing.submit(add, name, piece)
+    return {name: f"{crc32:08x}" for name, crc32 in sums.items()}
 
 
 def _refuse_constant(text: str) -> NoReturn:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from operator import index
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
+
+from fastgd.kernels.checks import shown as shown
 
 # From a hyper-parameter's value and what to call it to the clean value; raises if it isn't one.
 Domain = Callable[[Any, str], Any]
@@ -26,14 +27,6 @@ def schedulable(domain: _D) -> _D:
     """Let the hyper-parameters of a domain be schedules; of pairs, (0, 0) has to be in it."""
     SCHEDULABLE.add(domain)
     return domain
-
-
-def shown(value: object) -> str:
-    """A value in few words, also one that can't be written out."""
-    try:
-        return reprlib.repr(value)
-    except Exception:  # an integer of too many digits, or whatever somebody's __repr__ raises
-        return f"something of type {type(value).__name__} that can't be written out"
 
 
 def number(value: Any, name: str) -> float:
@@ -117,6 +110,15 @@ def flag(value: Any, name: str) -> bool:
     return bool(value)
 
 
+def one_of(choices: Sequence[str], value: object, name: str) -> str:
+    """One of several words."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected a str, found {shown(value)}")
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, found {shown(value)}")
+    return str(value)
+
+
 def is_schedule(value: Any) -> bool:
     """Whether a value, or one of several, has to be worked out for each step."""
     return callable(value) or (isinstance(value, (tuple, list)) and any(map(callable, value)))
@@ -147,7 +149,7 @@ class ParamGroup(dict[str, Any]):
     domains : dict
         Name and `Domain` of every hyper-parameter.
     consistent : callable
-        Raises ValueError if hyper-parameters contradict each other.
+        Raises ValueError if entries contradict each other.
     name : str
         What to call the group in an error.
 
@@ -166,7 +168,8 @@ class ParamGroup(dict[str, Any]):
         name: str = "",
     ) -> None:
         self._domains, self._consistent, self._name = domains, consistent, name
-        super().__init__({**fixed, **self.checked(hyper)})
+        super().__init__(fixed)
+        super().update(self.checked(hyper))
         self._note_schedules()
 
     def checked(self, changes: Mapping[str, Any]) -> dict[str, Any]:

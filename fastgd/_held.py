@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from threading import RLock
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ from fastgd._trees import Name, Path, Structure, flatten, name_of, unflatten
 from fastgd.kernels import checks, reference
 from fastgd.kernels._engine import Plan
 from fastgd.kernels.reference import RULES
-from fastgd.kernels.stored import Stored, as_stored, computed
+from fastgd.kernels.stored import Stored, as_stored
 
 Array = NDArray[Any]
 Hyper = Mapping[str, Any]
@@ -31,6 +32,8 @@ DOMAINS: dict[str, _groups.Domain] = {
     "maximize": _groups.flag,
     **_options.HYPER,
 }
+
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 class Held:
@@ -69,6 +72,16 @@ class Held:
     @staticmethod
     def consistent(h: Hyper) -> None:
         """Raise ValueError if hyper-parameters contradict each other; some may be schedules."""
+
+    @classmethod
+    def fits(cls, h: Hyper) -> None:
+        """Raise ValueError if a group's hyper-parameters contradict each other or don't fit it."""
+        cls.consistent(h)
+        for key, start in cls.initial(h).items():
+            if start > FLOAT32_MAX:
+                for p in h["params"]:
+                    if p.dtype != np.float64:
+                        raise ValueError(f"{key}: can't start from {start} in {p.dtype}")
 
     @classmethod
     def stages(cls, h: Hyper, unscale: float) -> tuple[float, float, float, float, float]:
@@ -183,7 +196,7 @@ class Held:
             {"params": arrays, "param_names": tuple(name_of(path) for path, _ in leaves)},
             self.defaults | {key: group[key] for key in group if key != "params"},
             {key: self.domains[key] for key in self.defaults},
-            self.consistent,
+            self.fits,
             f"{where}: " if prefix else "",
         )
         self.param_groups += (new,)
@@ -211,9 +224,6 @@ class Held:
                 kept = {**self.state.get(name, {}), "step": steps[i, ...]}
                 start = self.initial(h)
                 for key in storage.keys(p, rule):
-                    if start.get(key, 0.0) > float(np.finfo(computed(p.dtype)).max):
-                        label = checks.state_label(checks.label(self._paths[i]), key)
-                        raise ValueError(f"{label}: can't start from {start[key]} in {p.dtype}")
                     if key not in kept:
                         kept |= storage.new(p, key, start.get(key, 0.0))
                         # Schedules go on from the steps taken; a velocity may then start from 0.
@@ -317,10 +327,31 @@ class Held:
         if self.average is not None:
             self.average.refuse_swapped(what)
 
-    def _follow_rules(self) -> None:
-        """Make a new plan if a hyper-parameter that picks the rule was changed."""
-        if [self.rule(group) for group in self.param_groups] != self._rules:
-            self._make_plan(self.param_groups, self._steps, self._bound())
+    def _follow_rules(self) -> tuple[Any, ...] | None:
+        """Make a new plan if a hyper-parameter that picks the rule was changed.
+
+        Returns what `_go_back` takes to undo it, or None if nothing was done.
+        """
+        if [self.rule(group) for group in self.param_groups] == self._rules:
+            return None
+        before = self.state, self._rules, self._steps, self._plan
+        self._make_plan(self.param_groups, self._steps, self._bound())
+        return before
+
+    def _go_back(self, before: tuple[Any, ...] | None) -> None:
+        if before is not None:
+            self.state, self._rules, self._steps, self._plan = before
+
+    @contextmanager
+    def _following(self) -> Iterator[None]:
+        """Follow the rules while nobody else steps; if the block raises, all is as before."""
+        with self._lock:
+            before = self._follow_rules()
+            try:
+                yield
+            except BaseException:
+                self._go_back(before)
+                raise
 
     def _configure(self, k: int, t: int, unscale: float) -> tuple[Any, ...]:
         """What the engine asks of group `k` for a parameter's t-th step."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from fastgd._groups import nonnegative, number
+from fastgd._groups import nonnegative, number, shown
 from fastgd._random import integer
 from fastgd.kernels import checks
 
@@ -30,9 +29,9 @@ GAINS = {**dict.fromkeys(LINEAR, 1.0), "tanh": 5 / 3, "relu": math.sqrt(2), "sel
 def choice(value: Any, name: str, choices: Iterable[str]) -> str:
     """One of some words; raises TypeError or ValueError by its name if it isn't one."""
     if not isinstance(value, str):
-        raise TypeError(f"{name}: expected a string, found {reprlib.repr(value)}")
+        raise TypeError(f"{name}: expected a string, found {shown(value)}")
     if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(choices)}, found {value!r}")
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, found {shown(value)}")
     return value
 
 
@@ -100,7 +99,7 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
     """
     if choice(nonlinearity, "nonlinearity", (*GAINS, "leaky_relu")) != "leaky_relu":
         if param is not None:
-            raise TypeError(f"param: expected None for {nonlinearity}, found {param!r}")
+            raise TypeError(f"param: expected None for {nonlinearity}, found {shown(param)}")
         return GAINS[nonlinearity]
     slope = 0.01 if param is None else number(param, "param")
     return math.sqrt(2 / (1 + slope**2))
@@ -134,10 +133,14 @@ def target(shape: Shape | None, dtype: DTypeLike | None, out: Any) -> Array:
     try:
         kind = np.dtype(np.float32 if dtype is None else dtype)
     except TypeError:
-        raise TypeError(f"dtype: expected float32 or float64, found {dtype!r}") from None
+        raise TypeError(f"dtype: expected float32 or float64, found {shown(dtype)}") from None
     if kind not in checks.DTYPES:
         raise TypeError(f"dtype: expected float32 or float64, found {kind}")
-    return np.empty(as_shape(shape), kind)
+    sizes = as_shape(shape)
+    try:
+        return np.empty(sizes, kind)
+    except ValueError as error:  # too many dimensions, or too large
+        raise ValueError(f"shape: expected one that an array can have ({error})") from None
 
 
 def fill(w: Array, draw: Callable[[Array], None]) -> Array:

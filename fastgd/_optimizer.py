@@ -91,34 +91,36 @@ class Optimizer(Held):
         -----
         Threads that step the same optimizer take turns; different optimizers run in parallel.
         """
-        scale = 1.0 if grad_scale == 1.0 else _groups.number(grad_scale, "grad_scale")
+        usual = type(grad_scale) is float and grad_scale == 1.0
+        scale = 1.0 if usual else _groups.number(grad_scale, "grad_scale")
         unscale = _inverse(scale, "grad_scale")
         with self._lock:
-            self._follow_rules()
-            average = None
-            if self.average is not None:
-                self.average.refuse_swapped("step")
-                average = self.average.weights(self.average.step + 1)
-            pending = self._accumulated
-            if pending is None or not pending.weight[0]:
-                return self._plan.step(
-                    grads,
-                    self._configure,
-                    unscale,
-                    average=average,
-                    zero=self.options["zero_grads"],
-                )
-            if grads is not None:
-                self._refuse_pending("step")
-            weight = float(pending.weight[0])
-            return self._plan.step(
-                pending.grads(),
-                self._configure,
-                _inverse(scale * weight, "grad_scale times weight"),
-                average=average,
-                zero=True,
-                reset=(pending.counts, pending.weight),
-            )
+            before = self._follow_rules()
+            try:
+                return self._step(grads, scale, unscale)
+            except BaseException:
+                self._go_back(before)
+                raise
+
+    def _step(self, grads: object, scale: float, unscale: float) -> StepRecord:
+        average = None
+        if self.average is not None:
+            self.average.refuse_swapped("step")
+            average = self.average.weights(self.average.step + 1)
+        zero, pending = self.options["zero_grads"], self._accumulated
+        if pending is None or not pending.weight[0]:
+            return self._plan.step(grads, self._configure, unscale, average=average, zero=zero)
+        if grads is not None:
+            self._refuse_pending("step")
+        weight = float(pending.weight[0])
+        return self._plan.step(
+            pending.grads(),
+            self._configure,
+            _inverse(scale * weight, "grad_scale times weight"),
+            average=average,
+            zero=True,
+            reset=(pending.counts, pending.weight),
+        )
 
     def accumulate(self, grads: object = None, weight: float = 1.0) -> None:
         """Add gradients to those that the next ``step()`` takes, all tensors in one call.
@@ -248,14 +250,13 @@ class Optimizer(Held):
         used.  An optimizer that was made with the same schedules resumes them exactly, as they
         depend on step counts alone.
         """
-        with self._lock:
+        with self._following():
             copies: dict[str, Any] = _state_dict.copied(self._written())
             return copies
 
     def _written(self) -> dict[str, Any]:
-        """The state dict of live arrays; for who holds the lock."""
+        """The state dict of live arrays; for who is `_following`."""
         groups = self.param_groups
-        self._follow_rules()
         eager = [bool(self.initial(group)) for group in groups]
         entries = [[self.state[name] for name in names] for names in self._names]
         written = _state_dict.write(
@@ -325,8 +326,7 @@ class Optimizer(Held):
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the plan, which holds addresses, and the lock."""
-        with self._lock:
-            self._follow_rules()
+        with self._following():
             content = {key: self.__dict__[key] for key in self.__dict__.keys() - {"_plan", "_lock"}}
             content["options"] = dict(self.options)
             state = {name: dict(entry) for name, entry in self.state.items()}

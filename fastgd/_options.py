@@ -96,21 +96,13 @@ def checked(given: Mapping[str, Any], optimizer: str) -> Mapping[str, Any]:
             )
     return MappingProxyType(
         {
-            "clip_by": _one_of(CLIP_BY, given.get("clip_by", "all"), "clip_by"),
-            "nonfinite": _one_of(NONFINITE, given.get("nonfinite", "propagate"), "nonfinite"),
+            "clip_by": _groups.one_of(CLIP_BY, given.get("clip_by", "all"), "clip_by"),
+            "nonfinite": _groups.one_of(
+                NONFINITE, given.get("nonfinite", "propagate"), "nonfinite"
+            ),
             "zero_grads": _groups.flag(given.get("zero_grads", False), "zero_grads"),
         }
     )
-
-
-def _one_of(choices: Sequence[str], value: object, name: str) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{name}: expected a str, found {_groups.shown(value)}")
-    if value not in choices:
-        raise ValueError(
-            f"{name}: expected one of {', '.join(choices)}, found {_groups.shown(value)}"
-        )
-    return value
 
 
 def as_average(value: object, params: Mapping[Name, Array]) -> EMA | None:

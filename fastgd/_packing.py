@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 # What stands for an array in JSON, and the array itself: in C order, little-endian, as in `CODES`.
 Stored = tuple[dict[str, Any], Array]
+Take = Callable[[str, str, tuple[int, ...]], tuple[Array, str]]
 
 # The dtypes that are stored as they are, with their names in safetensors.
 CODES = {
@@ -73,7 +74,7 @@ def pack(value: Any, path: tuple[object, ...], arrays: dict[str, Stored]) -> Any
     TypeError
         If something of another kind is in it.
     ValueError
-        If it is nested without end.
+        If it is nested without end, or a number has too many digits.
     """
     if value is None or isinstance(value, (bool, str)):
         return str(value) if isinstance(value, str) else value
@@ -81,6 +82,12 @@ def pack(value: Any, path: tuple[object, ...], arrays: dict[str, Stored]) -> Any
         packed = _pack_array(value, path, arrays)
         return packed if isinstance(value, np.ndarray) else {"$scalar": packed}
     if isinstance(value, int):
+        try:
+            str(value)
+        except ValueError as error:  # which Python has a limit for
+            raise ValueError(
+                f"{_where(path)}: expected a number in fewer digits ({error})"
+            ) from None
         return int(value)
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else {"$float": str(float(value))}
@@ -128,7 +135,7 @@ def _pack_array(value: Any, path: tuple[object, ...], arrays: dict[str, Stored])
     return node
 
 
-def unpack(packed: Any, take: Callable[[str, str, tuple[int, ...]], Array]) -> Any:
+def unpack(packed: Any, take: Take) -> Any:
     """The value that JSON stands for.
 
     Parameters
@@ -136,7 +143,8 @@ def unpack(packed: Any, take: Callable[[str, str, tuple[int, ...]], Array]) -> A
     packed : object
         What `pack` returned, or anything else that JSON can hold.
     take : callable
-        From the name, the stored dtype and the shape of an array to that array, for us to keep.
+        From the name, the stored dtype and the shape of an array to that array, for us to keep,
+        and its checksum.
 
     Raises
     ------
@@ -163,7 +171,7 @@ def unpack(packed: Any, take: Callable[[str, str, tuple[int, ...]], Array]) -> A
     return {key: unpack(v, take) for key, v in packed.items()}
 
 
-def _unpack_pair(pair: Any, take: Callable[[str, str, tuple[int, ...]], Array]) -> tuple[Any, Any]:
+def _unpack_pair(pair: Any, take: Take) -> tuple[Any, Any]:
     if not isinstance(pair, list) or len(pair) != 2:
         raise ValueError(f"expected a key and a value, found {reprlib.repr(pair)}")
     key, value = (unpack(v, take) for v in pair)
@@ -174,7 +182,7 @@ def _unpack_pair(pair: Any, take: Callable[[str, str, tuple[int, ...]], Array]) 
     return key, value
 
 
-def _unpack_array(packed: Any, take: Callable[[str, str, tuple[int, ...]], Array]) -> Array:
+def _unpack_array(packed: Any, take: Take) -> Array:
     match packed:
         case {
             "$array": str(name),
@@ -189,8 +197,8 @@ def _unpack_array(packed: Any, take: Callable[[str, str, tuple[int, ...]], Array
     if dtype not in CODES and dtype not in FOREIGN:
         known = ", ".join([*CODES, *FOREIGN])
         raise ValueError(f"{name}: expected a dtype of {known}, found {reprlib.repr(dtype)}")
-    a = take(name, FOREIGN.get(dtype, dtype), tuple(shape))
-    if checksum(a.data) != saved:
+    a, found = take(name, FOREIGN.get(dtype, dtype), tuple(shape))
+    if found != saved:
         raise ValueError(f"{name}: its bits have changed since they were saved")
     if dtype in FOREIGN:
         try:

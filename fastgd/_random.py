@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import operator
-import reprlib
 from typing import Any, TypeAlias
 
 import numpy as np
+
+from fastgd.kernels.checks import shown
 
 # A string, so that `import fastgd` need not load numpy.random.
 Seed: TypeAlias = "int | np.random.Generator | None"
@@ -19,9 +20,9 @@ def integer(value: Any, name: str, low: int) -> int:
             raise TypeError
         result = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name}: expected an integer, found {reprlib.repr(value)}") from None
+        raise TypeError(f"{name}: expected an integer, found {shown(value)}") from None
     if result < low:
-        raise ValueError(f"{name}: expected an integer of at least {low}, found {result}")
+        raise ValueError(f"{name}: expected an integer of at least {low}, found {shown(result)}")
     return result
 
 
@@ -42,7 +43,7 @@ def generator(seed: Any) -> np.random.Generator:
     try:
         return np.random.default_rng(integer(seed, "seed", 0))
     except TypeError:
-        found = reprlib.repr(seed)
+        found = shown(seed)
         raise TypeError(
             f"seed: expected an integer, a numpy.random.Generator or None, found {found}"
         ) from None

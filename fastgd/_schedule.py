@@ -6,14 +6,14 @@ The public names are in `fastgd.schedules`.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 from operator import index
 from typing import Any
 
-from fastgd._groups import number
+from fastgd._groups import number, shown
 
 
 def whole(value: Any, name: str, least: int) -> int:
@@ -23,16 +23,22 @@ def whole(value: Any, name: str, least: int) -> int:
             raise TypeError
         result = index(value)
     except TypeError:
-        raise TypeError(f"{name}: expected a whole number, found {value!r}") from None
+        raise TypeError(f"{name}: expected a whole number, found {shown(value)}") from None
     if result < least:
-        raise ValueError(f"{name}: expected a whole number of at least {least}, found {value}")
+        raise ValueError(
+            f"{name}: expected a whole number of at least {least}, found {shown(value)}"
+        )
     return result
 
 
 def several(values: Any, name: str, check: Callable[[Any, str], Any]) -> tuple[Any, ...]:
     """Several values, each checked."""
-    if isinstance(values, (str, dict)) or not isinstance(values, Iterable):
-        raise TypeError(f"{name}: expected a list or tuple, found {values!r}")
+    try:
+        if isinstance(values, (str, dict)):
+            raise TypeError
+        values = tuple(values)
+    except TypeError:
+        raise TypeError(f"{name}: expected a list or tuple, found {shown(values)}") from None
     return tuple(check(value, f"{name}[{k}]") for k, value in enumerate(values))
 
 
@@ -83,7 +89,12 @@ class Schedule:
 
     def __call__(self, step: int) -> float:
         """The value that a step uses, the first step being 0."""
-        return self.value(whole(step, "step", 0))
+        step = whole(step, "step", 0)
+        try:
+            return self.value(step)
+        except OverflowError:
+            found = shown(step)
+            raise ValueError(f"step: expected one with a finite value, found {found}") from None
 
     def value(self, step: int) -> float:
         """The formula, for a step that was checked."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgd._groups import ParamGroup, number, positive, shown, whole
+from fastgd._groups import ParamGroup, flag, number, positive, shown, whole
 from fastgd._trees import Name
 from fastgd.kernels import checks
 from fastgd.kernels.codecs import TILE
@@ -112,10 +112,12 @@ def read(
     ]
 
     numbers = [number for saved in saved_groups for number in saved["params"]]
-    if len(set(numbers)) != len(numbers):
-        raise ValueError(f"state_dict: expected params with numbers of their own, found {numbers}")
+    if not _are_distinct(numbers):
+        raise ValueError(
+            f"state_dict: expected params with numbers of their own, found {shown(numbers)}"
+        )
     if unknown := [key for key in saved_state if key not in numbers]:
-        raise ValueError(f"state_dict: has states of parameters in no group: {unknown}")
+        raise ValueError(f"state_dict: has states of parameters in no group: {shown(unknown)}")
     memory = {id(array.base) for array in live}
     entries = []
     for group, saved, change in zip(groups, saved_groups, changes, strict=True):
@@ -138,7 +140,10 @@ def _read_group(saved: Any, group: ParamGroup, decoupled: bool, where: str) -> d
         raise ValueError(
             f"{where}: expected {len(group['params'])} parameters, found {len(saved['params'])}"
         )
-    if saved.get("decoupled_weight_decay", decoupled) != decoupled:
+    names = saved.get("param_names")
+    if names is not None and not isinstance(names, (list, tuple)):
+        raise TypeError(f"{where}: expected a list of 'param_names', found {shown(names)}")
+    if flag(saved.get("decoupled_weight_decay", decoupled), f"{where}: decoupled") != decoupled:
         raise ValueError(
             f"{where}: expected decoupled_weight_decay to be {decoupled}, found {not decoupled}"
         )
@@ -146,15 +151,23 @@ def _read_group(saved: Any, group: ParamGroup, decoupled: bool, where: str) -> d
     return group.checked({key: saved[key] for key in saved if key not in ignored})
 
 
+def _are_distinct(keys: Sequence[Any]) -> bool:
+    """Whether something can be looked up by keys."""
+    try:
+        return len(set(keys)) == len(keys)
+    except (TypeError, ValueError):  # the latter of a writeable memoryview
+        return False
+
+
 def _match(names: Sequence[Name], saved: Mapping[str, Any]) -> dict[Name, Any]:
     """Which saved parameter each of ours is: by name if both sides have names, else by order."""
-    theirs = saved.get("param_names") or []
+    theirs = list(saved.get("param_names") or [])
     positions = re.compile(r"[\d.]+")  # names made up from places in lists
     if not theirs or any(positions.fullmatch(str(name)) for name in [*names, *theirs]):
         return dict(zip(names, saved["params"], strict=True))
-    if set(theirs) != set(names):
+    if not _are_distinct(theirs) or set(theirs) != set(names):
         raise ValueError(
-            f"state_dict: expected parameters {sorted(map(str, names))}, found {sorted(theirs)}"
+            f"state_dict: expected parameters {sorted(map(str, names))}, found {shown(theirs)}"
         )
     numbers = dict(zip(theirs, saved["params"], strict=True))
     return {name: numbers[name] for name in names}

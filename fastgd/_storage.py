@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgd._groups import whole
+from fastgd._groups import one_of, shown, whole
 from fastgd._trees import Name
 from fastgd.kernels.codecs import CODECS
 from fastgd.kernels.memory import zeros_beside
@@ -147,19 +147,19 @@ def checked(given: Mapping[str, Any]) -> Storage:
     wanted = given.get("state_dtype")
     if isinstance(wanted, Mapping):
         wanted = {
-            _one_of(sorted(EVERY_STATE), key, "state_dtype"): _one_of(
-                STATE_DTYPES, value, f"state_dtype[{key!r}]"
+            one_of(sorted(EVERY_STATE), key, "state_dtype"): one_of(
+                STATE_DTYPES, value, f"state_dtype[{shown(key)}]"
             )
             for key, value in wanted.items()
         }
     elif wanted is not None:
-        wanted = _one_of(STATE_DTYPES, wanted, "state_dtype")
+        wanted = one_of(STATE_DTYPES, wanted, "state_dtype")
     master = given.get("master", False)
-    if master != "split" and not isinstance(master, bool):
-        raise ValueError(f'master: expected True, False or "split", found {master!r}')
+    if not isinstance(master, (bool, str)) or master not in (False, True, "split"):
+        raise ValueError(f'master: expected True, False or "split", found {shown(master)}')
     rounding = given.get("rounding")
     if rounding is not None:
-        rounding = _one_of(ROUNDINGS, rounding, "rounding")
+        rounding = one_of(ROUNDINGS, rounding, "rounding")
         if master:
             raise ValueError("rounding: expected without a master, which loses nothing")
     return Storage(
@@ -169,12 +169,6 @@ def checked(given: Mapping[str, Any]) -> Storage:
         whole(given.get("min_8bit_size", 4096), "min_8bit_size", 2**63),
         whole(given.get("seed", 0), "seed", 2**64),
     )
-
-
-def _one_of(choices: Any, value: object, name: str) -> str:
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(choices)}, found {value!r}")
-    return str(value)
 
 
 def _visible(code: Array, codec: str) -> Array:

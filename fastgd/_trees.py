@@ -20,6 +20,8 @@ def flatten(tree: object, path: Path = ()) -> tuple[Structure, list[tuple[Path, 
     ------
     TypeError
         If something in the tree has no order (a set).
+    ValueError
+        If it is nested without end.
     """
     if isinstance(tree, Mapping):
         pairs: list[tuple[object, Any]] = list(tree.items())
@@ -32,10 +34,13 @@ def flatten(tree: object, path: Path = ()) -> tuple[Structure, list[tuple[Path, 
         return None, [(path, tree)]
     leaves = []
     children = []
-    for key, child in pairs:
-        structure, inner = flatten(child, (*path, key))
-        children.append(structure)
-        leaves += inner
+    try:
+        for key, child in pairs:
+            structure, inner = flatten(child, (*path, key))
+            children.append(structure)
+            leaves += inner
+    except RecursionError:
+        raise ValueError("params: expected an end to its nesting, found none") from None
     if isinstance(tree, Mapping):
         return dict(zip(tree, children, strict=True)), leaves
     return children, leaves

@@ -114,14 +114,20 @@ def ewma(
     """
     beta = _groups.fraction(beta, "beta")
     correct = _groups.flag(bias_correction, "bias_correction")
-    values = np.asarray(x)
+    try:
+        values = np.asarray(x)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"x: expected an array of numbers ({error})") from None
     if values.dtype.kind in "iu":
         values = values.astype(np.float64)
     if values.dtype not in checks.DTYPES:
         raise TypeError(f"x: expected dtype float32 or float64, found {values.dtype}")
     if values.ndim == 0:
         raise ValueError("x: expected at least one dimension, found a single number")
-    axis = np.lib.array_utils.normalize_axis_index(axis, values.ndim)
+    try:
+        axis = np.lib.array_utils.normalize_axis_index(axis, values.ndim)
+    except (TypeError, OverflowError):
+        raise TypeError(f"axis: expected an index, found {_groups.shown(axis)}") from None
     series_shape = values.shape[:axis] + values.shape[axis + 1 :]
     v, weight = _start(state, initial, correct, series_shape, values.dtype)
     if out is not None:
@@ -154,7 +160,9 @@ def _start(
         if initial is not None:
             raise ValueError("initial: expected either this or state, found both")
         if not isinstance(state, Ewma):
-            raise TypeError(f"state: expected an Ewma that ewma returned, found {state!r}")
+            raise TypeError(
+                f"state: expected an Ewma that ewma returned, found {_groups.shown(state)}"
+            )
         if state.value.shape != shape or state.value.dtype != dtype:
             raise ValueError(
                 f"state: expected series of shape {shape} and dtype {dtype}, "
@@ -167,9 +175,9 @@ def _start(
         raise ValueError("initial: expected none with bias_correction, which is for a start from 0")
     try:
         return np.array(np.broadcast_to(initial, shape), dtype, order="C"), 1.0
-    except ValueError:
-        found = np.shape(initial)
-        raise ValueError(f"initial: expected shape {shape}, found {found}") from None
+    except (TypeError, ValueError):
+        found = f"{np.shape(initial)} of {np.asarray(initial).dtype}"
+        raise ValueError(f"initial: expected shape {shape} of numbers, found {found}") from None
 
 
 def _check_out(out: Any, values: Array) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -111,7 +111,7 @@ def save(
     content = {"written_by": f"fastgd {__version__}", "optimizer": None, "opt": None}
     content["metadata"] = pack(dict(metadata or {}), ("metadata",), arrays)
     with replacement(file) as new:
-        with _undisturbed(opt):
+        with nullcontext() if opt is None else opt._following():
             named = _parameters(opt, params)
             content["params"] = pack(named[0] if len(named) == 1 else named, ("params",), arrays)
             if opt is not None:
@@ -185,7 +185,7 @@ def load(
     _check_optimizer(opt)
     targets = None if opt is None and params is None else _parameters(opt, params)
     content = _read(file)
-    with _undisturbed(opt):
+    with nullcontext() if opt is None else opt._lock:
         try:
             pairs = [] if targets is None else _matched(targets, content["params"])
             if opt is not None:
@@ -215,11 +215,6 @@ def _as_path(path: Any) -> str:
 def _check_optimizer(opt: object) -> None:
     if opt is not None and not isinstance(opt, Optimizer):
         raise TypeError(f"opt: expected an optimizer, found {type(opt).__name__}")
-
-
-def _undisturbed(opt: Optimizer | None) -> AbstractContextManager[Any]:
-    """Let no other thread step an optimizer meanwhile."""
-    return nullcontext() if opt is None else opt._lock
 
 
 def _read(file: str) -> dict[str, Any]:

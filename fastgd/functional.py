@@ -105,7 +105,10 @@ def _function(name: str, cls: type[Optimizer]) -> Update:
         h = {key: domains[key](given.get(key, defaults[key]), key) for key in domains}
         h |= dict.fromkeys(HYPER)
         cls.consistent(h)
-        t = index(step)
+        try:
+            t = index(step)
+        except TypeError:
+            raise TypeError(f"step: expected an integer, found {shown(step)}") from None
         if not 1 <= t < 2**53:
             found = shown(step)
             raise ValueError(

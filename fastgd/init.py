@@ -31,13 +31,12 @@ layout             dense                  convolution              used by
 from __future__ import annotations
 
 import math
-import reprlib
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from fastgd._groups import nonnegative, number
+from fastgd._groups import nonnegative, number, shown
 from fastgd._init import (
     DISTRIBUTIONS,
     MODES,
@@ -303,7 +302,7 @@ def truncated_normal(
     w = target(shape, dtype, out)
     center, width = number(mean, "mean"), nonnegative(std, "std")
     if not isinstance(bounds, (tuple, list, np.ndarray)) or len(bounds) != 2:
-        raise TypeError(f"bounds: expected two numbers, found {reprlib.repr(bounds)}")
+        raise TypeError(f"bounds: expected two numbers, found {shown(bounds)}")
     low, high = (number(b, f"bounds[{k}]") for k, b in enumerate(bounds))
     if not low < high:
         raise ValueError(f"bounds: expected the lower one first, found {low} and {high}")

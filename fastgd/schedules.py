@@ -27,10 +27,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from math import cos, pi, sqrt
 
-from fastgd._groups import flag, nonnegative, number, positive
+from fastgd._groups import flag, nonnegative, number, one_of, positive
 from fastgd._schedule import (
     Constant,
     Interpolated,
@@ -342,10 +343,7 @@ class OneCycle(Schedule):
         most = 0.5 if self.three_phase else 1.0
         if self.pct_start > most:
             raise ValueError(f"pct_start: expected at most {most}, found {self.pct_start}")
-        if self.anneal_strategy not in {"cos", "linear"}:
-            raise ValueError(
-                f"anneal_strategy: expected 'cos' or 'linear', found {self.anneal_strategy!r}"
-            )
+        self._clean(anneal_strategy=partial(one_of, ("cos", "linear")))
 
     def value(self, step: int) -> float:
         last = self.total_steps - 1

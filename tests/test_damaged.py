@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import random
 import re
+import tracemalloc
 import zipfile
 import zlib
 from pathlib import Path
@@ -13,6 +15,7 @@ from pathlib import Path
 import fuzz_checkpoint
 import numpy as np
 import pytest
+import safetensors
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from test_bad_input import assert_unchanged, snapshot
@@ -235,6 +238,123 @@ def test_forged_metadata(metadata, message, file, target):
 def test_the_version_is_in_every_file(file):
     with safe_open(file, framework="np") as opened:
         assert opened.metadata()["version"] == _container.VERSION == "1"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "size", "message"),
+    [
+        ("BF16", [2], 4, "params.a: expected BOOL, F16, .*, found BF16"),
+        ("F64", [1] * 70, 8, "params.a: expected a shape that an array can have .*, found 70"),
+        ("F64", [0, 2**62], 0, "params.a: expected a shape that an array can have .*too big"),
+    ],
+)
+def test_arrays_that_numpy_has_not(dtype, shape, size, message, target, tmp_path):
+    """Which no writer of files lets us make."""
+    metadata = {"format": _container.FORMAT, "version": "1", "content": "{}"}
+    metadata["crc32"] = f"{zlib.crc32(b'{}'):08x}"
+    array = {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}
+    head = json.dumps({"__metadata__": metadata, "params.a": array}).encode()
+    path = tmp_path / "odd"
+    path.write_bytes(len(head).to_bytes(8, "little") + head + bytes(size))
+    target.refuses(path, message)
+
+
+# ------------------------------------------------------------------------- changed meanwhile
+
+
+@pytest.fixture
+def between(monkeypatch):
+    """Let something happen to the file after its header was read, and before its arrays are."""
+
+    def happens(action):
+        fill = _container._fill
+
+        def after(arrays, opened):
+            monkeypatch.setattr(_container, "_fill", fill)
+            action()
+            return fill(arrays, opened)
+
+        monkeypatch.setattr(_container, "_fill", after)
+
+    return happens
+
+
+@pytest.mark.parametrize("left", [0, 8, -20])
+def test_cut_off_while_it_is_read(left, file, target, between):
+    """Which would end the process if the file was mapped."""
+    between(lambda: os.truncate(file, left % file.stat().st_size))
+    target.refuses(file, ".*: (its bits have changed|expected the whole of it)")
+
+
+def test_overwritten_while_it_is_read(file, target, between):
+    size = file.stat().st_size
+
+    def overwrite():
+        with open(file, "r+b") as opened:
+            opened.seek(size - 30)
+            opened.write(b"\x01" * 30)
+
+    between(overwrite)
+    target.refuses(file, ".*its bits have changed")
+
+
+def test_overwritten_after_it_was_read(file, monkeypatch):
+    """What was checked is what is loaded."""
+    fill = _container._fill
+
+    def before(arrays, opened):
+        sums = fill(arrays, opened)
+        file.write_bytes(bytes(file.stat().st_size))
+        return sums
+
+    monkeypatch.setattr(_container, "_fill", before)
+    opt = stepped(5.0)
+    assert fastgd.load(file, opt)["epoch"] == 3
+    assert opt.lr == 2.0
+    assert opt.param_groups[0]["params"][1].tolist() == [[2.0] * 3] * 2
+
+
+def test_replaced_while_it_is_opened(file, monkeypatch):
+    """Header and arrays are those of one file, the new one, whenever the other save was done."""
+    open_it, opened = safetensors.safe_open, []
+
+    def slow(path, framework):
+        opened.append(path)
+        if len(opened) == 1:
+            fastgd.save(file, stepped(3.0), metadata={"epoch": 4})
+        return open_it(path, framework=framework)
+
+    monkeypatch.setattr(safetensors, "safe_open", slow)
+    opt = stepped(5.0)
+    assert fastgd.load(file, opt) == {"epoch": 4}
+    assert opt.lr == 3.0
+    # Twice to load, and once by the save in between, which looked at what it wrote.
+    assert len(opened) == 3
+
+
+@pytest.mark.parametrize("piece", [1, 7, 8, 1000])
+def test_read_in_pieces(piece, file, target, tmp_path, monkeypatch):
+    monkeypatch.setattr(_container, "READ", piece)
+    assert fastgd.load(file, stepped(5.0))["epoch"] == 3
+    data, flipped = file.read_bytes(), tmp_path / "flipped"
+    for n in range(8 + int.from_bytes(data[:8], "little"), len(data)):
+        flipped.write_bytes(data[:n] + bytes([data[n] ^ 1]) + data[n + 1 :])
+        target.refuses(flipped, ".*its bits have changed")
+
+
+def test_memory_of_a_load(tmp_path):
+    """As much as the arrays take, and no more: nothing is read twice over."""
+    path, size = tmp_path / "large", 16 * 2**20
+    fastgd.save(path, params=np.ones(size // 8))
+    back = np.zeros(size // 8)
+    tracemalloc.start()
+    try:
+        fastgd.load(path, params=back)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert back.all()
+    assert size <= peak < size + 2**20
 
 
 # ----------------------------------------------------------------------------------- and chance

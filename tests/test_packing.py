@@ -46,7 +46,7 @@ def round_trip(value):
         a = left.pop(name)
         assert (a.dtype, a.shape) == (np.dtype(dtype), shape)
         assert a.flags.c_contiguous
-        return a
+        return a, checksum(a.data)
 
     result = unpack(json.loads(text), take)
     assert not left
@@ -147,7 +147,7 @@ def test_dtypes_of_ml_dtypes_come_back_where_it_is(dtype, monkeypatch):
     node["crc32"] = checksum(stored.data)
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)
     with pytest.raises(ValueError, match=f"^x: needs ml_dtypes, which knows the dtype {dtype}"):
-        unpack(node, lambda *args: stored)
+        unpack(node, lambda *args: (stored, checksum(stored.data)))
 
 
 ENDLESS: list[object] = []
@@ -206,4 +206,4 @@ NODE = {"$array": "x", "dtype": "float32", "shape": [2], "crc32": "4128908e"}
 )
 def test_what_was_not_packed(packed, message):
     with pytest.raises(ValueError, match=message):
-        unpack([packed], lambda name, dtype, shape: np.zeros(shape, dtype))
+        unpack([packed], lambda name, dtype, shape: (np.zeros(shape, dtype), NODE["crc32"]))

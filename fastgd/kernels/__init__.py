@@ -18,6 +18,7 @@ import numpy as np
 
 from fastgd._version import __version__
 from fastgd.kernels import _engine
+from fastgd.kernels.checks import shown
 
 __all__ = [
     "available_backends",
@@ -77,7 +78,7 @@ def set_backend(name: str) -> None:
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If there is no such backend, or it cannot run here; the one in use stays.
 
     Examples
@@ -90,10 +91,12 @@ def set_backend(name: str) -> None:
     >>> fastgd.set_backend(before)
     """
     global _backend
+    if not isinstance(name, str):
+        raise TypeError(f"backend: expected a str, found {shown(name)}")
     problem = _why_not(name)
     if problem is not None:
         raise ValueError(
-            f"backend {name!r}: {problem}; available here: {', '.join(available_backends())}"
+            f"backend {shown(name)}: {problem}; available here: {', '.join(available_backends())}"
         )
     module = _module(name)
     for use in _followers:
@@ -140,7 +143,7 @@ def set_num_threads(n: int | None) -> None:
     except TypeError:
         raise TypeError(f"n: expected an integer or None, found {type(n).__name__}") from None
     if not 1 <= count <= 1024:
-        raise ValueError(f"n: expected a number of threads from 1 to 1024, found {n}")
+        raise ValueError(f"n: expected a number of threads from 1 to 1024, found {shown(n)}")
     _engine.set_num_threads(count)
 
 

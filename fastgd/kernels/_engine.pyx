@@ -195,9 +195,9 @@ cdef class Plan(Layout):
                 group, step = t.group, self.counts[i]
                 setting = known.get((group, step))
                 if setting is None:
-                    if step < 0:
+                    if not 0 <= step < 1 << 53:
                         raise ValueError(f"{checks.state_label(self.labels[i], 'step')}: "
-                                         f"expected a number of at least 0, found {step}")
+                                         f"expected a number from 0 to below 2^53, found {step}")
                     setting = known[group, step] = len(configured)
                     row = configure(group, step + 1, unscale)
                     read_setting(&self.settings[<Py_ssize_t> setting], rules, row)

@@ -72,5 +72,8 @@ def global_norm(tree):
     """The norm of all arrays in a tree; see `fastgd.functional.global_norm`."""
     cdef Measure measure = Measure.__new__(Measure)
     measure.arrays = []
-    measure.add(tree, None, None)
+    try:
+        measure.add(tree, None, None)
+    except RecursionError:
+        raise ValueError("grads: expected an end to its nesting, found none") from None
     return measure.norm()

@@ -7,6 +7,7 @@ what was found.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NoReturn
@@ -24,6 +25,14 @@ Array = NDArray[Any]
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 TWO = "float32 or float64"
 ANY = "float32, float64, bfloat16 or float16"
+
+
+def shown(value: object) -> str:
+    """A value in few words, also one that can't be written out."""
+    try:
+        return reprlib.repr(value)
+    except Exception:  # an integer of too many digits, or whatever somebody's __repr__ raises
+        return f"something of type {type(value).__name__} that can't be written out"
 
 
 def label(path: Sequence[object]) -> str:
