@@ -8,7 +8,7 @@ import pickle
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import COMPILED, same_bits
+from helpers import COMPILED, run_python, same_bits
 
 import fastgd
 from fastgd._optimizer import OPTIMIZERS
@@ -122,6 +122,19 @@ def test_uint16_is_bfloat16_and_torch_needs_no_copy():
     fastgd.SGD(a, lr=0.1, rounding="stochastic").step(g)
     fastgd.SGD(b, lr=0.1, rounding="stochastic").step(g.view(np.uint16))
     assert np.array_equal(a.view(np.uint16), b)
+
+
+@pytest.mark.parametrize("option", ["master=True", "rounding='nearest'"])
+def test_the_first_bfloat16_of_a_process_is_a_parameter(option):
+    """What number NumPy gives bfloat16 is only known once one was seen."""
+    code = (
+        "import fastgd, ml_dtypes, numpy as np\n"
+        "p = np.zeros(3, ml_dtypes.bfloat16)\n"
+        f"fastgd.SGD(p, lr=0.5, {option}).step(np.ones(3, np.float32))\n"
+        "assert (p == -0.5).all()\n"
+    )
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16])
