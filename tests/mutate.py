@@ -27,7 +27,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,9 @@ from mutator import CYTHON_SWITCH, HEADER, PLACES, SWITCH, THREADS_SWITCH, Mutan
 ROOT = Path(__file__).resolve().parent.parent
 EXPLAINED = Path(__file__).with_name("mutants.txt")
 LOG = ROOT / "build" / "mutate.log"
+SCRATCH = ROOT / "build" / "mutants"
 KERNELS = "fastgd/kernels"
+SOURCES = {".py", ".pyx", ".pxi", ".pxd", ".h", ".c", ".in"}
 # Whatever says something of what is computed.
 TESTS = (
     "kernels", "optimizers", "sweep", "engine", "storage", "codecs", "averages", "state_dict",
@@ -48,55 +49,71 @@ TESTS = (
 NOT_THESE = "not 2_to and not vectorised and not threads_do_the_work and not gil_is_released"
 
 
-def build(scratch: Path) -> Mutator:
-    """Copy the project, and build the engine and the baseline backend with all mutants in them."""
-    import numpy
+def build() -> Mutator:
+    """Copy the project, and build the engine and the baseline backend with all mutants in them.
 
+    What was built from the same sources is taken as it is, with the tests of today.
+    """
+    mutator, stamp = Mutator(), SCRATCH / "stamp"
+    changed = {file: mutator.rewrite(file, (ROOT / file).read_text()) for file in PLACES}
+    if stamp.exists() and stamp.read_text() == digest():
+        shutil.copytree(ROOT / "tests", SCRATCH / "tests", dirs_exist_ok=True)
+        return mutator
+    shutil.rmtree(SCRATCH, ignore_errors=True)
     for name in ("fastgd", "src_c", "tests", "pyproject.toml", "setup.py", "README.md"):
         source = ROOT / name
         if source.is_dir():
             skip = shutil.ignore_patterns("*.so", "*.c" if name == "fastgd" else "", "__pycache__")
-            shutil.copytree(source, scratch / name, ignore=skip)
+            shutil.copytree(source, SCRATCH / name, ignore=skip)
         else:
-            shutil.copy(source, scratch / name)
-    mutator = Mutator()
-    for file in PLACES:
-        path = scratch / file
-        path.write_text(mutator.rewrite(file, path.read_text()))
+            shutil.copy(source, SCRATCH / name)
+    for file, text in changed.items():
+        (SCRATCH / file).write_text(text)
     n = len(mutator.functions)
-    path = scratch / HEADER
+    path = SCRATCH / HEADER
     path.write_text(path.read_text().replace("#include", f"{SWITCH % n}#include", 1))
     for name, mark in (("_engine", "\nfrom fastgd.kernels import"), ("_baseline", "\ninclude ")):
-        path = scratch / KERNELS / f"{name}.pyx"
+        path = SCRATCH / KERNELS / f"{name}.pyx"
         path.write_text(path.read_text().replace(mark, CYTHON_SWITCH % (n, n, n) + mark, 1))
-
-    with (scratch / KERNELS / "_engine.pyx").open("a") as file:
+    with (SCRATCH / KERNELS / "_engine.pyx").open("a") as file:
         file.write(THREADS_SWITCH)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(compile_module, ("_engine", "_baseline", "_series")))
+    stamp.write_text(digest())
+    return mutator
 
-    tree = ast.parse((scratch / "setup.py").read_text())
+
+def digest() -> str:
+    """Of all that the build is made of."""
+    folders = [ROOT / "fastgd", ROOT / "src_c"]
+    files = [f for folder in folders for f in folder.rglob("*.*") if f.suffix in SOURCES]
+    text = "".join(f.read_text() for f in [*sorted(files), ROOT / "tests" / "mutator.py"])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def compile_module(name: str) -> None:
+    import numpy
+
+    tree = ast.parse((ROOT / "setup.py").read_text())
     directives = next(
         ast.literal_eval(node.value)
         for node in tree.body
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "DIRECTIVES"
     )
     flags = [f"-X{key}={value}" for key, value in directives.items() if key != "language_level"]
-
-    def compile_module(name: str) -> None:
-        stem, run = f"{KERNELS}/{name}", {"cwd": scratch, "check": True}
-        subprocess.run([sys.executable, "-m", "cython", "-3", *flags, f"{stem}.pyx"], **run)
-        command = [
-            *sysconfig.get_config_var("CC").split(), "-shared", "-fPIC", "-w", "-O1", "-fwrapv",
-            "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-Isrc_c",
-            f"-I{numpy.get_include()}", f"-I{sysconfig.get_path('include')}",
-            "-DNPY_NO_DEPRECATED_API=NPY_2_0_API_VERSION", f"{stem}.c",
-            *(["src_c/cpu.c"] if name == "_engine" else []),
-            "-o", stem + sysconfig.get_config_var("EXT_SUFFIX"),
-        ]  # fmt: skip
-        subprocess.run(command, **run)
-
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(compile_module, ("_engine", "_baseline", "_series")))
-    return mutator
+    # Cython 3.3 makes the same switch of `x == 1 and x == 2` as of `x == 1 or x == 2`.
+    flags.append("-Xoptimize.use_switch=False")
+    stem, run = f"{KERNELS}/{name}", {"cwd": SCRATCH, "check": True}
+    subprocess.run([sys.executable, "-m", "cython", "-3", *flags, f"{stem}.pyx"], **run)
+    command = [
+        *sysconfig.get_config_var("CC").split(), "-shared", "-fPIC", "-w", "-O1", "-fwrapv",
+        "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-Isrc_c",
+        f"-I{numpy.get_include()}", f"-I{sysconfig.get_path('include')}",
+        "-DNPY_NO_DEPRECATED_API=NPY_2_0_API_VERSION", f"{stem}.c",
+        *(["src_c/cpu.c"] if name == "_engine" else []),
+        "-o", stem + sysconfig.get_config_var("EXT_SUFFIX"),
+    ]  # fmt: skip
+    subprocess.run(command, **run)
 
 
 def explained() -> dict[str, str]:
@@ -118,8 +135,7 @@ class Log:
     """
 
     def __init__(self, resume: bool) -> None:
-        sources = "".join((ROOT / file).read_text() for file in PLACES)
-        head = json.dumps(["sources", hashlib.sha256(sources.encode()).hexdigest()])
+        head = json.dumps(["sources", digest()])
         if not (resume and LOG.exists() and LOG.read_text().startswith(head)):
             LOG.parent.mkdir(exist_ok=True)
             LOG.write_text(head + "\n")
@@ -150,15 +166,13 @@ class Log:
         return re.sub(r" (?:hangs|dies with \S+)$", "", verdict)
 
 
-def judge(
-    scratch: Path, mutator: Mutator, chosen: list[Mutant], jobs: int, seconds: float, log: Log
-) -> list[str]:
+def judge(mutator: Mutator, chosen: list[Mutant], jobs: int, seconds: float, log: Log) -> list[str]:
     """Let the tests judge the mutants; returns what survives."""
     # Before NumPy and the engine are loaded, by pytest only.
-    os.environ.update(PYTHONDONTWRITEBYTECODE="1", PYTHONPATH=str(scratch), OMP_NUM_THREADS="2",
+    os.environ.update(PYTHONDONTWRITEBYTECODE="1", PYTHONPATH=str(SCRATCH), OMP_NUM_THREADS="2",
                       OPENBLAS_NUM_THREADS="1", FASTGD_BACKEND="", FASTGD_FUZZ="0")  # fmt: skip
-    os.chdir(scratch)
-    sys.path[:1] = [str(scratch), str(scratch / "tests")]
+    os.chdir(SCRATCH)
+    sys.path[:1] = [str(SCRATCH), str(SCRATCH / "tests")]
     import pytest
     from mutate_session import Session
 
@@ -187,22 +201,20 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="say what they are, test nothing")
     given = parser.parse_args()
 
-    with tempfile.TemporaryDirectory() as folder:
-        mutator = build(Path(folder))
-        mutants, known, log = mutator.mutants, explained(), Log(given.resume)
-        print(f"{len(mutants)} mutants of {len(mutator.functions)} functions", flush=True)
-        if stale := set(known) - set(map(str, mutants)):
-            print("mutants.txt has what is no mutant (any more):", *sorted(stale), sep="\n  ")
-            return 1
-        unexplained = [m for m in mutants if str(m) not in known]
-        chosen = [m for m in unexplained if re.search(given.only, str(m)) and not log.killer(m)]
-        if not (given.all or given.only or given.resume):
-            chosen = random.Random(given.seed).sample(chosen, min(given.sample, len(chosen)))
-        if given.list:
-            print(*chosen, sep="\n")
-            return 0
-        survivors = judge(Path(folder), mutator, chosen, given.jobs, given.seconds, log)
-        os.chdir(ROOT)
+    mutator = build()
+    mutants, known, log = mutator.mutants, explained(), Log(given.resume)
+    print(f"{len(mutants)} mutants of {len(mutator.functions)} functions", flush=True)
+    if stale := set(known) - set(map(str, mutants)):
+        print("mutants.txt has what is no mutant (any more):", *sorted(stale), sep="\n  ")
+        return 1
+    unexplained = [m for m in mutants if str(m) not in known]
+    chosen = [m for m in unexplained if re.search(given.only, str(m)) and not log.killer(m)]
+    if not (given.all or given.only or given.resume):
+        chosen = random.Random(given.seed).sample(chosen, min(given.sample, len(chosen)))
+    if given.list:
+        print(*chosen, sep="\n")
+        return 0
+    survivors = judge(mutator, chosen, given.jobs, given.seconds, log)
     print(f"\n{len(chosen)} mutants, {len(chosen) - len(survivors)} killed, "
           f"{len(survivors)} survive; {len(mutants) - len(unexplained)} more are explained, "
           f"{sum(map(bool, map(log.killer, unexplained)))} were killed before")  # fmt: skip

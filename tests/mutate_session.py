@@ -11,6 +11,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from typing import IO, NamedTuple
 
 import pytest
@@ -157,7 +158,7 @@ class Session:
             start_process(*args, **kwargs)
 
         subprocess.Popen.__init__ = counted
-        for k, following in zip(mine, [*mine[1:], None], strict=True):
+        for k, following in pairwise([*mine, None]):
             launched, start = 0, time.process_time()
             green = self.passes(k, following)
             functions = sorted({f for module in self.modules for f in module._ran()})
@@ -200,7 +201,7 @@ class Session:
         for module in self.modules:
             module._mutate(number)
         signal.signal(signal.SIGPROF, signal.SIG_DFL)
-        for k, following in zip(tests, [*tests[1:], None], strict=True):
+        for k, following in pairwise([*tests, None]):
             told.write(f"{k} ".encode())
             signal.setitimer(signal.ITIMER_PROF, 10 + 20 * self.known[k].seconds)
             if not self.passes(k, following):
@@ -235,7 +236,10 @@ class Session:
         """Stop if a test fails without any mutant where it runs alone, as it may have to here."""
         if k not in self.sound:
             self.sound.add(k)
-            if os.waitpid(self.fork(lambda told: self.attempt(0, [k], told)).pid, 0)[1]:
+            child = self.fork(lambda told: self.attempt(0, [k], told))
+            failed = os.waitpid(child.pid, 0)[1]
+            child.read()
+            if failed:
                 pytest.exit(f"{self.items[k].nodeid} fails alone, without any mutant", 2)
 
     def verdict(self, mutant: Mutant, status: int, told: list[str]) -> str:

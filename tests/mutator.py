@@ -89,6 +89,8 @@ class Mutant(NamedTuple):
     def __str__(self) -> str:
         """The line, with {what stood there → what stands there now}."""
         a, b = self.before, self.after
+        if b == "pass":
+            return f"{os.path.basename(self.file)}: {self.function}: {{{a} → }}"
         start = len(os.path.commonprefix([a, b]))  # noqa: RUF071 - of lines
         end = len(os.path.commonprefix([a[start:][::-1], b[start:][::-1]]))  # noqa: RUF071
         old, new = a[start : len(a) - end], b[start : len(b) - end]
@@ -125,7 +127,9 @@ def variants(text: str) -> list[str]:
         for m in re.finditer(pattern, text):
             change(m, other)
     for m in NUMBER.finditer(text):
-        change(m, str(int(m[1]) + 1) + (m[2] or ""))
+        # An index stays inside, where all that stands there has a meaning.
+        index = text[m.start() - 1 : m.start()] == "[" and text[m.end() : m.end() + 1] == "]"
+        change(m, str(int(m[1]) + (-1 if index and m[1] != "0" else 1)) + (m[2] or ""))
     for m in HEX.finditer(text):
         change(m, hex(int(m[1], 16) - 1))
     return found
@@ -158,7 +162,7 @@ class Mutator:
         original: str,
         where: tuple[str, int, str],
         name: str,
-        form: Callable[[int, str, str], str] = "({1} if MUTANT == {0} else {2})".format,
+        form: Callable[[int, str, str], str] = "(({1}) if MUTANT == {0} else ({2}))".format,
     ) -> str:
         """An expression that is the original or one of its variants, and what it is called."""
         choice = original
@@ -178,7 +182,7 @@ class Mutator:
                 out += [indent + text,
                         f"{indent}    RAN[{self.number_of(file, function)}] = 1"]  # fmt: skip
                 continue
-            if not indent:
+            if text and not indent:
                 function = ""
             inside = function and indent and function not in but
             if inside and not text.endswith('""'):
@@ -205,7 +209,7 @@ class Mutator:
             r"(raise|assert|import|from|try|else|finally|with|pass|global|@|cdef (?!.* = ))", text
         ):
             return keep
-        if re.search(r" is |\bNULL\b.*\bNULL\b|isinstance|prange|^name, |f\"", text):
+        if re.search(r" is |\bNULL\b.*\bNULL\b|isinstance|prange|prefetch\(|^name, |f\"", text):
             return keep
         if m := re.match(r"(if|elif|while) (.*):$", text):
             if m[2].startswith("floating is") or m[2].startswith("real is"):
@@ -265,7 +269,7 @@ class Mutator:
     def c_statement(self, text: str, where: tuple[str, int, str]) -> str:
         def choose(name: str, value: str) -> str:
             value = re.sub(r"\s+", " ", value.strip())
-            return self.choose(value, where, name, "(fastgd_mutant == {0} ? ({1}) : {2})".format)
+            return self.choose(value, where, name, "(fastgd_mutant == {0} ? ({1}) : ({2}))".format)
 
         if m := re.fullmatch(r"(\s*(?:if \([^;]*\)\s*)?return )([^;]*);", text):
             return f"{m[1]}{choose('return', m[2])};"

@@ -124,7 +124,7 @@ def test_uint16_is_bfloat16_and_torch_needs_no_copy():
     assert np.array_equal(a.view(np.uint16), b)
 
 
-@pytest.mark.parametrize("option", ["master=True", "rounding='nearest'"])
+@pytest.mark.parametrize("option", ["master='split'", "rounding='nearest'"])
 def test_the_first_bfloat16_of_a_process_is_a_parameter(option):
     """What number NumPy gives bfloat16 is only known once one was seen."""
     code = (
