@@ -160,6 +160,9 @@ class Log:
     def note(self, mutant: Mutant, verdict: str) -> None:
         self.write("mutant", f"{mutant.line}: {mutant}", verdict)
 
+    def judged(self, mutant: Mutant) -> bool:
+        return f"{mutant.line}: {mutant}" in self.verdicts
+
     def killer(self, mutant: Mutant) -> str:
         """The test that killed a mutant; empty if none did."""
         verdict = self.verdicts.get(f"{mutant.line}: {mutant}", "")
@@ -211,6 +214,7 @@ def main() -> int:
     chosen = [m for m in unexplained if re.search(given.only, str(m)) and not log.killer(m)]
     if not (given.all or given.only or given.resume):
         chosen = random.Random(given.seed).sample(chosen, min(given.sample, len(chosen)))
+    chosen.sort(key=log.judged)  # who survived waits for those that weren't tried yet
     if given.list:
         print(*chosen, sep="\n")
         return 0

@@ -203,7 +203,7 @@ class Session:
         signal.signal(signal.SIGPROF, signal.SIG_DFL)
         for k, following in pairwise([*tests, None]):
             told.write(f"{k} ".encode())
-            signal.setitimer(signal.ITIMER_PROF, 10 + 20 * self.known[k].seconds)
+            signal.setitimer(signal.ITIMER_PROF, 3 + 10 * self.known[k].seconds)
             if not self.passes(k, following):
                 os._exit(2)
 

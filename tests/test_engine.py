@@ -14,6 +14,7 @@ from helpers import Tensors, run_python
 
 import fastgd
 from fastgd.kernels import _engine
+from fastgd.kernels.reference import Stages
 from fastgd.kernels.stored import Stored
 
 needs_openmp = pytest.mark.skipif(not _engine.has_openmp(), reason="built without OpenMP")
@@ -292,3 +293,19 @@ def test_a_plan_has_room_for_four_states():
     plan_of(p, [np.zeros(3, np.float32) for _ in range(4)])
     with pytest.raises(ValueError, match="at most 4 states"):
         plan_of(p, [np.zeros(3, np.float32) for _ in range(5)])
+
+
+def test_a_plan_configures_only_what_has_a_gradient():
+    params = [np.zeros(3), np.zeros(3)]
+    plan = _engine.Plan(
+        [None, None], params, ["[0]", "[1]"], [0, 1], [(), ()], [(), ()], np.array([0, -7])
+    )
+    asked = []
+
+    def configure(group, t, unscale):
+        asked.append((group, t))
+        return "sgd", (1.0,), Stages()
+
+    plan.step([np.ones(3), None], configure, 1.0)
+    assert asked == [(0, 1)]
+    assert (params[0] == -1).all()

@@ -15,6 +15,8 @@ from fastgd._optimizer import OPTIMIZERS
 from fastgd._storage import SQUARES
 from fastgd.averages import EMA
 from fastgd.functional import global_norm
+from fastgd.kernels.codecs import CODECS
+from fastgd.kernels.random_words import random_key, random_words
 from fastgd.kernels.stored import as_stored
 
 F32, F64, F16, BF16 = np.float32, np.float64, np.float16, ml_dtypes.bfloat16
@@ -334,6 +336,22 @@ def test_saved_states_that_do_not_fit():
         with pytest.raises(error, match=words):
             opt.load_state_dict(saved)
         assert all(map(np.array_equal, map(bits, arrays_of(opt)), before))
+
+
+def test_random_words_follow_from_seed_step_and_tensor():
+    """As docs/formats.md says, so that another implementation can give the same bits."""
+    params, grads = draw(0, BF16, [300, 1000]), draw(1, F32, [300, 1000])
+    expected = [p.astype(F32) for p in params]
+    opt = fastgd.SGD(params, lr=0.1, rounding="stochastic", seed=5)
+    for step in (1, 2):
+        opt.step(grads)
+        for tensor, (x, g) in enumerate(zip(expected, grads, strict=True)):
+            code, words = np.zeros(x.size, np.uint16), random_key(5, step, tensor)
+            CODECS["bfloat16"].store(
+                code, None, x - F32(0.1) * g, random_words(words, 0, x.size), 0
+            )
+            x[...] = code.view(BF16)
+            assert same_bits(x.astype(BF16), params[tensor])
 
 
 def test_seeds_differ_and_repeat():

@@ -177,6 +177,44 @@ def test_a_group_may_have_a_limit_of_its_own_or_none():
     assert record.clip_factor == pytest.approx(0.2)
 
 
+def test_what_has_no_limit_is_not_touched_by_a_norm_that_is_nan():
+    a, b = np.zeros(1), np.zeros(1)
+    opt = fastgd.SGD([{"params": a, "clip_norm": 1.0}, {"params": b}], lr=1.0)
+    opt.step([np.array([np.nan]), np.array([4.0])])
+    assert np.isnan(a[0])
+    assert b[0] == -4.0
+
+
+def test_the_clip_factor_is_the_smallest_in_whatever_order():
+    for norms in ((2.0, 1.5), (1.5, 2.0)):
+        w = [np.zeros(1), np.zeros(1)]
+        record = fastgd.SGD(w, lr=1.0, clip_norm=1.0, clip_by="tensor").step(
+            [np.array([norm]) for norm in norms]
+        )
+        assert record.clip_factor == 0.5
+
+
+def test_a_norm_at_its_limit_is_not_clipped():
+    """Where dividing by the norm would give another factor, by rounding, than scaling does."""
+    rng = np.random.default_rng(0)
+    for norm, scale in rng.uniform(1, 10, (1000, 2)):
+        limit = norm * (1 / scale)
+        if limit / norm != 1 / scale:
+            break
+    w, plain = np.zeros(1), np.zeros(1)
+    fastgd.SGD(w, lr=1.0, clip_norm=limit).step(np.array([norm]), grad_scale=scale)
+    fastgd.SGD(plain, lr=1.0).step(np.array([norm]), grad_scale=scale)
+    assert limit / norm != 1 / scale
+    assert same_bits(w, plain)
+
+
+@pytest.mark.parametrize("scale", [0.5, 2.0, -1.0, -0.5])
+def test_gradients_are_divided_by_any_scale(scale):
+    w = np.zeros(3, F32)
+    fastgd.SGD(w, lr=1.0).step(np.ones(3, F32), grad_scale=scale)
+    assert (w == -1 / scale).all()
+
+
 def test_values_are_clipped_after_the_norm():
     w = np.zeros(3)
     fastgd.SGD(w, lr=1.0, clip_norm=5.0, clip_value=3.5).step(np.array([6.0, -8.0, 0.0]))
