@@ -354,6 +354,19 @@ def test_random_words_follow_from_seed_step_and_tensor():
             assert same_bits(x.astype(BF16), params[tensor])
 
 
+def test_a_third_stochastic_array_takes_words_of_its_own():
+    """Two 16-bit states take the halves of each first word, their parameter those of a second."""
+    params, grads = draw(2, BF16, [300, 1000]), draw(3, F32, [300, 1000])
+    plain = [p.astype(F32) for p in params]
+    fastgd.Adam(plain, lr=0.1).step(grads)
+    options = {"rounding": "stochastic", "state_dtype": "bfloat16", "seed": 6}
+    fastgd.Adam(params, lr=0.1, **options).step(grads)
+    for tensor, (p, x) in enumerate(zip(params, plain, strict=True)):
+        code, key = np.zeros(x.size, np.uint16), random_key(6, 1, tensor + (1 << 40))
+        CODECS["bfloat16"].store(code, None, x, random_words(key, 0, x.size), 0)
+        assert same_bits(code.view(BF16), p)
+
+
 def test_seeds_differ_and_repeat():
     def train(seed):
         (p,) = draw(0, BF16, [5000])
