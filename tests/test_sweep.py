@@ -116,6 +116,9 @@ def test_norms_neither_overflow_nor_underflow(backend):
     assert global_norm(mixed) == pytest.approx(np.sqrt(4 + 36) * 1e200, rel=1e-12)
     # Each tensor's squares stay finite, their sum doesn't.
     assert global_norm([np.full(1, 1.2e154)] * 4) == pytest.approx(2.4e154, rel=1e-12)
+    # Squares that are summed scaled, beside others that are not and count as well.
+    both = [np.full(2, 2.0**450), np.full(3, 2.0**449)]
+    assert global_norm(both) == pytest.approx(np.sqrt(11) * 2.0**449, rel=1e-15)
     assert global_norm(np.full(3, np.inf)) == np.inf
     assert np.isnan(global_norm([np.ones(3), np.array([1.0, np.nan])]))
     assert np.isnan(global_norm([np.full(4, 1e200), np.array([1e300, np.nan])]))
