@@ -2,11 +2,13 @@
 
     python tests/mutate.py            # a sample of the mutants
     python tests/mutate.py --all      # every one
+    python tests/mutate.py --resume   # goes on from what build/mutate.log has: new survivors only
     python tests/mutate.py --list     # what they are
 
-All mutants are compiled into one build in a scratch folder: every place holds its variants, and
-FASTGD_MUTANT says which of them counts, so that nothing is compiled again from mutant to mutant.
-Only the baseline backend is built, and at -O1: mutants are about what is computed, not how fast.
+All mutants are compiled into one build in a scratch folder (see mutator.py) and judged by one pytest
+session, which collects the tests once and forks for each mutant.  A mutant is given the tests that
+run its function, those first that killed others of this function or file.  Only the baseline backend
+is built, and at -O1: mutants are about what is computed, not how fast.
 
 Survivors that can't be told from the original by any result are in mutants.txt, with the reason.
 Exits with 1 if any other survives.
@@ -16,290 +18,102 @@ from __future__ import annotations
 
 import argparse
 import ast
+import hashlib
+import json
 import os
 import random
 import re
-import resource
 import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-import numpy
+from mutator import CYTHON_SWITCH, HEADER, PLACES, SWITCH, THREADS_SWITCH, Mutant, Mutator
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPLAINED = Path(__file__).with_name("mutants.txt")
+LOG = ROOT / "build" / "mutate.log"
+SCRATCH = ROOT / "build" / "mutants"
 KERNELS = "fastgd/kernels"
-
-# What to change, and in which functions; None for all.
-ENGINE = (  # noqa: SIM905 - to be read
-    "plan_tensor cut_chunks add_chunks read_gradient check_overlap step_alone hold_gradients "
-    "check_unmoved check_zeroable configure measure refuse_nonfinite mark_stages count_up "
-    "zero_gradients sweep max_of is_unmoved fits read_setting add norm is_plain"
-).split()
-PLACES = {
-    "_rules.pxi": None, "_stages.pxi": None, "_norms.pxi": None, "_sweep.pxi": None,
-    "_engine.pyx": ENGINE,
-}  # fmt: skip
-# The tests of each file, those that go red most often first.
-TESTS = {
-    "_rules.pxi": ["test_kernels.py", "test_optimizers.py"],
-    "_stages.pxi": ["test_sweep.py", "test_kernels.py", "test_storage.py"],
-    "_norms.pxi": ["test_sweep.py", "test_storage.py"],
-    "_sweep.pxi": ["test_sweep.py", "test_kernels.py", "test_engine.py", "test_storage.py"],
-    "_engine.pyx": [
-        "test_sweep.py", "test_bad_input.py", "test_optimizers.py", "test_engine.py",
-        "test_kernels.py", "test_averages.py", "test_state_dict.py", "test_machine.py",
-    ],
-}  # fmt: skip
-# Those that say nothing of what is computed, or need gigabytes.
+SOURCES = {".py", ".pyx", ".pxi", ".pxd", ".h", ".c", ".in"}
+# Whatever says something of what is computed.
+TESTS = (
+    "kernels", "optimizers", "sweep", "engine", "storage", "codecs", "averages", "state_dict",
+    "bad_input", "numbers", "buffers", "packing", "random_words", "machine",
+    "formats",
+)  # fmt: skip
+# Those that measure time, read machine code or need gigabytes.
 NOT_THESE = "not 2_to and not vectorised and not threads_do_the_work and not gil_is_released"
-TIMEOUT = 240  # seconds; whoever takes longer hangs
-
-# Operators stand between blanks, casts and pointers don't.
-SWAPS = [
-    (r" \+ ", " - "), (r" - ", " + "), (r" \* ", " + "), (r" / ", " * "), (r" // ", " + "),
-    (r" % ", " + "), (r" < ", " <= "), (r" <= ", " < "), (r" > ", " >= "), (r" >= ", " > "),
-    (r" == ", " != "), (r" != ", " == "), (r" & ", " | "), (r" \| ", " & "), (r" and ", " or "),
-    (r" or ", " and "), (r"\bnot ", ""), (r"\bmin\(", "max("), (r"\bmax\(", "min("),
-    (r" \+= ", " -= "), (r" -= ", " += "), (r" \|= ", " = "), (r" &= ", " = "),
-    (r"(?<=[ (])-(?=[a-z_])", ""), (r"~", ""),
-]  # fmt: skip
-NUMBER = re.compile(r"(?<![\w.])(\d+)(\.0)?(?![\w.])")
 
 
-class Mutant(NamedTuple):
-    """A changed line of a function."""
+def build() -> Mutator:
+    """Copy the project, and build the engine and the baseline backend with all mutants in them.
 
-    number: int
-    file: str
-    line: int
-    function: str
-    before: str
-    after: str
-
-    def __str__(self) -> str:
-        """The line, with {what stood there → what stands there now}."""
-        a, b = self.before, self.after
-        start = len(os.path.commonprefix([a, b]))  # noqa: RUF071 - of lines
-        end = len(os.path.commonprefix([a[start:][::-1], b[start:][::-1]]))  # noqa: RUF071
-        old, new = a[start : len(a) - end], b[start : len(b) - end]
-        line = f"{a[:start]}{{{old} → {new}}}{a[len(a) - end :]}"
-        return f"{self.file}: {self.function}: {line}"
-
-
-# ---------------------------------------------------------------------------------- source to lines
-
-
-def logical_lines(source: str) -> Iterator[tuple[int, str, str]]:
-    """(line number, indentation, text) of each statement on one line, without comments."""
-    source = re.sub(r'"""(?:.|\n)*?"""', lambda m: '""' + "\n" * m[0].count("\n"), source)
-    held, first, indent = "", 0, ""
-    for number, raw in enumerate(source.split("\n"), 1):
-        text = re.sub(r"\s+#.*$|^#.*$", "", raw).rstrip()
-        if not held:
-            first, indent = number, text[: len(text) - len(text.lstrip())]
-        held = f"{held} {text.strip()}".strip()
-        bare = re.sub(r'"[^"]*"', '""', held)
-        if sum(map(bare.count, "([{")) > sum(map(bare.count, ")]}")):
-            continue
-        yield first, indent, held
-        held = ""
-
-
-def variants(text: str) -> list[str]:
-    """What an expression, condition or statement may be changed to, each in one place."""
-    strings = [range(*m.span()) for m in re.finditer(r'"[^"]*"', text)]
-
-    def in_string(at: int) -> bool:
-        return any(at in span for span in strings)
-
-    found = []
-    for pattern, other in SWAPS:
-        for m in re.finditer(pattern, text):
-            if not in_string(m.start()):
-                found.append(text[: m.start()] + other + text[m.end() :])
-    for m in NUMBER.finditer(text):
-        if not in_string(m.start()):
-            number = str(int(m[1]) + 1) + (m[2] or "")
-            found.append(text[: m.start()] + number + text[m.end() :])
-    return found
-
-
-class Mutator:
-    """Rewrites sources so that they hold all their mutants."""
-
-    def __init__(self) -> None:
-        self.mutants: list[Mutant] = []
-
-    def choose(self, original: str, changed: list[str], where: tuple[str, int, str]) -> str:
-        """An expression that is the original or one of its variants."""
-        for after in changed:
-            original = f"({after} if MUTANT == {self.add(where, original, after)} else {original})"
-        return original
-
-    def add(self, where: tuple[str, int, str], before: str, after: str) -> int:
-        number = len(self.mutants) + 1
-        # Nested choices show what was there before any.
-        while m := re.match(r"\((?:.*) if MUTANT == \d+ else (.*)\)$", before):
-            before = m[1]
-        self.mutants.append(Mutant(number, *where, before, after))
-        return number
-
-    def rewrite(self, file: str, source: str) -> str:
-        """The source with its mutants."""
-        out: list[str] = []
-        function, wanted = "", PLACES[file]
-        for line, indent, text in logical_lines(source):
-            if m := re.match(r"(?:cdef|def|cpdef)\b[^=]*?\b(\w+)\(.*:$", text):
-                function = m[1]
-            elif not indent:
-                function = ""
-            inside = function and indent and (wanted is None or function in wanted)
-            if inside and not text.endswith('""'):
-                out += self.statement(indent, text, (file, line, function))
-            else:
-                out.append(indent + text)
-        return "\n".join(out) + "\n"
-
-    def statement(self, indent: str, text: str, where: tuple[str, int, str]) -> list[str]:
-        keep = [indent + text]
-        if re.match(
-            r"(raise|import|from|try|else|finally|with|pass|global|@|cdef (?!.* = ))", text
-        ):
-            return keep
-        if re.search(r" is |\bNULL\b.*\bNULL\b|isinstance|prange|^name, |f\"", text):
-            return keep
-        if m := re.match(r"(if|elif|while) (.*):$", text):
-            return [f"{indent}{m[1]} {self.choose(m[2], variants(m[2]), where)}:"]
-        if m := re.match(r"for (\w+) in range\((?:(.*), )?(.*)\):$", text):
-            start, stop = m[2] or "0", m[3]
-            start = self.choose(start, [f"{start} + 1"], where)
-            stop = self.choose(stop, [f"{stop} - 1"], where)
-            return [f"{indent}for {m[1]} in range({start}, {stop}):"]
-        if text.startswith("for "):
-            return keep
-        if m := re.match(r"(cdef .*?) = (.*)$", text):
-            # Several in one line: `cdef double a = c[0], b = c[1]`.
-            parts = re.split(r", (?=\w+(?: = |,|$))", m[2])
-            values = []
-            for part in parts:
-                name, mark, value = part.rpartition(" = ")
-                known = re.fullmatch(r"\w+", part) and len(parts) > 1
-                values.append(
-                    part if known else name + mark + self.choose(value, variants(value), where)
-                )
-            return [f"{indent}{m[1]} = {', '.join(values)}"]
-        changed = variants(text)
-        if re.fullmatch(r"[\w.]+\(.*\)", text):
-            changed.append("pass")
-        lines = []
-        for k, after in enumerate(changed):
-            number = self.add(where, text, after)
-            lines += [
-                f"{indent}{'elif' if k else 'if'} MUTANT == {number}:",
-                f"{indent}    {after}",
-            ]
-        return [*lines, f"{indent}else:", f"{indent}    {text}"] if changed else keep
-
-
-# ------------------------------------------------------------------------------------- one build
-
-
-def build(scratch: Path) -> list[Mutant]:
-    """Copy the project, and build the engine and the baseline backend with all mutants in them."""
+    What was built from the same sources is taken as it is, with the tests of today.
+    """
+    mutator, stamp = Mutator(), SCRATCH / "stamp"
+    changed = {file: mutator.rewrite(file, (ROOT / file).read_text()) for file in PLACES}
+    if stamp.exists() and stamp.read_text() == digest():
+        shutil.copytree(ROOT / "tests", SCRATCH / "tests", dirs_exist_ok=True)
+        return mutator
+    shutil.rmtree(SCRATCH, ignore_errors=True)
     for name in ("fastgd", "src_c", "tests", "pyproject.toml", "setup.py", "README.md"):
         source = ROOT / name
         if source.is_dir():
             skip = shutil.ignore_patterns("*.so", "*.c" if name == "fastgd" else "", "__pycache__")
-            shutil.copytree(source, scratch / name, ignore=skip)
+            shutil.copytree(source, SCRATCH / name, ignore=skip)
         else:
-            shutil.copy(source, scratch / name)
-    folder, mutator = scratch / KERNELS, Mutator()
-    for file in PLACES:
-        path = folder / file
-        path.write_text(mutator.rewrite(file, path.read_text()))
-    switch = 'import os as _os\ncdef int MUTANT = int(_os.environ.get("FASTGD_MUTANT", "0"))\n'
-    for name, mark in (("_engine", "from fastgd.kernels import"), ("_baseline", "include ")):
-        path = folder / f"{name}.pyx"
-        path.write_text(path.read_text().replace(mark, f"{switch}\n{mark}", 1))
+            shutil.copy(source, SCRATCH / name)
+    for file, text in changed.items():
+        (SCRATCH / file).write_text(text)
+    n = len(mutator.functions)
+    path = SCRATCH / HEADER
+    path.write_text(path.read_text().replace("#include", f"{SWITCH % n}#include", 1))
+    for name, mark in (("_engine", "\nfrom fastgd.kernels import"), ("_baseline", "\ninclude ")):
+        path = SCRATCH / KERNELS / f"{name}.pyx"
+        path.write_text(path.read_text().replace(mark, CYTHON_SWITCH % (n, n, n) + mark, 1))
+    with (SCRATCH / KERNELS / "_engine.pyx").open("a") as file:
+        file.write(THREADS_SWITCH)
     with ThreadPoolExecutor(2) as pool:
-        list(
-            pool.map(
-                lambda name: compile_module(scratch, name), ("_engine", "_baseline", "_series")
-            )
-        )
-    return mutator.mutants
+        list(pool.map(compile_module, ("_engine", "_baseline", "_series")))
+    stamp.write_text(digest())
+    return mutator
 
 
-def compile_module(scratch: Path, name: str) -> None:
-    setup = ast.parse((scratch / "setup.py").read_text())
+def digest() -> str:
+    """Of all that the build is made of."""
+    folders = [ROOT / "fastgd", ROOT / "src_c"]
+    files = [f for folder in folders for f in folder.rglob("*.*") if f.suffix in SOURCES]
+    text = "".join(f.read_text() for f in [*sorted(files), ROOT / "tests" / "mutator.py"])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def compile_module(name: str) -> None:
+    import numpy
+
+    tree = ast.parse((ROOT / "setup.py").read_text())
     directives = next(
         ast.literal_eval(node.value)
-        for node in setup.body
+        for node in tree.body
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "DIRECTIVES"
     )
     flags = [f"-X{key}={value}" for key, value in directives.items() if key != "language_level"]
-    stem = f"{KERNELS}/{name}"
-    run = {"cwd": scratch, "check": True}
+    # Cython 3.3 makes the same switch of `x == 1 and x == 2` as of `x == 1 or x == 2`.
+    flags.append("-Xoptimize.use_switch=False")
+    stem, run = f"{KERNELS}/{name}", {"cwd": SCRATCH, "check": True}
     subprocess.run([sys.executable, "-m", "cython", "-3", *flags, f"{stem}.pyx"], **run)
-    cpu = ["src_c/cpu.c"] if name == "_engine" else []
-    subprocess.run(
-        [
-            *sysconfig.get_config_var("CC").split(), "-shared", "-fPIC", "-w", "-O1", "-fwrapv",
-            "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-Isrc_c",
-            f"-I{numpy.get_include()}", f"-I{sysconfig.get_path('include')}",
-            "-DNPY_NO_DEPRECATED_API=NPY_2_0_API_VERSION", f"{stem}.c", *cpu,
-            "-o", stem + sysconfig.get_config_var("EXT_SUFFIX"),
-        ],
-        **run,
-    )  # fmt: skip
-
-
-# ------------------------------------------------------------------------------------ the verdicts
-
-
-def red(scratch: Path, mutant: Mutant | None, files: list[str]) -> str:
-    """How the tests fail with a mutant; empty if they don't."""
-    number = 0 if mutant is None else mutant.number
-    env = {
-        **os.environ, "FASTGD_MUTANT": str(number), "PYTHONPATH": str(scratch),
-        "FASTGD_BACKEND": "", "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "2",
-    }  # fmt: skip
-    for file in files:
-        which = NOT_THESE
-        if mutant is not None and file == "test_kernels.py" and mutant.file == "_rules.pxi":
-            which += f" and {mutant.function}" * (mutant.function in rules())
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider",
-                   "--no-header", "-k", which, f"tests/{file}"]  # fmt: skip
-        try:
-            done = subprocess.run(
-                command, cwd=scratch, env=env, capture_output=True, text=True, timeout=TIMEOUT,
-                preexec_fn=limit_memory,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return f"{file}: hangs"
-        if done.returncode not in (0, 5):
-            failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.M)
-            how = failed[1] if failed else f"dies with {done.returncode}"
-            return f"{file}: {how.partition('::')[2] or how}"
-    return ""
-
-
-def limit_memory() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (12 << 30, 12 << 30))
-
-
-def rules() -> list[str]:
-    from fastgd.kernels.reference import RULES
-
-    return list(RULES)
+    command = [
+        *sysconfig.get_config_var("CC").split(), "-shared", "-fPIC", "-w", "-O1", "-fwrapv",
+        "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-Isrc_c",
+        f"-I{numpy.get_include()}", f"-I{sysconfig.get_path('include')}",
+        "-DNPY_NO_DEPRECATED_API=NPY_2_0_API_VERSION", f"{stem}.c",
+        *(["src_c/cpu.c"] if name == "_engine" else []),
+        "-o", stem + sysconfig.get_config_var("EXT_SUFFIX"),
+    ]  # fmt: skip
+    subprocess.run(command, **run)
 
 
 def explained() -> dict[str, str]:
@@ -313,50 +127,101 @@ def explained() -> dict[str, str]:
     return known
 
 
+class Log:
+    """What is known of tests and mutants, on disk at once.
+
+    A line says what sources it is about, then each tells what a test does without any mutant, or what
+    became of a mutant.
+    """
+
+    def __init__(self, resume: bool) -> None:
+        head = json.dumps(["sources", digest()])
+        if not (resume and LOG.exists() and LOG.read_text().startswith(head)):
+            LOG.parent.mkdir(exist_ok=True)
+            LOG.write_text(head + "\n")
+        self.read()
+
+    def read(self) -> None:
+        """Read what processes have written."""
+        self.tests: dict[str, list[Any]] = {}
+        self.verdicts: dict[str, str] = {}
+        for kind, name, what in map(json.loads, LOG.read_text().splitlines()[1:]):
+            if kind == "test":
+                self.tests[name] = what
+            else:
+                # Who was killed once stays dead, whatever tests were chosen later.
+                self.verdicts[name] = what or self.verdicts.get(name, "")
+
+    @staticmethod
+    def write(*line: object) -> None:
+        with LOG.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def note(self, mutant: Mutant, verdict: str) -> None:
+        self.write("mutant", f"{mutant.line}: {mutant}", verdict)
+
+    def judged(self, mutant: Mutant) -> bool:
+        return f"{mutant.line}: {mutant}" in self.verdicts
+
+    def killer(self, mutant: Mutant) -> str:
+        """The test that killed a mutant; empty if none did."""
+        verdict = self.verdicts.get(f"{mutant.line}: {mutant}", "")
+        return re.sub(r" (?:hangs|dies with \S+)$", "", verdict)
+
+
+def judge(mutator: Mutator, chosen: list[Mutant], jobs: int, seconds: float, log: Log) -> list[str]:
+    """Let the tests judge the mutants; returns what survives."""
+    # Before NumPy and the engine are loaded, by pytest only.
+    os.environ.update(PYTHONDONTWRITEBYTECODE="1", PYTHONPATH=str(SCRATCH), OMP_NUM_THREADS="2",
+                      OPENBLAS_NUM_THREADS="1", FASTGD_BACKEND="", FASTGD_FUZZ="0")  # fmt: skip
+    os.chdir(SCRATCH)
+    sys.path[:1] = [str(SCRATCH), str(SCRATCH / "tests")]
+    import pytest
+    from mutate_session import Session
+
+    session = Session(mutator, chosen, jobs, seconds, log)
+    failed = pytest.main(
+        ["-q", "-s", "--no-header", "--no-summary", "-p", "no:cacheprovider",
+            "-p", "no:faulthandler", "-k", NOT_THESE,
+         *(f"tests/test_{name}.py" for name in TESTS)],
+        plugins=[session],
+    )  # fmt: skip
+    if failed:
+        sys.exit(1)
+    return session.survivors
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--all", action="store_true", help="every mutant, not a sample")
+    parser.add_argument("--resume", action="store_true", help="all that the log has no killer of")
     parser.add_argument("--sample", type=int, default=120, help="how many of them")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--only", default="", help="those that match this expression")
     parser.add_argument("--jobs", type=int, default=2, help="how many at a time")
+    parser.add_argument("--seconds", type=float, default=float("inf"),
+                        help="how many of tests, at most, for each of them")  # fmt: skip
     parser.add_argument("--list", action="store_true", help="say what they are, test nothing")
     given = parser.parse_args()
 
-    with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
-        mutants = build(scratch)
-        print(f"{len(mutants)} mutants", flush=True)
-        known = explained()
-        if stale := set(known) - set(map(str, mutants)):
-            print("mutants.txt has what is no mutant (any more):", *sorted(stale), sep="\n  ")
-            return 1
-        chosen = [m for m in mutants if re.search(given.only, str(m)) and str(m) not in known]
-        if not given.all and not given.only:
-            chosen = random.Random(given.seed).sample(chosen, min(given.sample, len(chosen)))
-        if given.list:
-            print(*chosen, sep="\n")
-            return 0
-        everything = sorted({file for files in TESTS.values() for file in files})
-        if failure := red(scratch, None, everything):
-            print(f"the tests fail without any mutant: {failure}")
-            return 1
-        return judge(scratch, chosen, given.jobs, len(known))
-
-
-def judge(scratch: Path, chosen: list[Mutant], jobs: int, explained: int) -> int:
-    start, survivors = time.monotonic(), []
-    with ThreadPoolExecutor(jobs) as pool:
-        verdicts = pool.map(lambda m: red(scratch, m, TESTS[m.file]), chosen)
-        for mutant, verdict in zip(chosen, verdicts, strict=True):
-            print(f"{'killed  ' if verdict else 'SURVIVED'} {mutant}", flush=True)
-            print(
-                f"         by {verdict}" if verdict else f"         line {mutant.line}", flush=True
-            )
-            if not verdict:
-                survivors.append(mutant)
-    print(f"\n{len(chosen)} mutants, {len(chosen) - len(survivors)} killed, {len(survivors)} survive "
-          f"({explained} more are explained), {time.monotonic() - start:.0f} s")  # fmt: skip
+    mutator = build()
+    mutants, known, log = mutator.mutants, explained(), Log(given.resume)
+    print(f"{len(mutants)} mutants of {len(mutator.functions)} functions", flush=True)
+    if stale := set(known) - set(map(str, mutants)):
+        print("mutants.txt has what is no mutant (any more):", *sorted(stale), sep="\n  ")
+        return 1
+    unexplained = [m for m in mutants if str(m) not in known]
+    chosen = [m for m in unexplained if re.search(given.only, str(m)) and not log.killer(m)]
+    if not (given.all or given.only or given.resume):
+        chosen = random.Random(given.seed).sample(chosen, min(given.sample, len(chosen)))
+    chosen.sort(key=log.judged)  # who survived waits for those that weren't tried yet
+    if given.list:
+        print(*chosen, sep="\n")
+        return 0
+    survivors = judge(mutator, chosen, given.jobs, given.seconds, log)
+    print(f"\n{len(chosen)} mutants, {len(chosen) - len(survivors)} killed, "
+          f"{len(survivors)} survive; {len(mutants) - len(unexplained)} more are explained, "
+          f"{sum(map(bool, map(log.killer, unexplained)))} were killed before")  # fmt: skip
     print(*survivors, sep="\n")
     return 1 if survivors else 0
 

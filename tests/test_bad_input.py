@@ -528,3 +528,21 @@ def test_values_that_cannot_be_written_out():
         with pytest.raises(ValueError, match="^step: expected a number from 1 to 2"):
             adam(*four, step=step)
     assert four == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "grad",
+    [
+        np.broadcast_to(np.float32(1), (3,)),
+        np.ones((3, 2), np.float32),
+        np.float32(1).reshape(()),
+        np.ones(3, np.int32),
+        np.ones(3, ">f4"),
+    ],
+    ids=["neither contiguous nor writeable", "more axes", "no axes", "integers", "other bytes"],
+)
+def test_what_looks_much_like_a_gradient_is_refused(grad):
+    p = np.zeros(3, np.float32)
+    with pytest.raises((TypeError, ValueError), match="^grads: expected"):
+        fastgd.SGD(p, lr=1.0).step(grad)
+    assert not p.any()

@@ -1,4 +1,4 @@
-"""The engine: threads, the GIL, forks, very large arrays, and the process's floating-point mode."""
+"""The engine: threads, the GIL, forks, very large arrays, the floating-point mode, plans' checks."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from helpers import Tensors, run_python
 
 import fastgd
 from fastgd.kernels import _engine
+from fastgd.kernels.reference import Stages
+from fastgd.kernels.stored import Stored
 
 needs_openmp = pytest.mark.skipif(not _engine.has_openmp(), reason="built without OpenMP")
 
@@ -242,3 +244,68 @@ def test_more_than_2_to_the_31_elements(grad_scale):
     assert p[places].tolist() == [-k / grad_scale for k in (1, 2, 3, 4)]
     assert not p[1 : 2**20].any()
     assert not p[2**31 + 1 : -1].any()
+
+
+# ------------------------------------------------------------------------------- what a plan checks
+
+
+def plan_of(p, states, **options):
+    """A plan over one parameter of a rule with as many states."""
+    names = tuple(f"s{k}" for k in range(len(states)))
+    return _engine.Plan(
+        None, [p], [""], [0], [tuple(states)], [names], np.zeros(1, np.int64), **options
+    )
+
+
+def test_a_plan_refuses_states_that_do_not_fit():
+    p = np.zeros(300, np.float32)
+    scales = np.zeros(2, np.uint8)
+    wrong = [
+        (np.zeros(299, np.float32), ValueError, r"expected shape \(300,\)"),
+        (Stored(np.zeros(300, np.uint16), scales, "e4m3"), TypeError, "expected dtype uint8"),
+        (Stored(np.zeros(300, np.uint8), scales[:1], "e4m3"), ValueError, "expected 2 of uint8"),
+    ]
+    for state, error, message in wrong:
+        with pytest.raises(error, match=rf'^state\[0\]\["s0"\]: {message}'):
+            plan_of(p, [state])
+
+
+def test_a_plan_refuses_averages_that_do_not_fit():
+    p, steps = np.zeros(3, np.float32), np.zeros(1, np.int64)
+    for average, error, message in (
+        (np.zeros(3), TypeError, "average: expected dtype float32"),
+        (np.zeros(2, np.float32), ValueError, r"average: expected shape \(3,\)"),
+        (p, ValueError, "is the same memory as"),
+    ):
+        with pytest.raises(error, match=message):
+            plan_of(p, [], averages=[average], average_steps=steps)
+
+
+def test_a_plan_refuses_scales_that_two_states_share():
+    p, scales = np.zeros(300, np.float32), np.zeros(3, np.uint8)
+    codes = np.zeros((2, 300), np.uint8)
+    with pytest.raises(ValueError, match=r'^state\[0\]\["s1"\]: overlaps state\[0\]\["s0"\]'):
+        plan_of(p, [Stored(codes[0], scales[:2], "e4m3"), Stored(codes[1], scales[1:], "e4m3")])
+
+
+def test_a_plan_has_room_for_four_states():
+    p = np.zeros(3, np.float32)
+    plan_of(p, [np.zeros(3, np.float32) for _ in range(4)])
+    with pytest.raises(ValueError, match="at most 4 states"):
+        plan_of(p, [np.zeros(3, np.float32) for _ in range(5)])
+
+
+def test_a_plan_configures_only_what_has_a_gradient():
+    params = [np.zeros(3), np.zeros(3)]
+    plan = _engine.Plan(
+        [None, None], params, ["[0]", "[1]"], [0, 1], [(), ()], [(), ()], np.array([0, -7])
+    )
+    asked = []
+
+    def configure(group, t, unscale):
+        asked.append((group, t))
+        return "sgd", (1.0,), Stages()
+
+    plan.step([np.ones(3), None], configure, 1.0)
+    assert asked == [(0, 1)]
+    assert (params[0] == -1).all()

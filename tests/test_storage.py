@@ -8,13 +8,15 @@ import pickle
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import COMPILED, same_bits
+from helpers import COMPILED, run_python, same_bits
 
 import fastgd
 from fastgd._optimizer import OPTIMIZERS
 from fastgd._storage import SQUARES
 from fastgd.averages import EMA
 from fastgd.functional import global_norm
+from fastgd.kernels.codecs import CODECS
+from fastgd.kernels.random_words import random_key, random_words
 from fastgd.kernels.stored import as_stored
 
 F32, F64, F16, BF16 = np.float32, np.float64, np.float16, ml_dtypes.bfloat16
@@ -122,6 +124,19 @@ def test_uint16_is_bfloat16_and_torch_needs_no_copy():
     fastgd.SGD(a, lr=0.1, rounding="stochastic").step(g)
     fastgd.SGD(b, lr=0.1, rounding="stochastic").step(g.view(np.uint16))
     assert np.array_equal(a.view(np.uint16), b)
+
+
+@pytest.mark.parametrize("option", ["master='split'", "rounding='nearest'"])
+def test_the_first_bfloat16_of_a_process_is_a_parameter(option):
+    """What number NumPy gives bfloat16 is only known once one was seen."""
+    code = (
+        "import fastgd, ml_dtypes, numpy as np\n"
+        "p = np.zeros(3, ml_dtypes.bfloat16)\n"
+        f"fastgd.SGD(p, lr=0.5, {option}).step(np.ones(3, np.float32))\n"
+        "assert (p == -0.5).all()\n"
+    )
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16])
@@ -321,6 +336,35 @@ def test_saved_states_that_do_not_fit():
         with pytest.raises(error, match=words):
             opt.load_state_dict(saved)
         assert all(map(np.array_equal, map(bits, arrays_of(opt)), before))
+
+
+def test_random_words_follow_from_seed_step_and_tensor():
+    """As docs/formats.md says, so that another implementation can give the same bits."""
+    params, grads = draw(0, BF16, [300, 1000]), draw(1, F32, [300, 1000])
+    expected = [p.astype(F32) for p in params]
+    opt = fastgd.SGD(params, lr=0.1, rounding="stochastic", seed=5)
+    for step in (1, 2):
+        opt.step(grads)
+        for tensor, (x, g) in enumerate(zip(expected, grads, strict=True)):
+            code, words = np.zeros(x.size, np.uint16), random_key(5, step, tensor)
+            CODECS["bfloat16"].store(
+                code, None, x - F32(0.1) * g, random_words(words, 0, x.size), 0
+            )
+            x[...] = code.view(BF16)
+            assert same_bits(x.astype(BF16), params[tensor])
+
+
+def test_a_third_stochastic_array_takes_words_of_its_own():
+    """Two 16-bit states take the halves of each first word, their parameter those of a second."""
+    params, grads = draw(2, BF16, [300, 1000]), draw(3, F32, [300, 1000])
+    plain = [p.astype(F32) for p in params]
+    fastgd.Adam(plain, lr=0.1).step(grads)
+    options = {"rounding": "stochastic", "state_dtype": "bfloat16", "seed": 6}
+    fastgd.Adam(params, lr=0.1, **options).step(grads)
+    for tensor, (p, x) in enumerate(zip(params, plain, strict=True)):
+        code, key = np.zeros(x.size, np.uint16), random_key(6, 1, tensor + (1 << 40))
+        CODECS["bfloat16"].store(code, None, x, random_words(key, 0, x.size), 0)
+        assert same_bits(code.view(BF16), p)
 
 
 def test_seeds_differ_and_repeat():

@@ -116,6 +116,9 @@ def test_norms_neither_overflow_nor_underflow(backend):
     assert global_norm(mixed) == pytest.approx(np.sqrt(4 + 36) * 1e200, rel=1e-12)
     # Each tensor's squares stay finite, their sum doesn't.
     assert global_norm([np.full(1, 1.2e154)] * 4) == pytest.approx(2.4e154, rel=1e-12)
+    # Squares that are summed scaled, beside others that are not and count as well.
+    both = [np.full(2, 2.0**450), np.full(3, 2.0**449)]
+    assert global_norm(both) == pytest.approx(np.sqrt(11) * 2.0**449, rel=1e-15)
     assert global_norm(np.full(3, np.inf)) == np.inf
     assert np.isnan(global_norm([np.ones(3), np.array([1.0, np.nan])]))
     assert np.isnan(global_norm([np.full(4, 1e200), np.array([1e300, np.nan])]))
@@ -175,6 +178,41 @@ def test_a_group_may_have_a_limit_of_its_own_or_none():
     record = opt.step([np.array([30.0]), np.array([40.0])])
     assert (a[0], b[0]) == (-31.5, -12.0)
     assert record.clip_factor == pytest.approx(0.2)
+
+
+def test_what_has_no_limit_is_not_touched_by_a_norm_that_is_nan():
+    a, b = np.zeros(1), np.zeros(1)
+    opt = fastgd.SGD([{"params": a, "clip_norm": 1.0}, {"params": b}], lr=1.0)
+    opt.step([np.array([np.nan]), np.array([4.0])])
+    assert np.isnan(a[0])
+    assert b[0] == -4.0
+
+
+def test_the_clip_factor_is_the_smallest_in_whatever_order():
+    for norms in ((2.0, 1.5), (1.5, 2.0)):
+        w = [np.zeros(1), np.zeros(1)]
+        record = fastgd.SGD(w, lr=1.0, clip_norm=1.0, clip_by="tensor").step(
+            [np.array([norm]) for norm in norms]
+        )
+        assert record.clip_factor == 0.5
+
+
+def test_a_norm_at_its_limit_is_not_clipped():
+    """Where dividing by the norm would give another factor, by rounding, than scaling does."""
+    (g,) = draw(0, [100], F64)
+    norm = global_norm(g)
+    scale = next(s for s in np.arange(3.0, 100.0) if norm * (1 / s) / norm != 1 / s)
+    w, plain = np.zeros(100), np.zeros(100)
+    fastgd.SGD(w, lr=1.0, clip_norm=norm * (1 / scale)).step(g, grad_scale=scale)
+    fastgd.SGD(plain, lr=1.0).step(g, grad_scale=scale)
+    assert same_bits(w, plain)
+
+
+@pytest.mark.parametrize("scale", [0.5, 2.0, -1.0, -0.5])
+def test_gradients_are_divided_by_any_scale(scale):
+    w = np.zeros(3, F32)
+    fastgd.SGD(w, lr=1.0).step(np.ones(3, F32), grad_scale=scale)
+    assert (w == -1 / scale).all()
 
 
 def test_values_are_clipped_after_the_norm():

@@ -152,6 +152,8 @@ cdef class Layout:
         *shifts, p_shift = stored.shifts(self.kept[i])
         t.p = cnp.PyArray_BYTES(p)
         t.p_codec = CODEC_NAMES.index(own.codec)
+        if t.p_codec == BFLOAT16 or t.p_codec == SPLIT:
+            codec_of(p)        # for NumPy's number of bfloat16, to know the parameter again
         t.n = p.size
         t.group = group
         t.is_double = t.p_codec == FLOAT64
