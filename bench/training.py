@@ -48,6 +48,7 @@ OTHERWISE = {
     "quadratic": {"Adagrad": {"lr": 0.1}, "RMSprop": {"lr": 3e-3}, "Adam": {"lr": 1e-2},
                   "AdamW": {"lr": 1e-2, "weight_decay": 1e-4}},
 }  # fmt: skip
+FIELDS = ("problem", "seed", "optimizer", "storage", "steps")
 STORAGES = {
     "float32": {},
     "bfloat16": {"state_dtype": "bfloat16"},
@@ -203,17 +204,17 @@ def run(job):
             for each in opts:
                 each.step(found)
         final = float(loss())
-    line = dict(zip(("problem", "seed", "optimizer", "storage", "steps"), job, strict=True))
+    line = dict(zip(FIELDS, job, strict=True))
     line["loss"] = final if np.isfinite(final) else np.inf
     return line | {"moments": moments(*opts) if len(opts) == 2 else None}
 
 
 def key(line):
     """The job that a line of the log is the result of."""
-    return tuple(line[k] for k in ("problem", "seed", "optimizer", "storage", "steps"))
+    return tuple(line[field] for field in FIELDS)
 
 
-def measured(jobs, workers, log):
+def measured(jobs, workers, log, run=run):
     """A line for each job: those in the log, and all others, which are run and added to it."""
     lines = {}
     if log and log.exists():
@@ -236,7 +237,7 @@ def words(lines):
     """A storage's losses, and what came of its second moments."""
     losses = [line["loss"] for line in lines]
     said = f"{min(losses):.4f} to {max(losses):.4f}"
-    found = [line["moments"] for line in lines if line["moments"]]
+    found = [line["moments"] for line in lines if line.get("moments")]
     if found:
         total, off = np.mean(found, axis=0)
         said += f", second moments {total:.3f} of float32's in sum, {off:.2%} off by double"
