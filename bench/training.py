@@ -1,26 +1,39 @@
 """Whether training comes out the same with states in fewer bits, on three problems.
 
-    python bench/training.py [--problem digits] [--optimizer Adam] [--steps 1500] [--json FILE]
+    python bench/training.py [--problem text] [--optimizer Adam] [--workers 2] [--log FILE]
 
 For each problem and optimizer: the final loss of five float32 runs, which differ by their seed, and
-of as many with states of 16 and of 8 bits.  Rounding makes paths part, so single runs differ as
-seeds do: what counts is whether the mean lies within the spread of the float32 runs.  A run that
-diverged has an infinite loss.
+of as many with states of 16 and of 8 bits, from the same seeds: the same initial weights and
+batches.  Rounding makes paths part, so single runs differ as seeds do: what counts is whether the
+mean lies within the spread of the float32 runs, OUTSIDE if not.  Finer is the mean of the
+differences between runs of the same seed, with its standard error.  A run that diverged has an
+infinite loss.
 
-digits      a small network on handwritten digits, in NumPy
-text        a character-level language model of two million parameters on Python's help, in torch
+Every run with fewer bits also keeps its second moments in float32 beside them, from the same
+gradients: that they don't get stuck is that their sum is the same, and that few are far off.
+
+digits      a small network on handwritten digits, in NumPy: the loss on all of them
+text        a character-level language model of two million parameters on Python's help, in torch:
+            the loss on a tenth of it that was held out
 quadratic   least squares with a condition number of 10^4, in NumPy
+
+With ``--log`` each run is a line of that file as soon as it ends, and those in it aren't run again.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import json
+import multiprocessing
+import os
 from pathlib import Path
 
 import numpy as np
 
 import fastgd
+from fastgd._storage import SQUARES, saved_as
 from fastgd.commands.mlp import init_layers, loss_and_grads
 
 F32 = np.float32
@@ -31,133 +44,238 @@ OPTIMIZERS = {
     "Adam": {"lr": 1e-3},
     "AdamW": {"lr": 1e-3, "weight_decay": 0.01},
 }
+OTHERWISE = {
+    "quadratic": {"Adagrad": {"lr": 0.1}, "RMSprop": {"lr": 3e-3}, "Adam": {"lr": 1e-2},
+                  "AdamW": {"lr": 1e-2, "weight_decay": 1e-4}},
+}  # fmt: skip
+FIELDS = ("problem", "seed", "optimizer", "storage", "steps")
 STORAGES = {
     "float32": {},
     "bfloat16": {"state_dtype": "bfloat16"},
     "8bit": {"state_dtype": "8bit", "min_8bit_size": 0},
 }
-SEEDS = range(5)
+
+# ---------------------------------------------------------------------------------- the problems
+# Each is a function from a seed to the parameters, a function that draws a batch and returns their
+# gradients, and one that returns the loss.
 
 
-def digits(name, storage, seed, steps):
-    """Cross-entropy on all digits after training on batches of 32."""
+def digits(seed):
+    """Cross-entropy on all digits; batches of 32."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
     x, y = (data.data / 16).astype(F32), data.target
     rng = np.random.default_rng(seed)
     params = init_layers((64, 96, 32, 10), rng)
-    opt = getattr(fastgd, name)(params, **OPTIMIZERS[name], **storage)
-    for _ in range(steps):
+
+    def gradients():
         k = rng.integers(0, len(x), 32)
-        opt.step(loss_and_grads(params, x[k], y[k])[1])
-    return loss_and_grads(params, x, y)[0]
+        return loss_and_grads(params, x[k], y[k])[1]
+
+    return params, gradients, lambda: loss_and_grads(params, x, y)[0]
 
 
-def quadratic(name, storage, seed, steps, n=512):
-    """½‖A(w − w*)‖²/n with singular values from 1 to 10⁻², gradients from batches of rows."""
+def quadratic(seed, n=512):
+    """½‖A(w − w*)‖²/n with singular values from 1 to 10⁻² times √n; batches of 64 rows."""
     rng = np.random.default_rng(seed)
     u, _ = np.linalg.qr(rng.standard_normal((n, n)))
     v, _ = np.linalg.qr(rng.standard_normal((n, n)))
     a = (u * np.geomspace(1, 1e-2, n) * np.sqrt(n) @ v).astype(F32)
     target = rng.standard_normal(n).astype(F32)
     w = np.zeros(n, F32)
-    opt = getattr(fastgd, name)(w, **{**OPTIMIZERS[name], **SLOWER.get(name, {})}, **storage)
-    for _ in range(steps):
+
+    def gradients():
         rows = a[rng.integers(0, n, 64)]
-        opt.step(rows.T @ (rows @ (w - target)) / F32(64))
-    return float(np.mean((a.astype(float) @ (w - target)) ** 2) / 2)
+        return rows.T @ (rows @ (w - target)) / F32(64)
+
+    return w, gradients, lambda: float(np.mean((a.astype(float) @ (w - target)) ** 2) / 2)
 
 
-SLOWER = {"Adagrad": {"lr": 0.1}, "RMSprop": {"lr": 3e-3}, "Adam": {"lr": 1e-2},
-          "AdamW": {"lr": 1e-2, "weight_decay": 0.0}}  # fmt: skip
+CONTEXT, BATCH = 16, 64
 
 
-class Text:
-    """Windows of characters of Python's own help, and a network that predicts the next one."""
+@functools.cache
+def characters():
+    """Python's help as numbers of characters, how many differ, where the held-out begins."""
+    from pydoc_data.topics import topics
 
-    CONTEXT, BATCH = 16, 64
+    text = "\n".join(topics[key] for key in sorted(topics))
+    alphabet, codes = np.unique(np.frombuffer(text.encode("utf-32-le"), "<u4"), return_inverse=True)
+    return codes.astype(np.int64), len(alphabet), len(codes) * 9 // 10
 
-    def __init__(self):
-        from pydoc_data.topics import topics
 
-        text = "\n".join(topics[key] for key in sorted(topics))
-        alphabet = sorted(set(text))
-        codes = np.array([alphabet.index(c) for c in alphabet])
-        self.size = len(alphabet)
-        table = {c: k for k, c in zip(codes, alphabet, strict=True)}
-        self.data = np.array([table[c] for c in text], np.int64)
-        held = len(self.data) // 10
-        self.train, self.test = self.data[:-held], self.data[-held:]
+def windows(starts):
+    """The contexts that begin at some characters, and the character after each."""
+    import torch
 
-    def windows(self, data, starts):
-        import torch
+    found = torch.from_numpy(characters()[0][starts[:, None] + np.arange(CONTEXT + 1)])
+    return found[:, :-1], found[:, -1]
 
-        index = starts[:, None] + np.arange(self.CONTEXT + 1)
-        found = torch.from_numpy(data[index])
-        return found[:, :-1], found[:, -1]
 
-    def run(self, name, storage, seed, steps):
-        import torch
-        from torch import nn
+def network(seed):
+    """The language model: an embedding, and two hidden layers over all of the context."""
+    import torch
+    from torch import nn
 
-        torch.manual_seed(seed)
-        model = nn.Sequential(
-            nn.Embedding(self.size, 32),
-            nn.Flatten(),
-            nn.Linear(32 * self.CONTEXT, 2048),
-            nn.ReLU(),
-            nn.Linear(2048, 512),
-            nn.ReLU(),
-            nn.Linear(512, self.size),
-        )
-        tensors = list(model.parameters())
-        assert sum(p.numel() for p in tensors) >= 2_000_000
-        opt = getattr(fastgd, name)([p.detach().numpy() for p in tensors],
-                                    **OPTIMIZERS[name], **storage)  # fmt: skip
-        rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    size = characters()[1]
+    model = nn.Sequential(
+        nn.Embedding(size, 32),
+        nn.Flatten(),
+        nn.Linear(32 * CONTEXT, 2048),
+        nn.ReLU(),
+        nn.Linear(2048, 512),
+        nn.ReLU(),
+        nn.Linear(512, size),
+    )
+    assert sum(p.numel() for p in model.parameters()) >= 2_000_000
+    return model
+
+
+def held_out(model):
+    """Cross-entropy on every seventh window that training never sees."""
+    import torch
+
+    codes, _, end = characters()
+    with torch.no_grad():
+        x, y = windows(np.arange(end, len(codes) - CONTEXT, 7))
+        return float(torch.nn.functional.cross_entropy(model(x), y))
+
+
+def text(seed):
+    """Cross-entropy of the next character; batches of 64 of 420,000 windows, no epoch in all."""
+    import torch
+
+    torch.set_num_threads(1)
+    model = network(seed)
+    tensors = list(model.parameters())
+    rng = np.random.default_rng(seed)
+    starts = characters()[2] - CONTEXT
+
+    def gradients():
+        x, y = windows(rng.integers(0, starts, BATCH))
+        model.zero_grad()
+        torch.nn.functional.cross_entropy(model(x), y).backward()
+        return [p.grad.numpy() for p in tensors]
+
+    return [p.detach().numpy() for p in tensors], gradients, lambda: held_out(model)
+
+
+PROBLEMS = {"digits": digits, "text": text, "quadratic": quadratic}
+
+# -------------------------------------------------------------------------------------- the runs
+
+
+def copied(tree):
+    """The same tree with copies of its arrays."""
+    if isinstance(tree, dict):
+        return {key: copied(value) for key, value in tree.items()}
+    return [copied(value) for value in tree] if isinstance(tree, list) else tree.copy()
+
+
+def moments(opt, exact):
+    """Sum of an optimizer's second moments over the exact ones', and how many are off by double."""
+    found = {True: [], False: []}
+    for own, whole in zip(opt.state.values(), exact.state.values(), strict=True):
+        for key in SQUARES & set(own):
+            found[True].append(saved_as(own, key).load(F32))
+            found[False].append(saved_as(whole, key).load(F32))
+    if not found[True]:
+        return None
+    v, w = np.concatenate(found[True]).astype(float), np.concatenate(found[False]).astype(float)
+    v, w = v[w > 0], w[w > 0]
+    return [v.sum() / w.sum(), float(np.mean((v > 2 * w) | (v < w / 2)))]
+
+
+def run(job):
+    """One line of the log."""
+    problem, seed, name, storage, steps = job
+    fastgd.set_num_threads(1)
+    params, gradients, loss = PROBLEMS[problem](seed)
+    options = OTHERWISE.get(problem, {}).get(name, OPTIMIZERS[name])
+    opt = getattr(fastgd, name)(params, **options, **STORAGES[storage])
+    opts = [opt]
+    if STORAGES[storage]:
+        opts.append(getattr(fastgd, name)(copied(params), **{**options, "lr": 0.0}))
+    with np.errstate(all="ignore"):
         for _ in range(steps):
-            x, y = self.windows(
-                self.train, rng.integers(0, len(self.train) - self.CONTEXT, self.BATCH)
-            )
-            model.zero_grad()
-            nn.functional.cross_entropy(model(x), y).backward()
-            opt.step([p.grad.numpy() for p in tensors])
-        with torch.no_grad():
-            starts = np.arange(0, len(self.test) - self.CONTEXT - 1, 7)
-            x, y = self.windows(self.test, starts)
-            return float(nn.functional.cross_entropy(model(x), y))
+            found = gradients()
+            for each in opts:
+                each.step(found)
+        final = float(loss())
+    line = dict(zip(FIELDS, job, strict=True))
+    line["loss"] = final if np.isfinite(final) else np.inf
+    return line | {"moments": moments(*opts) if len(opts) == 2 else None}
+
+
+def key(line):
+    """The job that a line of the log is the result of."""
+    return tuple(line[field] for field in FIELDS)
+
+
+def measured(jobs, workers, log, run=run):
+    """A line for each job: those in the log, and all others, which are run and added to it."""
+    lines = {}
+    if log and log.exists():
+        lines = {key(line): line for line in map(json.loads, log.read_text().splitlines())}
+    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
+    missing = [job for job in jobs if job not in lines]
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        for line in pool.imap_unordered(run, missing):
+            lines[key(line)] = line
+            if log:
+                with log.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+    return [lines[job] for job in jobs]
+
+
+# ------------------------------------------------------------------------------------- the table
+
+
+def words(lines):
+    """A storage's losses, and what came of its second moments."""
+    losses = [line["loss"] for line in lines]
+    said = f"{min(losses):.4f} to {max(losses):.4f}"
+    found = [line["moments"] for line in lines if line.get("moments")]
+    if found:
+        total, off = np.mean(found, axis=0)
+        said += f", second moments {total:.3f} of float32's in sum, {off:.2%} off by double"
+    return said
+
+
+def beside(lines, full):
+    """Whether the mean is in float32's spread; the mean of the paired differences in percent."""
+    found, exact = (np.array([line["loss"] for line in each]) for each in (lines, full))
+    inside = exact.min() <= found.mean() <= exact.max()
+    part = 100 * (found - exact[: len(found)]) / exact.mean()
+    error = part.std(ddof=1) / np.sqrt(len(part)) if len(part) > 1 else np.nan
+    return f"{'inside' if inside else 'OUTSIDE'}, paired {part.mean():+.2f} ± {error:.2f} %"
 
 
 def main():
+    """Print a line for each problem, optimizer and storage."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--problem", choices=["digits", "text", "quadratic"], default=None)
-    parser.add_argument("--optimizer", choices=list(OPTIMIZERS), default=None)
+    parser.add_argument("--problem", choices=list(PROBLEMS), nargs="+", default=list(PROBLEMS))
+    names = list(OPTIMIZERS)
+    parser.add_argument("--optimizer", choices=names, nargs="+", default=names)
     parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--json", type=Path, default=None)
-    arguments = parser.parse_args()
-    fastgd.set_num_threads(1)
-    problems = {"digits": digits, "quadratic": quadratic, "text": None}
-    wanted = [arguments.problem] if arguments.problem else list(problems)
-    figures = []
-    for problem in wanted:
-        train = problems[problem] or Text().run
-        for name in [arguments.optimizer] if arguments.optimizer else OPTIMIZERS:
-            losses = {}
-            for kind, storage in STORAGES.items():
-                with np.errstate(all="ignore"):
-                    losses[kind] = [train(name, storage, s, arguments.steps) for s in SEEDS]
-                figures.append((problem, name, kind, losses[kind]))
-            full = np.array(losses["float32"])
-            low, high = full.min(), full.max()
-            words = f"{problem:<10}{name:<9} float32 {full.mean():.4g} ({low:.4g} to {high:.4g})"
-            for kind in list(STORAGES)[1:]:
-                found = np.array(losses[kind])
-                words += f"; {kind} {found.mean():.4g} ({found.min():.4g} to {found.max():.4g})"
-                words += "" if low <= found.mean() <= high else " OUTSIDE"
-            print(words, flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=1, help="processes of one thread each")
+    parser.add_argument("--log", type=Path, default=None)
+    given = parser.parse_args()
+    # All of a seed before the next, so that an interrupted log compares what it has.
+    order = itertools.product(given.problem, range(given.seeds), given.optimizer, STORAGES)
+    lines = measured([(*job, given.steps) for job in order], given.workers, given.log)
+    for problem, name in itertools.product(given.problem, given.optimizer):
+        of = {
+            storage: [x for x in lines if key(x)[::2] == (problem, name, given.steps)
+                      and x["storage"] == storage]
+            for storage in STORAGES
+        }  # fmt: skip
+        print(f"{problem}, {name}: float32 {words(of['float32'])}")
+        for storage in list(STORAGES)[1:]:
+            print(f"    {storage:<9}{beside(of[storage], of['float32'])}; {words(of[storage])}")
 
 
 if __name__ == "__main__":
