@@ -50,6 +50,9 @@ class Optimizer(Held):
         The average of the weights that steps update, if wanted.
     """
 
+    # Of an optimizer whose parameters are pieces: `Plan.step`'s argument of that name.
+    _combine: Callable[[Array], object] | None = None
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.domains = {**cls.__base__.domains, **cls.domains}  # type: ignore[union-attr]
@@ -107,6 +110,7 @@ class Optimizer(Held):
                     unscale,
                     average=average,
                     zero=self.options["zero_grads"],
+                    combine=self._combine,
                 )
             if grads is not None:
                 self._refuse_pending("step")
@@ -118,6 +122,7 @@ class Optimizer(Held):
                 average=average,
                 zero=True,
                 reset=(pending.counts, pending.weight),
+                combine=self._combine,
             )
 
     def accumulate(self, grads: object = None, weight: float = 1.0) -> None:

@@ -61,4 +61,5 @@ class Plan:
         reset: tuple[NDArray[Any], ...] = (),
         tally: NDArray[float64] | None = None,
         amount: float = 0.0,
+        combine: Callable[[NDArray[float64]], object] | None = None,
     ) -> StepRecord: ...

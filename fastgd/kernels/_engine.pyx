@@ -10,10 +10,11 @@ from collections.abc import Mapping
 
 cimport cython
 cimport numpy as cnp
+import numpy as np
 from cython.parallel cimport prange
 from libc.math cimport copysign, isfinite, isinf, sqrt
 from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from fastgd.kernels._types cimport *
 
@@ -80,7 +81,7 @@ cdef class Plan(Layout):
     """The step over all tensors of a `Layout`, whose arguments it takes."""
 
     def step(self, grads, configure, double unscale, *, tuple average=None, bint zero=False,
-             tuple reset=(), cnp.ndarray tally=None, double amount=0.0):
+             tuple reset=(), cnp.ndarray tally=None, double amount=0.0, combine=None):
         """Update every parameter that has a gradient, and its states, in place.
 
         Parameters
@@ -100,6 +101,9 @@ cdef class Plan(Layout):
             Zero these, too.
         tally : ndarray of float64, shape (1,), optional
             Add `amount` to this, too.
+        combine : callable, optional
+            Where others hold the rest of the gradients: called with the sums of squares, of shape
+            (parameters + groups + 1, 2), if the step needs norms; puts those of all in their place.
 
         Returns
         -------
@@ -122,12 +126,13 @@ cdef class Plan(Layout):
             raise RuntimeError("step() was called from within a step of the same optimizer")
         self.busy = True
         try:
-            return self.step_alone(grads, configure, unscale, average, zero, reset, tally, amount)
+            return self.step_alone(grads, configure, unscale, average, zero, reset, tally, amount,
+                                   combine)
         finally:
             self.busy = False
 
     cdef StepRecord step_alone(self, grads, configure, double unscale, tuple average, bint zero,
-                               tuple reset, cnp.ndarray tally, double amount):
+                               tuple reset, cnp.ndarray tally, double amount, combine):
         cdef dict rules = _rules
         cdef StepRecord record = StepRecord.__new__(StepRecord)
         cdef bint finite = True
@@ -143,6 +148,8 @@ cdef class Plan(Layout):
         configured, clips = self.configure(rules, configure, unscale)
         if clips or self.nonfinite:
             finite = self.measure(held)
+            if combine is not None:
+                finite = self.combine_sums(combine)
             record.grad_norm = norm_of(&self.sums[self.n + self.n_groups]) * unscale
         if not finite and self.nonfinite == <int> NONFINITE["raise"]:
             self.refuse_nonfinite(held)
@@ -239,6 +246,15 @@ cdef class Plan(Layout):
                 add_to(&self.sums[self.n + t.group], &self.sums[i])
                 add_to(total, &self.sums[i])
         return is_finite(total)
+
+    cdef bint combine_sums(self, combine) except -1:
+        """Let somebody put the sums over all pieces in the place of those over ours."""
+        cdef Py_ssize_t rows = self.n + self.n_groups + 1
+        cdef cnp.ndarray sums = np.empty((rows, 2))
+        memcpy(cnp.PyArray_DATA(sums), self.sums, rows * sizeof(Sum))
+        combine(sums)
+        memcpy(self.sums, cnp.PyArray_DATA(sums), rows * sizeof(Sum))
+        return is_finite(&self.sums[rows - 1])
 
     cdef refuse_nonfinite(self, list held):
         for i in range(self.n):

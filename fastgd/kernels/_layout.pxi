@@ -158,7 +158,7 @@ cdef class Layout:
                    else cnp.NPY_ARRAY_F_CONTIGUOUS)
         t.n_states = <int> len(states)
         t.coded = t.p_codec != t.is_double
-        beside.p, beside.p_shift = address_of(own.beside), p_shift
+        beside.p, beside.p_shift, beside.origin = address_of(own.beside), p_shift, own.origin
         for j in range(t.n_states):
             t.s[j] = cnp.PyArray_BYTES(<cnp.ndarray> states[j].code)
             t.s_codec[j] = CODEC_NAMES.index(states[j].codec)

@@ -33,6 +33,7 @@ cdef struct Beside:
     int p_shift                # of the random bits of a store, or -1: to nearest
     int s_shift[MAX_STATES]
     cnp.uint64_t key[3]        # of this step's random words
+    Py_ssize_t origin          # what these count the first element as
 
 # A row of the backend's CODECS.
 cdef struct Codec:
@@ -133,7 +134,7 @@ cdef void run_staged(Tensor* t, Chunk* chunk, Setting* setting, Common* common) 
     part.average = t.average + chunk.offset * size
     part.n, part.flags, part.factor = chunk.n, t.flags, t.factor
     part.beta, part.gamma = common.beta, common.gamma
-    part.n_words, part.offset = t.n_words, chunk.offset
+    part.n_words, part.offset = t.n_words, beside.origin + chunk.offset
     for j in range(t.n_words):
         part.key[j] = beside.key[j]
     if kind:
