@@ -26,9 +26,10 @@ from fastgd.checkpoint import CheckpointError
 Array = NDArray[Any]
 
 ROLL_CALL = 1  # the tag of a message that says: I have given up
-# Seconds: of waiting before a look for such messages, then of sleep between looks, and the most
-# that those who have given up wait for others to say the same.
-EAGER, NAP, GRACE = 0.01, 2e-4, 2.0
+# Seconds: of waiting awake, where there is a core for each rank and where there isn't; of the first
+# nap and of the longest; between looks for such messages; and the most that those who have given up
+# wait for others to say the same.
+SPIN, SPIN_CROWDED, NAPS, LOOK, GRACE = 2e-3, 5e-5, (1e-5, 2e-4), 0.01, 2.0
 LAST_WORDS = 1.0  # that the others have before they are ended, to say what they found
 
 _yield = getattr(os, "sched_yield", lambda: time.sleep(0))
@@ -59,10 +60,19 @@ class Link:
         self.broken: str | None = None
         self._sent: list[Any] = []
         self._patience = timeout
+        self._spin = SPIN_CROWDED
         self._control: MPI.Intracomm | None = None
         # In this order, as the wait for the second can then be ended by messages.
         self._control = self._private(comm)
         self._comm = self._private(comm)
+        self._spin = SPIN_CROWDED if self._is_crowded() else SPIN
+
+    def _is_crowded(self) -> bool:
+        """Whether there are more ranks on this machine than cores that they may use."""
+        cores = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
+        found = self.gather_objects((MPI.Get_processor_name(), list(cores)))
+        here = [theirs for name, theirs in found if name == found[self.rank][0]]
+        return len(here) > len(set().union(*here))
 
     def _private(self, comm: MPI.Intracomm) -> MPI.Intracomm:
         new, request = comm.Idup()
@@ -95,21 +105,23 @@ class Link:
         RankError
             If it does not in time, or others have given up.
         """
-        start = now = time.monotonic()
-        look = start + EAGER
+        start = look = time.monotonic()
+        nap = NAPS[0]
         try:
             while not request.Test():
                 now = time.monotonic()
-                if now < look:
-                    _yield()  # ranks may be more than processors
+                if now < start + self._spin:
+                    _yield()
                     continue
                 if now > start + self._patience:
                     self.give_up(f"waited {now - start:.3g} s for {what}")
-                if self._control is not None and self._control.Iprobe(tag=ROLL_CALL):
-                    self.give_up(f"was waiting for {what} when others gave up")
-                look = now + NAP
-                if now > start + 1.0:
-                    time.sleep(NAP)
+                if now > look and self._control is not None:
+                    look = now + LOOK
+                    if self._control.Iprobe(tag=ROLL_CALL):
+                        self.give_up(f"was waiting for {what} when others gave up")
+                # Who waits must not keep others from working.
+                time.sleep(nap)
+                nap = min(1.2 * nap, NAPS[1])
         except MPI.Exception as error:
             self.give_up(f"could not wait for {what}: {error}", error)
 
@@ -170,12 +182,12 @@ class Link:
             status = MPI.Status()
             try:
                 if not self._control.Iprobe(tag=ROLL_CALL, status=status):
-                    time.sleep(NAP)
+                    time.sleep(NAPS[1])
                     continue
                 message = bytearray(status.Get_count(MPI.BYTE))
                 self._control.Recv([message, MPI.BYTE], status.Get_source(), ROLL_CALL)
             except MPI.Exception:
-                time.sleep(NAP)
+                time.sleep(NAPS[1])
                 continue
             heard[status.Get_source()] = message.decode(errors="replace")
             if FAILED in heard[status.Get_source()]:
