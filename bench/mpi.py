@@ -3,10 +3,10 @@
     python bench/mpi.py [--tcp] [--elements 8e6] [--rounds 9] [--json FILE]
 
 Adam on float32, one tensor, at 1, 2 and 4 ranks of one thread each; the slowest rank counts.  The
-model's constants are measured apart, on as many ranks as there are cores: copies, sums, the update,
-a wire that is MPI's bare exchange of buckets, and the agreement before each step.
-Where ranks are more than cores, all that a core does takes as much longer.  For 4 ranks nothing is
-fitted: the line is a prediction.
+model's constants are measured apart, on as many ranks as there are cores: copies, sums, the
+update, a wire that is MPI's bare exchange of buckets; and a step over 64 elements, for what does
+not depend on size.  Where ranks are more than cores, all that a core does takes as much longer.
+Nothing is fitted.
 
 With --tcp the ranks (of MPICH) talk over TCP on the loopback interface instead of shared memory,
 and the bytes are those that the kernel has counted there.
@@ -149,10 +149,10 @@ def constants(elements, rounds, barrier):
 
 
 def model(ranks, elements, found):
-    """The seconds of a step: agreement, pack and sum, wire, update, unpack.
+    """The seconds of a step: what a tiny one takes, pack and sum, wire, update, unpack.
 
-    `found` is what was measured, of which only constants are used, and none of more ranks than
-    there are cores.
+    `found` is what was measured, of which only constants are used: rates of no more ranks than
+    there are cores, and the time of a step over 64 elements.
     """
     base = found[max(r for r in found if r <= min(ranks, os.cpu_count()))]
     crowd = max(1.0, ranks / os.cpu_count())
@@ -160,7 +160,7 @@ def model(ranks, elements, found):
     unpack = base["copy"] * elements  # its own piece is packed, the others' unpacked
     wire = 2 * 4 * elements / base["wire_rate"]
     update = base["update"] * elements / ranks
-    return base["agree"] + crowd * (pack_sum + wire + unpack + update)
+    return found[ranks]["small"] + crowd * (pack_sum + wire + unpack + update)
 
 
 def launch(ranks, arguments):

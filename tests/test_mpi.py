@@ -169,7 +169,9 @@ def test_a_rank_that_fails_is_noticed_in_bounded_time(mode, failures):
     """With a timeout of 1 s: two seconds at most, some for a busy machine, and an end by abort."""
     done, found = failures[mode]
     words, waits = FAILURES[mode]
-    assert sorted(found) == ([0, 1, 2] if mode == "late" else [0, 1]), done.stderr
+    assert {0, 1} <= set(found), done.stderr
+    # Open MPI lets a process that was stopped go on before it ends it.
+    assert (2 in found) == (mode == "late") or mode == "stopped"
     for rank in (0, 1):
         error, seconds = found[rank]["error"], found[rank]["seconds"]
         assert re.search(words, error), error

@@ -149,6 +149,7 @@ cdef class Layout:
         if len(states) > MAX_STATES:
             raise ValueError(f"a rule may have at most {MAX_STATES} states")
         *shifts, p_shift = stored.shifts(self.kept[i])
+        codec_of(p)     # notes NumPy's number of bfloat16, which check_unmoved asks for
         t.p = cnp.PyArray_BYTES(p)
         t.p_codec = CODEC_NAMES.index(own.codec)
         t.n = p.size

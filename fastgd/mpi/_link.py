@@ -149,7 +149,7 @@ class Link:
 
     def notify(self, error: BaseException) -> None:
         """Tell the others that this rank raised something they did not."""
-        if self.broken is None:
+        if self.broken is None and self.size > 1:
             words = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             self._send_all(FAILED + words)
             self.mark_broken(f"rank {self.rank} of {self.size}: {words}")
