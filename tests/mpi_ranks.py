@@ -318,6 +318,7 @@ def bad_arguments(folder):
     raises(ValueError, f"rank 0 of {RANKS}: lr: ", Sharded, fastgd.SGD, np.ones(3), lr=-1.0)
     raises(ValueError, "copy_to: expected without it",
            Sharded, fastgd.SGD, np.ones(3), copy_to=np.ones(3, F32))  # fmt: skip
+    raises(ValueError, who + "timeout: ", Sharded, fastgd.SGD, np.ones(3), timeout=only(-1, 1))
     raises(TypeError, "nonsense", Sharded, fastgd.SGD, np.ones(3), nonsense=1)
     raises(TypeError, "comm: ", Sharded, fastgd.SGD, np.ones(3), comm=3)
 
@@ -557,6 +558,9 @@ def fails_to_save(folder):
         assert {path: found.get(path) for path in kept} == kept
         assert opt.load(folder) == {"n": 1}
     raises(TypeError, f"rank 0 of {RANKS}: metadata", opt.save, folder, metadata={"f": print})
+    raises(
+        TypeError, f"rank 1 of {RANKS}: metadata", opt.save, folder, metadata=3 if RANK == 1 else {}
+    )
     assert opt.load(folder) == {"n": 1}
     opt.save(folder, metadata={"n": 3})
     assert len(list(folder.iterdir())) == RANKS + 1

@@ -88,8 +88,9 @@ def test_uneven_and_tiny_sizes(ranks, tmp_path):
 
 def test_states_are_shared_out(tmp_path):
     """At four ranks at most 0.26 of the whole on each, and together no more than the whole."""
+    ranks = run(4, "shares", tmp_path).values()
     for name in ("float32", "8bit"):
-        shares = [found[name] for found in run(4, "shares", tmp_path).values()]
+        shares = [found[name] for found in ranks]
         assert max(shares) <= 0.26, (name, shares)
         assert sum(shares) == pytest.approx(1), (name, shares)
 

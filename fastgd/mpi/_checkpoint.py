@@ -64,7 +64,7 @@ def save(
     metadata: Mapping[str, Any] | None,
 ) -> None:
     """Write this rank's file and, on rank 0, the index; a collective call."""
-    token = _attempt(link, "save", lambda: _begin(link, path), lambda _: [])
+    token = _attempt(link, "save", lambda: _begin(link, path, metadata))
     token = link.gather_objects(token)[0]
     folder = os.fsdecode(path)
     own = os.path.join(folder, _file(link.rank, link.size, token))
@@ -98,8 +98,10 @@ def save(
     _attempt(link, "save: its index", commit)
 
 
-def _begin(link: Link, path: Any) -> str:
+def _begin(link: Link, path: Any, metadata: Any) -> str:
     folder = checkpoint._as_path(path)
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise TypeError(f"metadata: expected a dict, found {type(metadata).__name__}")
     if link.rank == 0:
         os.makedirs(folder, exist_ok=True)
     return secrets.token_hex(8)

@@ -23,6 +23,9 @@ from fastgd.mpi._space import flat, pieces, spaces
 Array = NDArray[Any]
 
 
+TIMEOUT = 60.0  # seconds
+
+
 class Sharded(Collective):
     r"""An optimizer over the ranks of a communicator, each of which keeps its share of the states.
 
@@ -110,7 +113,7 @@ class Sharded(Collective):
         comm: MPI.Intracomm | None = None,
         reduction: str = "mean",
         ordered: bool = True,
-        timeout: float = 60.0,
+        timeout: float = TIMEOUT,
         bucket_bytes: int = 2**24,
         **options: Any,
     ) -> None:
@@ -118,15 +121,19 @@ class Sharded(Collective):
             comm = MPI.COMM_WORLD
         if not isinstance(comm, MPI.Intracomm) or comm == MPI.COMM_NULL:
             raise TypeError(f"comm: expected an intracommunicator, found {_groups.shown(comm)}")
-        self.timeout = _groups.positive(timeout, "timeout")
-        self._link = link_of(comm, self.timeout)
-        self._link.refuse_broken()
         error: Exception | None = None
         lines: list[str] = []
+        self.timeout = TIMEOUT
+        try:
+            self.timeout = _groups.positive(timeout, "timeout")
+        except Exception as caught:
+            error = caught
+        self._link = link_of(comm, self.timeout)
+        self._link.refuse_broken()
         try:
             lines = self._prepare(opt_class, params, reduction, ordered, bucket_bytes, options)
         except Exception as caught:
-            error = caught
+            error = error or caught
         with self._together():
             self._link.agree("Sharded(...)", error, lines, np.zeros(0, bool))
             for p in self._parameters.arrays:
