@@ -141,13 +141,17 @@ class Exchange:
             self._link.wait(request, what)
             finish(bucket, rows)
 
-        for k, bucket in enumerate(cut):
-            if len(under_way) == DEPTH:
+        try:
+            for k, bucket in enumerate(cut):
+                if len(under_way) == DEPTH:
+                    finish_first()
+                request, rows = post(bucket, *self._slots[k % DEPTH])
+                under_way.append((request, bucket, rows))
+            while under_way:
                 finish_first()
-            request, rows = post(bucket, *self._slots[k % DEPTH])
-            under_way.append((request, bucket, rows))
-        while under_way:
-            finish_first()
+        except BaseException:
+            self._link.kept += [under_way, self._slots, self.sums]  # as MPI may still write there
+            raise
 
 
 def _of_rank(segments: Sequence[Segment], rank: int) -> Iterator[Segment]:

@@ -58,7 +58,7 @@ class Link:
     def __init__(self, comm: MPI.Intracomm, timeout: float) -> None:
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         self.broken: str | None = None
-        self._sent: list[Any] = []
+        self.kept: list[Any] = []  # with which MPI is not done, and never may be
         self._patience = timeout
         self._spin = SPIN_CROWDED
         self._control: MPI.Intracomm | None = None
@@ -122,7 +122,10 @@ class Link:
                 # Who waits must not keep others from working.
                 time.sleep(nap)
                 nap = min(1.2 * nap, NAPS[1])
-        except MPI.Exception as error:
+        except BaseException as error:
+            self.kept.append(request)  # and its buffers, into which MPI may still write
+            if not isinstance(error, MPI.Exception):
+                raise
             self.give_up(f"could not wait for {what}: {error}", error)
 
     def give_up(self, why: str, cause: BaseException | None = None) -> NoReturn:
@@ -165,10 +168,10 @@ class Link:
         for rank in range(self.size):
             if rank != self.rank:
                 try:
-                    self._sent.append(self._control.Isend([message, MPI.BYTE], rank, ROLL_CALL))
+                    self.kept.append(self._control.Isend([message, MPI.BYTE], rank, ROLL_CALL))
                 except MPI.Exception:  # the MPI library knows already that it is dead
                     continue
-        self._sent.append(message)
+        self.kept.append(message)
 
     def _call_roll(self, why: str) -> tuple[dict[int, str], list[int]]:
         """What the others said, by rank, and who said nothing."""
