@@ -389,7 +389,7 @@ def fails(folder, mode):
     """The last rank dies or fails at its sixth step; returns what the others see, and how soon."""
     last = RANKS - 1
     w = np.ones(100_000, F32)
-    opt = Sharded(fastgd.Adam, w, timeout=1.0)
+    opt = Sharded(fastgd.Adam, w)
     found = {}
 
     def run():
@@ -397,6 +397,7 @@ def fails(folder, mode):
             if step == 5:
                 COMM.Barrier()
                 found["start"] = time.monotonic()
+                opt.timeout = 1.0
                 if last == RANK:
                     fail(opt, mode)
             opt.step(w)
