@@ -45,6 +45,8 @@ class Held:
     domains: ClassVar[Mapping[str, _groups.Domain]] = DOMAINS  # a subclass adds those of its own
     decoupled: ClassVar[bool] = False  # whether weight decay acts beside the gradient
     restarts: ClassVar[bool] = False  # whether steps count from when states were made
+    # Of an optimizer whose parameters are pieces; set on the object before its __init__.
+    _pieces: Mapping[int, _storage.Piece] | None = None
 
     # ------------------------------------------------------- what a subclass says of its rule
 
@@ -105,7 +107,7 @@ class Held:
         """Take the arguments of a subclass's ``__init__``, its ``locals()``."""
         options = arguments["options"]
         self.options = _options.checked(options, type(self).__name__)
-        self.storage = _storage.checked(options)
+        self.storage = _storage.checked(options)._replace(pieces=self._pieces)
         given = {**arguments, **dict.fromkeys(_options.HYPER), **options}
         self.defaults = {key: given[key] for key in given if key in self.domains}
         self.param_groups: tuple[_groups.ParamGroup, ...] = ()

@@ -50,6 +50,9 @@ class Optimizer(Held):
         The average of the weights that steps update, if wanted.
     """
 
+    # Of an optimizer whose parameters are pieces: `Plan.step`'s argument of that name.
+    _combine: Callable[[Array], object] | None = None
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.domains = {**cls.__base__.domains, **cls.domains}  # type: ignore[union-attr]
@@ -109,7 +112,14 @@ class Optimizer(Held):
             average = self.average.weights(self.average.step + 1)
         zero, pending = self.options["zero_grads"], self._accumulated
         if pending is None or not pending.weight[0]:
-            return self._plan.step(grads, self._configure, unscale, average=average, zero=zero)
+            return self._plan.step(
+                grads,
+                self._configure,
+                unscale,
+                average=average,
+                zero=zero,
+                combine=self._combine,
+            )
         if grads is not None:
             self._refuse_pending("step")
         weight = float(pending.weight[0])
@@ -120,6 +130,7 @@ class Optimizer(Held):
             average=average,
             zero=True,
             reset=(pending.counts, pending.weight),
+            combine=self._combine,
         )
 
     def accumulate(self, grads: object = None, weight: float = 1.0) -> None:

@@ -28,14 +28,32 @@ SQUARES = frozenset[str]().union(*(rule.squares for rule in RULES.values()))
 EVERY_STATE = frozenset(key for rule in RULES.values() for key in rule.states)
 
 
+class Piece(NamedTuple):
+    """What a parameter is a piece of, where others hold the rest.
+
+    It is kept, and rounded by chance, as the whole parameter's elements would be.
+    """
+
+    origin: int  # the elements before it
+    whole: int  # the elements in all
+
+
 class Storage(NamedTuple):
-    """How an optimizer keeps its arrays; see `fastgd.Options`."""
+    """How an optimizer keeps its arrays; see `fastgd.Options`.
+
+    ``pieces`` tells of the parameters that are only pieces, by their ``id``.
+    """
 
     state_dtype: str | Mapping[str, str] | None = None
     master: bool | str = False
     rounding: str | None = None
     min_8bit_size: int = 4096
     seed: int = 0
+    pieces: Mapping[int, Piece] | None = None
+
+    def piece(self, p: Array) -> Piece:
+        """Which piece of a parameter this array is, mostly all of it."""
+        return (self.pieces or {}).get(id(p)) or Piece(0, p.size)
 
     # ------------------------------------------------------------------------------- parameters
 
@@ -73,12 +91,13 @@ class Storage(NamedTuple):
     def parameter(self, p: Array, kept: Mapping[str, Array]) -> Stored:
         """What the step updates."""
         if p.itemsize != 2 or not self.master:
-            return as_stored(p)._replace(
-                stochastic=p.itemsize == 2 and self.rounding == "stochastic"
-            )
-        if self.master is True:
-            return as_stored(kept["master"])
-        return Stored(p, kept["master_low"], "split")
+            chance = p.itemsize == 2 and self.rounding == "stochastic"
+            own = as_stored(p)._replace(stochastic=chance)
+        elif self.master is True:
+            own = as_stored(kept["master"])
+        else:
+            own = Stored(p, kept["master_low"], "split")
+        return own._replace(origin=self.piece(p).origin)
 
     # ------------------------------------------------------------------------------------ states
 
@@ -87,7 +106,7 @@ class Storage(NamedTuple):
         wanted = self.state_dtype
         if isinstance(wanted, Mapping):
             wanted = wanted.get(key)
-        if wanted is None or (wanted == "8bit" and p.size < self.min_8bit_size):
+        if wanted is None or (wanted == "8bit" and self.piece(p).whole < self.min_8bit_size):
             return computed(p.dtype).name
         if wanted == "8bit":
             return "ue5m3" if key in SQUARES else "e4m3"

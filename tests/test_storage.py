@@ -12,7 +12,7 @@ from helpers import COMPILED, run_python, same_bits
 
 import fastgd
 from fastgd._optimizer import OPTIMIZERS
-from fastgd._storage import SQUARES
+from fastgd._storage import SQUARES, Piece
 from fastgd.averages import EMA
 from fastgd.functional import global_norm
 from fastgd.kernels.codecs import CODECS
@@ -152,6 +152,16 @@ def test_16_bits_need_a_choice(dtype):
         fastgd.Adam(p, master=True, rounding="stochastic")
     with pytest.raises(ValueError, match="copy_to: expected without master=True"):
         fastgd.Adam(p, master=True, copy_to=np.ones(3, F32))
+
+
+def test_bfloat16_parameters_that_are_the_first_bfloat16_of_a_process():
+    done = run_python("""
+import ml_dtypes, numpy as np, fastgd
+p = np.zeros(3, ml_dtypes.bfloat16)
+fastgd.SGD(p, lr=1.0, rounding="nearest").step(np.ones(3, np.float32))
+assert (p == -1).all()
+""")
+    assert done.returncode == 0, done.stderr
 
 
 def test_options_that_are_none():
@@ -381,6 +391,41 @@ def test_seeds_differ_and_repeat():
     assert other.storage.seed == 2**64 - 1
     assert np.array_equal(train(1), train(1))
     assert not np.array_equal(train(1), train(2))
+
+
+@pytest.mark.parametrize("backend", ["numpy", *COMPILED])
+@pytest.mark.parametrize(("p_dtype", "options"), [
+    (F32, {"state_dtype": "8bit"}),
+    (F32, {"state_dtype": "bfloat16", "clip_norm": 0.1, "clip_by": "group"}),
+    (BF16, {"rounding": "stochastic", "nonfinite": "skip"}),
+    (BF16, {"master": "split", "state_dtype": "float16"}),
+])  # fmt: skip
+def test_pieces_have_the_bits_of_the_whole(backend, p_dtype, options):
+    """Optimizers over pieces of a parameter, told of the rest, do what one over all of it does."""
+    fastgd.set_backend(backend)
+    (whole,), (own,) = draw(0, p_dtype, [5000]), draw(0, p_dtype, [5000])
+    one = fastgd.Adam([whole], lr=0.01, **options)
+    cuts = [(0, 512), (512, 512), (512, 5000)]
+    shards = []
+    for low, high in cuts:
+        piece = own[low:high]
+        shard = fastgd.Adam.__new__(fastgd.Adam)
+        shard._pieces = {id(piece): Piece(low, 5000)}
+        fastgd.Adam.__init__(shard, [piece], lr=0.01, **options)
+        shards.append(shard)
+    for step in range(3):
+        (g,) = draw(1 + step, F32, [5000])
+        found = []
+        one._combine = lambda sums, found=found: found.append(sums.copy())
+        record = one.step([g])
+        for shard, (low, high) in zip(shards, cuts, strict=True):
+            # What the others' gradients add, the pieces' own sums do not know.
+            shard._combine = lambda sums, found=found: np.copyto(sums, found[0])
+            assert repr(shard.step([g[low:high]])) == repr(record)
+    assert (bits(own) == bits(whole)).all()
+    for key in set(one.state[0]) - {"step"}:
+        pieces = [shard.state[0][key] for shard in shards]
+        assert (bits(np.concatenate(pieces)) == bits(one.state[0][key])).all(), key
 
 
 def test_stored_arrays_load_as_numbers():

@@ -30,7 +30,6 @@ class Plan:
     steps: NDArray[int64]
     seed: int
     first: int
-    share: Callable[[NDArray[float64]], None] | None
     bound: list[NDArray[Any] | None] | None
     def __new__(
         cls,
@@ -62,4 +61,5 @@ class Plan:
         reset: tuple[NDArray[Any], ...] = (),
         tally: NDArray[float64] | None = None,
         amount: float = 0.0,
+        combine: Callable[[NDArray[float64]], object] | None = None,
     ) -> StepRecord: ...

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 
 cimport cython
 cimport numpy as cnp
+import numpy as np
 from cython.parallel cimport prange
 from libc.math cimport copysign, isfinite, isinf, sqrt
 from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from cpython.pycapsule cimport PyCapsule_CheckExact, PyCapsule_GetPointer
 
@@ -86,7 +87,7 @@ cdef class Plan(Layout):
     """The step over all tensors of a `Layout`, whose arguments it takes."""
 
     def step(self, grads, configure, double unscale, *, tuple average=None, bint zero=False,
-             tuple reset=(), cnp.ndarray tally=None, double amount=0.0):
+             tuple reset=(), cnp.ndarray tally=None, double amount=0.0, combine=None):
         """Update every parameter that has a gradient, and its states, in place.
 
         Parameters
@@ -107,6 +108,9 @@ cdef class Plan(Layout):
             Zero these, too.
         tally : ndarray of float64, shape (1,), optional
             Add `amount` to this, too.
+        combine : callable, optional
+            Where others hold the rest of the gradients: called with the sums of squares, of shape
+            (parameters + groups + 1, 2); puts those of all in their place.
 
         Returns
         -------
@@ -129,12 +133,13 @@ cdef class Plan(Layout):
             raise RuntimeError("step() was called from within a step of the same optimizer")
         self.busy = True
         try:
-            return self.step_alone(grads, configure, unscale, average, zero, reset, tally, amount)
+            return self.step_alone(grads, configure, unscale, average, zero, reset, tally, amount,
+                                   combine)
         finally:
             self.busy = False
 
     cdef StepRecord step_alone(self, grads, configure, double unscale, tuple average, bint zero,
-                               tuple reset, cnp.ndarray tally, double amount):
+                               tuple reset, cnp.ndarray tally, double amount, combine):
         cdef dict rules = _rules
         cdef StepRecord record = StepRecord.__new__(StepRecord)
         cdef bint finite = True
@@ -149,8 +154,10 @@ cdef class Plan(Layout):
         for j in range(2):
             self.common.staged[j] = _staged[j]
         configured, clips = self.configure(rules, configure, unscale)
-        if clips or self.nonfinite or self.share is not None:
+        if clips or self.nonfinite or combine is not None:
             finite = self.measure(held)
+            if combine is not None:
+                finite = self.combine_sums(combine)
             record.grad_norm = norm_of(&self.sums[self.n + self.n_groups]) * unscale
         if not finite and self.nonfinite == <int> NONFINITE["raise"]:
             self.refuse_nonfinite(self.given_arrays() if held is None else held)
@@ -247,17 +254,16 @@ cdef class Plan(Layout):
                 k += cut_blocks(NULL, NULL, t.n, 0)
                 add_to(&self.sums[self.n + t.group], &self.sums[i])
                 add_to(total, &self.sums[i])
-        if self.share is not None:
-            self.share_sums()
         return is_finite(total)
 
-    cdef int share_sums(self) except -1:
-        """Make the sums those over all processes that hold parts of the tensors."""
-        cdef cnp.npy_intp[2] shape = [self.n + self.n_groups + 1, 2]
-        own = cnp.PyArray_SimpleNewFromData(2, shape, cnp.NPY_DOUBLE, self.sums)
-        sums = own.copy()      # as nobody may keep the other one
-        self.share(sums)
-        own[...] = sums
+    cdef bint combine_sums(self, combine) except -1:
+        """Let somebody put the sums over all pieces in the place of those over ours."""
+        cdef Py_ssize_t rows = self.n + self.n_groups + 1
+        cdef cnp.ndarray sums = np.empty((rows, 2))
+        memcpy(cnp.PyArray_DATA(sums), self.sums, rows * sizeof(Sum))
+        combine(sums)
+        memcpy(self.sums, cnp.PyArray_DATA(sums), rows * sizeof(Sum))
+        return is_finite(&self.sums[rows - 1])
 
     cdef refuse_nonfinite(self, list held):
         for i in range(self.n):

@@ -51,7 +51,6 @@ cdef class Layout:
     cdef list borrowed          # what keeps memory that others own from going away
     cdef public unsigned long long seed
     cdef public unsigned long long first   # what random words count the first parameter as
-    cdef public object share    # makes sums of squares those over all processes, or None
     cdef cnp.ndarray average_steps, skipped
     cdef int clip_by, nonfinite
     cdef readonly cnp.ndarray steps
@@ -150,6 +149,7 @@ cdef class Layout:
         if len(states) > MAX_STATES:
             raise ValueError(f"a rule may have at most {MAX_STATES} states")
         *shifts, p_shift = stored.shifts(self.kept[i])
+        codec_of(p)     # notes NumPy's number of bfloat16, which check_unmoved asks for
         t.p = cnp.PyArray_BYTES(p)
         t.p_codec = CODEC_NAMES.index(own.codec)
         if t.p_codec == BFLOAT16 or t.p_codec == SPLIT:
@@ -161,7 +161,7 @@ cdef class Layout:
                    else cnp.NPY_ARRAY_F_CONTIGUOUS)
         t.n_states = <int> len(states)
         t.coded = t.p_codec != t.is_double
-        beside.p, beside.p_shift = address_of(own.beside), p_shift
+        beside.p, beside.p_shift, beside.origin = address_of(own.beside), p_shift, own.origin
         for j in range(t.n_states):
             t.s[j] = cnp.PyArray_BYTES(<cnp.ndarray> states[j].code)
             t.s_codec[j] = CODEC_NAMES.index(states[j].codec)

@@ -34,6 +34,7 @@ cdef struct Beside:
     int p_shift                # of the random bits of a store, or -1: to nearest
     int s_shift[MAX_STATES]
     cnp.uint64_t key[3]        # of this step's random words
+    Py_ssize_t origin          # what these count the first element as
 
 # A row of the backend's CODECS.
 cdef struct Codec:
@@ -149,7 +150,7 @@ cdef void run_staged(Tensor* t, Chunk* chunk, Setting* setting, Common* common) 
     part.fused = setting.fused[t.fusable - 1] if t.fusable else NULL
     part.n, part.flags, part.factor = chunk.n, t.flags, t.factor
     part.beta, part.gamma, part.ahead = common.beta, common.gamma, common.ahead
-    part.n_words, part.offset = t.n_words, chunk.offset
+    part.n_words, part.offset = t.n_words, beside.origin + chunk.offset
     for j in range(t.n_words):
         part.key[j] = beside.key[j]
     if kind:

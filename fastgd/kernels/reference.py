@@ -379,7 +379,7 @@ def step_stored(
     kept = [*states, p]
     *loaded, x = [a.load(dtype) for a in kept]
     step(name, x, g.load(dtype), loaded, coefficients, stages)
-    words = [random_words(key, 0, x.size) for key in keys]
+    words = [random_words(key, p.origin, x.size) for key in keys]
     for a, values, shift in zip(kept, [*loaded, x], shifts(kept), strict=True):
         if shift < 0:
             a.store(values)

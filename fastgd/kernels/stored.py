@@ -17,13 +17,15 @@ class Stored(NamedTuple):
     """An array of any shape, contiguous in some order, and how it is kept.
 
     ``code`` holds the numbers or their codes, ``beside`` what stands beside them, in the order of
-    memory; ``stochastic`` says how stores round.
+    memory; ``stochastic`` says how stores round; ``origin`` is the number of elements before this
+    array in the one that it is a piece of, from whose start random words are counted.
     """
 
     code: Array
     beside: Array | None
     codec: str
     stochastic: bool = False
+    origin: int = 0
 
     @property
     def order(self) -> Literal["C", "F"]:

@@ -273,7 +273,7 @@ class Binding:
         if grads is None:
             return False
         stepped = self._watch.stepped
-        if not stepped and self._inner._plan.share is None:
+        if not stepped and self._inner._combine is None:
             return True
         self._follow_masters()
         record = self._inner.step(grads, grad_scale=scale)
@@ -329,11 +329,11 @@ class Binding:
 
     def _share(self) -> None:
         """Exchange sums of squares with the processes that have other parts of the gradients."""
-        self._inner._plan.share = None
+        self._inner._combine = None
         if wants_norms(self._setup.options, self._hyper):
             names = [[s.name(i) for i in range(len(s.params))] for s in self._sections]
             params = [s.params for s in self._sections]
-            self._inner._plan.share = Sharing(params, names, self._setup.processes) or None
+            self._inner._combine = Sharing(params, names, self._setup.processes) or None
 
     def _shard(self, k: int, i: int, g: Any) -> Any:
         """The shard of a DTensor's gradient, which must be laid out as the parameter is."""

@@ -1,0 +1,26 @@
+"""Optimizers for NumPy loops on several processes, by MPI; needs mpi4py and an MPI library.
+
+Each process, a rank, works out the gradients of its own part of the batch; `Sharded` adds them up
+over ranks and updates the parameters.  Of the optimizer's states each rank keeps its share alone.
+
+>>> import numpy as np, fastgd
+>>> from fastgd.mpi import Sharded
+>>> w = np.zeros(3)
+>>> opt = Sharded(fastgd.SGD, w, lr=0.5)
+>>> _ = opt.step(np.ones(3))
+>>> w
+array([-0.5, -0.5, -0.5])
+
+Run a program on four ranks with ``mpiexec -n 4 python program.py``.
+"""
+
+try:
+    from mpi4py import MPI as MPI
+except ImportError as error:
+    hint = 'fastgd.mpi needs mpi4py and an MPI library: pip install "fastgd[mpi]" mpich'
+    raise ImportError(hint) from error
+
+from fastgd.mpi._link import RankError
+from fastgd.mpi._sharded import Sharded
+
+__all__ = ["RankError", "Sharded"]

@@ -1,0 +1,121 @@
+"""What an optimizer over ranks shows of its own part, and how its calls keep the ranks in step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastgd import _groups
+from fastgd._optimizer import Optimizer
+from fastgd._trees import Name
+from fastgd.mpi._exchange import Exchange
+from fastgd.mpi._link import Link, is_agreed
+
+Array = NDArray[Any]
+
+
+class Collective:
+    """The base of `Sharded`, which has the calls."""
+
+    shard: Optimizer
+    timeout: float
+    _link: Link
+    _exchange: Exchange
+    _zero: bool
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """A collective call: what this rank alone raises in it is told to the others."""
+        self._link.refuse_broken()
+        with self._link.patience(self.timeout):
+            try:
+                yield
+            except BaseException as error:
+                if not is_agreed(error):
+                    self._link.notify(error)
+                raise
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """Put the averaged weights in the place of the parameters, on all ranks, as `EMA.swapped`.
+
+        Raises
+        ------
+        ValueError
+            If there is no average, or no step yet.
+        """
+        average = self.shard.average
+        error: Exception | None = None
+        if average is None:
+            error = ValueError("swapped: expected average=..., found none")
+        elif not average.step:
+            error = ValueError("swapped: expected at least one update before, found none")
+        with self._together():
+            self._link.agree("swapped", error, [], np.zeros(0, bool))
+        assert average is not None
+        try:
+            with average.swapped():
+                with self._together():
+                    self._exchange.allgather()
+                yield
+        finally:
+            with self._together():
+                self._exchange.allgather()
+
+    @property
+    def param_groups(self) -> tuple[_groups.ParamGroup, ...]:
+        """The groups, whose ``"params"`` are this rank's pieces."""
+        return self.shard.param_groups
+
+    @property
+    def state(self) -> Mapping[Name, Mapping[str, Array]]:
+        """The states of this rank's pieces."""
+        return self.shard.state
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """As `Optimizer.options`."""
+        return {**self.shard.options, "zero_grads": self._zero}
+
+    @property
+    def skipped(self) -> int:
+        """The number of steps skipped as gradients were not finite."""
+        return self.shard.skipped
+
+    @property
+    def lr(self) -> float:
+        """As `Optimizer.lr`; to be set alike on all ranks."""
+        return self.shard.lr
+
+    @lr.setter
+    def lr(self, value: _groups.Scalar) -> None:
+        self.shard.lr = value
+
+    @property
+    def sent(self) -> int:
+        """The bytes of gradients and parameters that this rank has sent to others."""
+        return self._exchange.sent
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Tell the other ranks, who would wait, what was raised here alone."""
+        if error is not None and not is_agreed(error):
+            self._link.notify(error)
+
+    def __getstate__(self) -> NoReturn:
+        raise TypeError("Sharded: belongs to a communicator, and can't be copied or pickled")
+
+    def __repr__(self) -> str:
+        return f"Sharded(rank {self._link.rank} of {self._link.size}, {self.shard!r})"

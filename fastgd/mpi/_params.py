@@ -1,0 +1,175 @@
+"""What the ranks must have alike: the parameters' tree, its groups, and the optimizer's options."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastgd._groups import shown
+from fastgd._optimizer import Optimizer
+from fastgd._trees import Name, Path, Structure, flatten, name_of, unflatten
+from fastgd.kernels import buffers, checks
+from fastgd.kernels.stored import as_stored
+
+Array = NDArray[Any]
+
+# Options that are for the whole of a parameter; what becomes of them here.
+REFUSED = {
+    "copy_to": "expected without it, as each rank updates only its pieces; copy after the step",
+}
+
+
+class Parameters(NamedTuple):
+    """All parameters of a tree or of groups, whole."""
+
+    structure: Structure
+    paths: list[Path]
+    arrays: list[Array]
+    groups: list[Mapping[str, Any]] | None  # as given, or None for a plain tree
+    borrowed: list[Any]  # what keeps memory that others own from going away
+
+    @property
+    def labels(self) -> list[str]:
+        """What to call each in an error, after ``params`` or ``grads``."""
+        return [checks.label(path) for path in self.paths]
+
+    @property
+    def names(self) -> list[Name]:
+        """What each is called."""
+        return [name_of(path) for path in self.paths]
+
+    def with_arrays(self, arrays: Sequence[Array]) -> Any:
+        """What an optimizer takes for these parameters, with other arrays in their places."""
+        tree = unflatten(self.structure, iter(arrays))
+        if self.groups is None:
+            return tree
+        return [{**g, "params": part} for g, part in zip(self.groups, tree, strict=True)]
+
+    def lines(self) -> list[str]:
+        """What has to be alike on all ranks, a line for each parameter."""
+        return [
+            f"params{label}: {p.dtype} of shape {p.shape} in {as_stored(p).order} order"
+            for label, p in zip(self.labels, self.arrays, strict=True)
+        ]
+
+
+def read(params: object) -> Parameters:
+    """Check parameters as an optimizer does.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If one is not usable.
+    """
+    if isinstance(params, Iterator):
+        params = list(params)
+    groups = None
+    tree: Any = params
+    if isinstance(params, (list, tuple)) and any(
+        isinstance(entry, Mapping) and "params" in entry for entry in params
+    ):
+        groups = list(params)
+        for k, group in enumerate(groups):
+            if not isinstance(group, Mapping) or "params" not in group:
+                found = shown(group)
+                raise TypeError(
+                    f"params[{k}]: expected a group, a dict with 'params', found {found}"
+                )
+        tree = [group["params"] for group in groups]
+    structure, leaves = flatten(tree)
+    if not leaves:
+        raise ValueError("params: expected at least one parameter, found none")
+    paths = [path for path, _ in leaves]
+    arrays = [
+        checks.check_parameter(leaf, f"params{checks.label(path)}", checks.ANY)
+        for path, leaf in leaves
+    ]
+    checks.check_disjoint(
+        [(a, f"params{checks.label(path)}") for a, path in zip(arrays, paths, strict=True)]
+    )
+    borrowed = [buffers.lent(a) for a in arrays if a.base is not None]
+    return Parameters(structure, paths, arrays, groups, borrowed)
+
+
+def read_grads(params: Parameters, grads: object, zero: bool) -> list[Array | None]:
+    """The gradients in the order of the parameters, None where there is none, checked.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If they don't fit.
+    """
+    leaves = list(_walk(params.structure, grads, (params.structure, grads)))
+    held = [
+        None if g is None else checks.as_gradient(g, p, f"grads{label}")
+        for g, p, label in zip(leaves, params.arrays, params.labels, strict=True)
+    ]
+    for p, label in zip(params.arrays, params.labels, strict=True):
+        if not p.flags.writeable:
+            raise ValueError(f"params{label}: was made read-only after the optimizer was made")
+    if zero:
+        written = [(p, f"params{s}") for p, s in zip(params.arrays, params.labels, strict=True)]
+        for g, label in zip(held, params.labels, strict=True):
+            if g is None:
+                continue
+            if not g.flags.writeable:
+                raise ValueError(
+                    f"grads{label}: expected a writeable array, which zero_grads zeroes, found a "
+                    "read-only one"
+                )
+            written.append((g, f"grads{label}"))
+        checks.check_disjoint(written)
+    return held
+
+
+def refuse_nonfinite(g: Array, name: str) -> None:
+    """Raise FloatingPointError if a gradient isn't finite; says where.
+
+    Without, return.
+    """
+    stored = as_stored(g)
+    values = stored.load(np.float64).reshape(g.shape, order=stored.order)
+    if not np.isfinite(values).all():
+        checks.refuse_nonfinite(values, name)
+
+
+def _walk(structure: Structure, grads: Any, whole: tuple[Structure, object]) -> Iterator[Any]:
+    if isinstance(structure, dict):
+        if not isinstance(grads, Mapping) or set(grads) != set(structure):
+            checks.refuse_structure(*whole)
+        for key, inner in structure.items():
+            yield from _walk(inner, grads[key], whole)
+    elif isinstance(structure, list):
+        if not isinstance(grads, (list, tuple)) or len(grads) != len(structure):
+            checks.refuse_structure(*whole)
+        for k, inner in enumerate(structure):
+            yield from _walk(inner, grads[k], whole)
+    else:
+        yield grads
+
+
+def option_lines(name: str, options: Mapping[str, Any]) -> list[str]:
+    """An optimizer's name and options, less what can't be compared in words."""
+    return [f"optimizer: {name}"] + [
+        f"{key}: {'a schedule' if callable(value) else shown(value)}"
+        for key, value in sorted(options.items())
+    ]
+
+
+def step_lines(opt: Optimizer) -> list[str]:
+    """The hyper-parameters that the next step of an optimizer uses, and its counts of steps."""
+    lines = []
+    start = 0
+    for k, group in enumerate(opt.param_groups):
+        end = start + len(group["params"])
+        label = f"param_groups[{k}]" if len(opt.param_groups) > 1 else ""
+        for step in sorted(set(opt._steps[start:end].tolist())):
+            for key, value in group.at(step).items():
+                lines.append(f"{label}{'.' if label else ''}{key}: {value!r}")
+        start = end
+    lines.append(f"steps: {int(opt._steps.max())} ({zlib.crc32(opt._steps.tobytes()):08x})")
+    return lines

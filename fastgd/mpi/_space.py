@@ -1,0 +1,151 @@
+"""The elements of many parameters as one row of numbers, and its cut into equal shards.
+
+Parameters of a dtype share an index space: the elements of one after those of the other, in the
+order of memory, each parameter from a multiple of `ALIGN` on.  Rank r's shard is the r-th of as
+many equal intervals as there are ranks, a multiple of `ALIGN` long.  So each parameter is cut into
+pieces, one for each rank, consecutive and mostly empty, and one exchange serves all of them.
+
+Buckets cut all shards alike: an exchange of bucket k moves the k-th part of every shard, as one row
+for each rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from fastgd.kernels.stored import as_stored
+
+Array = NDArray[Any]
+
+# Elements: a cache line of float32, so that pieces lie in lines as whole parameters do; and what
+# shares a scale in 8-bit states.
+ALIGN, ALIGN_8BIT = 16, 256
+
+
+class Segment(NamedTuple):
+    """Elements of a parameter that stand in a row of a bucket."""
+
+    rank: int  # the row
+    param: int
+    inside: slice  # of the parameter, flat
+    place: slice  # of the row
+
+
+class Bucket(NamedTuple):
+    """The elements from `start` to `end` of every shard of a space."""
+
+    space: int
+    start: int
+    end: int
+    segments: list[Segment]
+
+
+class Space:
+    """The index space of the parameters of one dtype.
+
+    Parameters
+    ----------
+    indices : sequence of int
+        Which of all parameters these are.
+    sizes : sequence of int
+        Their elements.
+    ranks : int
+        How many shards to cut.
+    align : int
+        What parameters and shards begin at a multiple of.
+
+    Attributes
+    ----------
+    shard : int
+        The elements of a shard, with padding.
+
+    Examples
+    --------
+    >>> space = Space([0, 1], [40, 10], ranks=2)
+    >>> space.shard, [space.piece(0, rank) for rank in range(2)], space.piece(1, 0)
+    (32, [(0, 32), (32, 40)], (0, 0))
+    """
+
+    def __init__(
+        self, indices: Sequence[int], sizes: Sequence[int], ranks: int, align: int = ALIGN
+    ) -> None:
+        self.indices, self.sizes, self.ranks = list(indices), list(sizes), ranks
+        self.starts = []
+        end = 0
+        for size in sizes:
+            self.starts.append(end)
+            end += -(-size // align) * align
+        self.shard = -(-end // (ranks * align)) * align
+
+    def piece(self, k: int, rank: int) -> tuple[int, int]:
+        """The elements of the k-th parameter, from and to, that are in a rank's shard."""
+        start, size = self.starts[k], self.sizes[k]
+        low, high = (min(max(r * self.shard - start, 0), size) for r in (rank, rank + 1))
+        return low, high
+
+    def place(self, k: int, rank: int) -> slice:
+        """Where the k-th parameter's piece is in a rank's shard."""
+        low, high = self.piece(k, rank)
+        start = self.starts[k] + low - rank * self.shard
+        return slice(start, start + high - low) if high > low else slice(0, 0)
+
+    def segments(self, start: int, end: int) -> Iterator[Segment]:
+        """What the elements from `start` to `end` of every shard are."""
+        k = 0
+        for rank in range(self.ranks):
+            first = rank * self.shard + start
+            last = first + end - start
+            while k < len(self.sizes) and self.starts[k] + self.sizes[k] <= first:
+                k += 1
+            j = k
+            while j < len(self.sizes) and self.starts[j] < last:
+                low = max(first - self.starts[j], 0)
+                high = min(last - self.starts[j], self.sizes[j])
+                if low < high:
+                    at = self.starts[j] + low - first
+                    inside, place = slice(low, high), slice(at, at + high - low)
+                    yield Segment(rank, self.indices[j], inside, place)
+                j += 1
+
+
+def flat(a: Array, dtype: DTypeLike | None = None) -> Array:
+    """An array's elements in the order of memory, without a copy; as what has as many bytes."""
+    row: Array = a.reshape(-1, order=as_stored(a).order)
+    return row if dtype is None else row.view(dtype)
+
+
+def spaces(params: Sequence[Array], ranks: int, min_8bit_size: int | None) -> list[Space]:
+    """The index spaces of parameters, one for each of their dtypes.
+
+    Where states are kept in 8 bits, parameters that have such states and those that are too small
+    have spaces of their own, so that each rank has its share of both.
+    """
+    alike: dict[tuple[np.dtype[Any], int], list[int]] = {}
+    for i, p in enumerate(params):
+        in_8_bits = min_8bit_size is not None and p.size >= min_8bit_size
+        alike.setdefault((p.dtype, ALIGN_8BIT if in_8_bits else ALIGN), []).append(i)
+    return [
+        Space(indices, [params[i].size for i in indices], ranks, align)
+        for (_, align), indices in alike.items()
+    ]
+
+
+def pieces(cut: Sequence[Space], rank: int) -> list[tuple[int, int]]:
+    """The elements of each parameter, from and to, that a rank has."""
+    found = {i: s.piece(k, rank) for s in cut for k, i in enumerate(s.indices)}
+    return [found[i] for i in range(len(found))]
+
+
+def buckets(space: Sequence[Space], itemsizes: Sequence[int], size: int) -> list[Bucket]:
+    """All elements of some spaces, cut into buckets of at most so many bytes, if that can be."""
+    cut = []
+    for k, (one, itemsize) in enumerate(zip(space, itemsizes, strict=True)):
+        row = max(size // (one.ranks * itemsize * ALIGN), 1) * ALIGN
+        for start in range(0, one.shard, row):
+            end = min(start + row, one.shard)
+            cut.append(Bucket(k, start, end, list(one.segments(start, end))))
+    return cut
