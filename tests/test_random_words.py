@@ -133,7 +133,8 @@ def rounding(halves):
 @pytest.mark.parametrize("elements", [range(TILE), range(0, 64 * TILE, TILE), range(64 * TILE)])
 def test_sums_spread_as_they_should(elements):
     """Rounding errors add up like independent ones: over a tile, over the same place of many tiles,
-    over many tiles, the variance of the sum is n / 12."""
+    over many tiles, the variance of the sum is n / 12.
+    """
     sums = []
     for step in range(1000):
         words = random_words(random_key(1, step, 0), 0, elements[-1] + 1)[

@@ -91,7 +91,7 @@ cdef class Watch:
     cdef Py_ssize_t n
 
     cdef object kind, grad         # the type of all parameters, and its descriptor of `grad`
-    cdef descrgetfunc grad_of_kind # what reads that one; NULL if types differ
+    cdef descrgetfunc grad_of_kind  # what reads that one; NULL if types differ
 
     def __cinit__(self, api, list members, list tensors, local, refuse, tuple handles):
         cdef Py_ssize_t i = 0, at = 0
