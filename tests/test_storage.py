@@ -169,7 +169,11 @@ def test_options_that_are_none():
     for given, error, words in (
         ({"state_dtype": "int8"}, ValueError, "state_dtype: expected one of float32, .*8bit"),
         ({"state_dtype": {"exp_av": "8bit"}}, ValueError, "state_dtype: expected one of exp_avg,"),
-        ({"state_dtype": {"exp_avg": 8}}, ValueError, r"state_dtype\['exp_avg'\]: expected one of"),
+        (
+            {"state_dtype": {"exp_avg": 8}},
+            TypeError,
+            r"state_dtype\['exp_avg'\]: expected a str, found 8",
+        ),
         ({"master": "half"}, ValueError, 'master: expected True, False or "split"'),
         ({"rounding": "up"}, ValueError, "rounding: expected one of nearest, stochastic"),
         ({"seed": -1}, ValueError, "seed: expected a number from 0"),
