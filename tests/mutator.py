@@ -213,10 +213,13 @@ class Mutator:
     def statement(self, indent: str, text: str, where: tuple[str, int, str]) -> list[str]:
         keep = [indent + text]
         if re.match(
-            r"(raise|assert|import|from|try|else|finally|with|pass|global|@|cdef (?!.* = ))", text
+            r"(raise|assert|import|from|try|except|else|finally|with|pass|global|@|cdef (?!.* = ))",
+            text,
         ):
             return keep
-        if re.search(r" is |\bNULL\b.*\bNULL\b|isinstance|prange|prefetch\(|^name, |f\"", text):
+        if re.search(
+            r" is |\bNULL\b.*\bNULL\b|isinstance|prange|prefetch\(|\.table\[|^name, |f\"", text
+        ):
             return keep
         if m := re.match(r"(if|elif|while) (.*):$", text):
             if m[2].startswith("floating is") or m[2].startswith("real is"):
@@ -229,6 +232,8 @@ class Mutator:
             return [f"{indent}for {m[1]} in range({start} + 1 if MUTANT == {later} else {start}, "
                     f"{stop} - 1 if MUTANT == {shorter} else {stop}):"]  # fmt: skip
         if text.startswith("for "):
+            return keep
+        if re.search(r"\] \w+ = \[", text):  # C has no conditional expressions of arrays
             return keep
         if m := re.match(r"(cdef .*?) = (.*)$", text):
             # Several in one line: `cdef double a = c[0], b = c[1]`.
