@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -85,17 +86,20 @@ class Mutant(NamedTuple):
     function: str
     before: str
     after: str
+    nth: int  # of those that read alike in a function
 
     def __str__(self) -> str:
         """The line, with {what stood there → what stands there now}."""
         a, b = self.before, self.after
+        name = f"{os.path.basename(self.file)}: {self.function}"
+        name += f" ({self.nth})" * (self.nth > 1)
         if b == "pass":
-            return f"{os.path.basename(self.file)}: {self.function}: {{{a} → }}"
+            return f"{name}: {{{a} → }}"
         start = len(os.path.commonprefix([a, b]))  # noqa: RUF071 - of lines
         end = len(os.path.commonprefix([a[start:][::-1], b[start:][::-1]]))  # noqa: RUF071
         old, new = a[start : len(a) - end], b[start : len(b) - end]
         line = f"{a[:start]}{{{old} → {new}}}{a[len(a) - end :]}"
-        return f"{os.path.basename(self.file)}: {self.function}: {line}"
+        return f"{name}: {line}"
 
 
 def logical_lines(source: str) -> Iterator[tuple[int, str, str]]:
@@ -141,6 +145,7 @@ class Mutator:
     def __init__(self) -> None:
         self.mutants: list[Mutant] = []
         self.functions: list[tuple[str, str]] = []
+        self.seen: Counter[tuple[str, ...]] = Counter()
 
     def rewrite(self, file: str, source: str) -> str:
         """The source with its mutants."""
@@ -148,7 +153,9 @@ class Mutator:
 
     def add(self, where: tuple[str, int, str], before: str, after: str) -> int:
         number = len(self.mutants) + 1
-        self.mutants.append(Mutant(number, *where, before, after))
+        alike = (where[0], where[2], before, after)
+        self.seen[alike] += 1
+        self.mutants.append(Mutant(number, *where, before, after, self.seen[alike]))
         return number
 
     def number_of(self, file: str, function: str) -> int:
@@ -206,10 +213,13 @@ class Mutator:
     def statement(self, indent: str, text: str, where: tuple[str, int, str]) -> list[str]:
         keep = [indent + text]
         if re.match(
-            r"(raise|assert|import|from|try|else|finally|with|pass|global|@|cdef (?!.* = ))", text
+            r"(raise|assert|import|from|try|except|else|finally|with|pass|global|@|cdef (?!.* = ))",
+            text,
         ):
             return keep
-        if re.search(r" is |\bNULL\b.*\bNULL\b|isinstance|prange|prefetch\(|^name, |f\"", text):
+        if re.search(
+            r" is |\bNULL\b.*\bNULL\b|isinstance|prange|prefetch\(|\.table\[|^name, |f\"", text
+        ):
             return keep
         if m := re.match(r"(if|elif|while) (.*):$", text):
             if m[2].startswith("floating is") or m[2].startswith("real is"):
@@ -222,6 +232,8 @@ class Mutator:
             return [f"{indent}for {m[1]} in range({start} + 1 if MUTANT == {later} else {start}, "
                     f"{stop} - 1 if MUTANT == {shorter} else {stop}):"]  # fmt: skip
         if text.startswith("for "):
+            return keep
+        if re.search(r"\] \w+ = \[", text):  # C has no conditional expressions of arrays
             return keep
         if m := re.match(r"(cdef .*?) = (.*)$", text):
             # Several in one line: `cdef double a = c[0], b = c[1]`.

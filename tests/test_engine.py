@@ -309,3 +309,15 @@ def test_a_plan_configures_only_what_has_a_gradient():
     plan.step([np.ones(3), None], configure, 1.0)
     assert asked == [(0, 1)]
     assert (params[0] == -1).all()
+
+
+def test_a_plan_refuses_what_does_not_go_with_the_rule():
+    p = np.zeros(3)
+    with pytest.raises(RuntimeError, match="rule sgd takes 1 coefficients of at most 8, not 2"):
+        plan_of(p, []).step(np.ones(3), lambda *_: ("sgd", (1.0, 2.0), Stages()), 1.0)
+    assert not p.any()
+
+
+def test_nothing_was_stepped_where_nothing_had_a_gradient():
+    opt = fastgd.SGD({"w": np.zeros(3)}, lr=1.0)
+    assert opt.step({"w": None}).step == 0
