@@ -347,6 +347,10 @@ def bad_arguments(folder):
     opt.lr = lambda step: only(0.3, 0.1)
     refused(ValueError, f"rank {last}: expected lr: 0.1, as on rank 0, found lr: 0.3")
     opt.lr = 0.1
+    opt.param_groups[0]["amsgrad"] = True
+    refused(TypeError, who + "grad_scale", grad_scale=only("1", 1.0))
+    assert all("max_exp_avg_sq" not in entry for entry in opt.state.values())
+    opt.param_groups[0]["amsgrad"] = False
     raises(ValueError, f"rank {last}: expected call: step, as on rank 0, found call: accumulate",
            only(opt.accumulate, opt.step), good)  # fmt: skip
 

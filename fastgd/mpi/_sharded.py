@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import numpy as np
@@ -104,6 +105,9 @@ class Sharded(Collective):
     >>> params["W"][0], record.step
     (array([0.9, 0.9], dtype=float32), 1)
     """
+
+    # How to undo that this call's step follows another rule, while it may still be refused.
+    _followed: tuple[Any, ...] | None = None
 
     def __init__(
         self,
@@ -230,7 +234,7 @@ class Sharded(Collective):
         RankError
             If a rank did not come.  Parameters may have been changed then: go back to a checkpoint.
         """
-        with self.shard._lock, self._together():
+        with self.shard._lock, self._together(), self._undoing():
             pending = self._pending()
             held, scale = self._agree("step", grads, grad_scale, "grad_scale", bool(pending))
             self._last = held
@@ -238,6 +242,7 @@ class Sharded(Collective):
             if held is not None:
                 present = self._reduce(held)
             record = self._update(present, scale)
+            self._followed = None  # from here on there is no way back
             if not record.skipped:
                 self._exchange.allgather()
             if self._zero:
@@ -251,11 +256,21 @@ class Sharded(Collective):
 
         As `Optimizer.accumulate`, whose sums are kept in shards: gradients travel at each call.
         """
-        with self.shard._lock, self._together():
+        with self.shard._lock, self._together(), self._undoing():
             held, weight = self._agree("accumulate", grads, weight, "weight", False)
             assert held is not None
             self._last = None
             self._locally(lambda: self.shard.accumulate(self._reduce(held), weight))
+
+    @contextmanager
+    def _undoing(self) -> Iterator[None]:
+        """A call that is refused leaves no states of a rule that was to be followed."""
+        self._followed = None
+        try:
+            yield
+        except BaseException:
+            self.shard._go_back(self._followed)
+            raise
 
     def _pending(self) -> float:
         pending = self.shard._accumulated
@@ -282,7 +297,7 @@ class Sharded(Collective):
                     raise TypeError(f"{call}() needs gradients, as none were bound with grads=...")
                 held = _params.read_grads(self._parameters, given, self._zero and call == "step")
                 bits = np.array([g is not None for g in held])
-            self.shard._follow_rules()
+            self._followed = self.shard._follow_rules()
             lines = [f"{name}: {number!r}", f"accumulated: {self._pending()!r}"]
             lines += _params.step_lines(self.shard)
         except Exception as caught:
