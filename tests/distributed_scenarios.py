@@ -14,6 +14,7 @@ import math
 import os
 import sys
 import traceback
+import warnings
 from pathlib import Path
 
 import pytest
@@ -28,12 +29,15 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
-from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import fastgd.torch
 from fastgd.torch import SGD, AdamW, step_in_backward
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit, by what comes along
+    from torch.distributed.optim import ZeroRedundancyOptimizer
 
 # Not to be cut evenly by any number of processes, and one that leaves most with nothing.
 SHAPES = [(5, 3), (7,), (1,), (301, 2), (2,)]
