@@ -216,6 +216,13 @@ class Optimizer(Held):
                 break
         return np.array(losses, np.float64)
 
+    def __setattr__(self, name: str, value: object) -> None:
+        # As `opt.lr = …` works, so may others be tried, and would do nothing.
+        if name in self.domains and name != "lr":
+            hint = f"opt.param_groups[0][{name!r}] = …"
+            raise AttributeError(f"{name}: hyper-parameters but lr are set in groups: {hint}")
+        super().__setattr__(name, value)
+
     @property
     def skipped(self) -> int:
         """The number of steps skipped as gradients were not finite."""

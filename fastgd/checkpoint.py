@@ -67,6 +67,8 @@ def save(
         If the file can't be written; a full disk, for one.
     TypeError, ValueError
         If there is something in `params` or `metadata` that can't be saved, or nothing to save.
+    RuntimeError
+        If the optimizer's averages stand in the place of the weights.
     ImportError
         Without safetensors.
 
@@ -112,6 +114,7 @@ def save(
     content["metadata"] = pack(dict(metadata or {}), ("metadata",), arrays)
     with replacement(file) as new:
         with nullcontext() if opt is None else opt._following():
+            _refuse_swapped(opt, "save")
             named = _parameters(opt, params)
             content["params"] = pack(named[0] if len(named) == 1 else named, ("params",), arrays)
             if opt is not None:
@@ -154,6 +157,8 @@ def load(
         If the file can't be read, or isn't there.
     TypeError
         If there is something else than arrays in `params`.
+    RuntimeError
+        If the optimizer's averages stand in the place of the weights.
     ImportError
         Without safetensors.
 
@@ -186,6 +191,7 @@ def load(
     targets = None if opt is None and params is None else _parameters(opt, params)
     content = _read(file)
     with nullcontext() if opt is None else opt._lock:
+        _refuse_swapped(opt, "load")
         try:
             pairs = [] if targets is None else _matched(targets, content["params"])
             if opt is not None:
@@ -210,6 +216,12 @@ def _as_path(path: Any) -> str:
     except TypeError:
         found = type(path).__name__
         raise TypeError(f"path: expected a string or a path, found {found}") from None
+
+
+def _refuse_swapped(opt: Optimizer | None, what: str) -> None:
+    """Neither averages are to be saved as weights, nor weights to be loaded and then put back."""
+    if opt is not None and opt.average is not None:
+        opt.average.refuse_swapped(what)
 
 
 def _check_optimizer(opt: object) -> None:

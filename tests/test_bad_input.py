@@ -546,3 +546,12 @@ def test_what_looks_much_like_a_gradient_is_refused(grad):
     with pytest.raises((TypeError, ValueError), match="^grads: expected"):
         fastgd.SGD(p, lr=1.0).step(grad)
     assert not p.any()
+
+
+def test_hyper_parameters_that_are_no_attributes_are_not_made_ones():
+    opt = fastgd.AdamW(np.ones(3))
+    for name in ("betas", "weight_decay", "clip_norm", "eps"):
+        with pytest.raises(AttributeError, match=rf"{name}: .* opt.param_groups\[0\]\['{name}'\]"):
+            setattr(opt, name, 0.5)
+    opt.lr = 0.5
+    assert opt.param_groups[0]["lr"] == 0.5

@@ -483,3 +483,21 @@ def test_safetensors_is_imported_when_needed():
     command = [sys.executable, "-c", code]
     assert subprocess.run(command, capture_output=True, text=True).stdout == "False\n"
     assert {"save", "load", "CheckpointError", "checkpoint"} <= set(dir(fastgd))
+
+
+def test_neither_saved_nor_loaded_while_averages_are_swapped_in(tmp_path):
+    w = np.ones(3)
+    opt = fastgd.SGD(w, lr=1.0, average=0.5)
+    file = tmp_path / "run.safetensors"
+    fastgd.save(file, opt)
+    opt.step(np.ones(3))
+    before = file.read_bytes()
+    with opt.average.swapped():
+        inside = w.copy()
+        with pytest.raises(RuntimeError, match="save: the averages stand in the place"):
+            fastgd.save(file, opt)
+        with pytest.raises(RuntimeError, match="load: the averages stand in the place"):
+            fastgd.load(file, opt)
+        assert (w == inside).all()
+    assert file.read_bytes() == before
+    assert (w == 0).all()

@@ -450,3 +450,16 @@ def test_nonfinite_gradients_in_bits_of_bfloat16_are_told_by_their_numbers():
         FloatingPointError, match="grads: expected finite gradients, found -inf at 2"
     ):
         opt.step(g)
+
+
+@pytest.mark.parametrize(
+    "options", [{"master": True}, {"master": "split"}, {"rounding": "stochastic"}]
+)
+def test_what_was_accumulated_of_16_bits_comes_back(options):
+    opt, twin = (fastgd.AdamW(np.full(5, 0x3F80, np.uint16), **options) for _ in range(2))
+    opt.accumulate(np.full(5, 0.3, F32))
+    twin.load_state_dict(opt.state_dict())
+    opt.step()
+    twin.step()
+    for a, b in zip(arrays_of(opt), arrays_of(twin), strict=True):
+        assert np.array_equal(bits(a), bits(b))

@@ -89,10 +89,10 @@ def _check_place(a: Array, p: Array, name: str, writeable: bool, obj: object | N
 
 
 def check_values(obj: object, p: Array, name: str) -> Array:
-    """An array with the dtype and shape of a parameter, in any layout, to be copied from."""
-    a = as_array(obj, name)
-    if a.dtype.newbyteorder("=") != p.dtype:
-        raise TypeError(f"{name}: expected dtype {p.dtype}, found {a.dtype}")
+    """What a parameter is computed with: its shape, in any layout, to be copied from."""
+    a, dtype = as_array(obj, name), computed(p.dtype)
+    if a.dtype.newbyteorder("=") != dtype:
+        raise TypeError(f"{name}: expected dtype {dtype}, found {a.dtype}")
     if a.shape != p.shape:
         raise ValueError(f"{name}: expected shape {p.shape}, found {a.shape}")
     return a
