@@ -4,7 +4,7 @@
 
 typedef void load(void *, const void *, const void *, ptrdiff_t);
 typedef void store(void *, void *, const void *, ptrdiff_t, const uint32_t *, int);
-typedef void words(uint32_t *, uint64_t, ptrdiff_t, ptrdiff_t);
+typedef void words(uint32_t *, const uint32_t *, uint64_t, ptrdiff_t, ptrdiff_t);
 
 void repeat_load(load *f, void *out, const void *code, const void *beside, ptrdiff_t n, long times)
 {
@@ -19,8 +19,8 @@ void repeat_store(store *f, void *code, void *beside, const void *x, ptrdiff_t n
         f(code, beside, x, n, random, shift);
 }
 
-void repeat_words(words *f, uint32_t *out, ptrdiff_t n, long times)
+void repeat_words(words *f, uint32_t *out, const uint32_t *table, ptrdiff_t n, long times)
 {
     for (long k = 0; k < times; k++)
-        f(out, 7, k * n, n);
+        f(out, table, 7, k * n, n);
 }

@@ -89,7 +89,7 @@ class Bench:
             )
         f = ctypes.c_void_p(module.RANDOM[0])
         row["random words"] = self.nanoseconds(
-            lambda: self.library.repeat_words(f, words, n, times)
+            lambda: self.library.repeat_words(f, words, x, n, times)
         )
         self.words[:] = np.random.default_rng(1).integers(0, 256, 4 * N)
         return row

@@ -160,8 +160,8 @@ enum {
 };
 
 /* 20 bits of a float32 are cut off: to nearest after adding a half, by chance after adding as many
- * random bits, the lower or the upper 20 of a word, which matter to each other only in what decides
- * one time in 4096. */
+ * random bits, the lower or the upper 20 of a word.  The eight bits in both are the upper state's last
+ * ones, which decide one time in 4096. */
 static inline int32_t fastgd_unit(const uint32_t *words, ptrdiff_t i, uint32_t of_tile, int rounding)
 {
     if (rounding == FASTGD_NEAREST) /* there are no words then */
@@ -281,7 +281,7 @@ static inline uint64_t fastgd_random_key(uint64_t seed, uint64_t step, uint64_t 
 
 /* The word of element e is a ^ b: a of a table of 256, for the place e % 256, and b for the tile
  * e / 256.  Any three words are independent, as the tables' are (tabulation hashing: Zobrist, 1970;
- * Patrascu and Thorup, 2012), at a tenth of what hashing each would cost.
+ * Patrascu and Thorup, 2012), for one operation instead of a dozen.
  *
  * Values of splitmix64 from the tensor's key on: number 0 is for the table, number t + 1 for tile t. */
 static inline uint64_t fastgd_split(uint64_t key, uint64_t number)

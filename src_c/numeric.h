@@ -76,7 +76,7 @@ typedef struct {
     double beta, gamma;  /* of the average */
     uint64_t key[3];     /* of random words */
     int n_words;         /* how many of them are wanted for each element */
-    ptrdiff_t offset;    /* of the part in its tensor */
+    ptrdiff_t offset;    /* of the part in its tensor, or in what that is a piece of */
 } fastgd_part;
 
 /* Ask for memory that will be worked on a tile from now.  The processor fetches ahead by itself, but

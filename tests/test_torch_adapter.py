@@ -152,3 +152,27 @@ def test_options_of_fastgd():
         fastgd.torch.Adagrad([p], eps_rot=1.0)
     with pytest.raises(TypeError, match="params"):
         fastgd.torch.Adagrad()
+
+
+def test_a_backend_set_within_a_step_counts_from_the_next_on(monkeypatch):
+    """By another thread or a signal's handler, while the step works out its hyper-parameters."""
+    p = torch.nn.Parameter(torch.ones(3))
+    opt = fastgd.torch.AdamW([p], lr=0.1, clip_norm=1.0)
+    for _ in range(2):
+        p.grad = torch.ones(3)
+        opt.step()
+    inner, own = opt._binding._inner, fastgd.get_backend()
+    configure = inner._configure
+
+    def switching(*rest):
+        fastgd.set_backend("numpy")
+        return configure(*rest)
+
+    monkeypatch.setattr(inner, "_configure", switching)
+    try:
+        p.grad = torch.ones(3)
+        opt.step()
+        assert fastgd.get_backend() == "numpy"
+    finally:
+        fastgd.set_backend(own)
+    assert opt.state[p]["step"] == 3

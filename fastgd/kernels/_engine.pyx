@@ -155,7 +155,7 @@ cdef class Plan(Layout):
             self.common.staged[j] = _staged[j]
         configured, clips = self.configure(rules, configure, unscale)
         if clips or self.nonfinite or combine is not None:
-            finite = self.measure(held)
+            finite = self.measure(rules, held)
             if combine is not None:
                 finite = self.combine_sums(combine)
             record.grad_norm = norm_of(&self.sums[self.n + self.n_groups]) * unscale
@@ -218,7 +218,7 @@ cdef class Plan(Layout):
                 raise RuntimeError(f"params{self.labels[i]}: its states do not fit the rule")
         return configured, clips
 
-    cdef bint measure(self, list held) except -1:
+    cdef bint measure(self, dict rules, list held) except -1:
         """Sum up the squares of each gradient, of each group's and of all; False if not finite.
 
         Gradients that aren't finite make a sum that isn't, and so does nothing else.
@@ -242,14 +242,14 @@ cdef class Plan(Layout):
             if t.g != NULL:
                 k += cut_blocks(self.blocks + k, t.g, t.n, t.g_codec)
                 elements += t.n
-        add_up_blocks(self.blocks, k, elements, held, 1.0)
+        add_up_blocks(rules, self.blocks, k, elements, held, 1.0)
         total = &self.sums[self.n + self.n_groups]
         memset(&self.sums[0], 0, (self.n + self.n_groups + 1) * sizeof(Sum))
         k = 0
         for i in range(self.n):
             t = &self.tensors[i]
             if t.g != NULL:
-                sum_of(self.blocks + k, cut_blocks(NULL, NULL, t.n, 0),
+                sum_of(rules, self.blocks + k, cut_blocks(NULL, NULL, t.n, 0),
                        None if held is None else held[i], &self.sums[i])
                 k += cut_blocks(NULL, NULL, t.n, 0)
                 add_to(&self.sums[self.n + t.group], &self.sums[i])

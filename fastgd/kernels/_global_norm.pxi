@@ -53,11 +53,12 @@ cdef class Measure:
         cdef Sum total, one
         cdef Py_ssize_t k = 0, n
         cdef cnp.ndarray x
-        add_up_blocks(self.blocks, self.n, self.elements, self.arrays, 1.0)
+        cdef dict rules = _rules    # the same to the end, whoever sets another backend
+        add_up_blocks(rules, self.blocks, self.n, self.elements, self.arrays, 1.0)
         total.plain = total.scaled = 0.0
         for x in self.arrays:
             n = cut_blocks(NULL, NULL, cnp.PyArray_SIZE(x), 0)
-            sum_of(self.blocks + k, n, x, &one)
+            sum_of(rules, self.blocks + k, n, x, &one)
             add_to(&total, &one)
             k += n
         return norm_of(&total)

@@ -152,8 +152,6 @@ cdef class Layout:
         codec_of(p)     # notes NumPy's number of bfloat16, which check_unmoved asks for
         t.p = cnp.PyArray_BYTES(p)
         t.p_codec = CODEC_NAMES.index(own.codec)
-        if t.p_codec == BFLOAT16 or t.p_codec == SPLIT:
-            codec_of(p)        # for NumPy's number of bfloat16, to know the parameter again
         t.n = p.size
         t.group = group
         t.is_double = t.p_codec == FLOAT64

@@ -51,6 +51,7 @@ def use_backend(module):
     if module is None:
         _rules = None
         return
+    assert list(module.FUSED) == FUSED_CODECS
     for j in range(3):
         _sums[j] = <void*> <size_t> module.SUM_OF_SQUARES[j]
     for k in range(N_CODECS):

@@ -32,11 +32,11 @@ cdef inline void add_up(Block* block, Block* end, double factor) noexcept nogil:
         block += 1
 
 
-cdef int add_up_blocks(Block* blocks, Py_ssize_t n, Py_ssize_t elements, list arrays,
+cdef int add_up_blocks(dict rules, Block* blocks, Py_ssize_t n, Py_ssize_t elements, list arrays,
                        double factor) except -1:
-    """Sum up the blocks of some arrays, by the backend in use."""
+    """Sum up the blocks of some arrays, by the backend whose rules are given."""
     cdef Py_ssize_t k, threads
-    if _rules is None:
+    if rules is None:
         k = 0
         for x in arrays:
             if x is not None:
@@ -53,14 +53,14 @@ cdef int add_up_blocks(Block* blocks, Py_ssize_t n, Py_ssize_t elements, list ar
                 add_up(blocks + n * k // threads, blocks + n * (k + 1) // threads, factor)
 
 
-cdef int sum_of(Block* blocks, Py_ssize_t n, x, Sum* total) except -1:
+cdef int sum_of(dict rules, Block* blocks, Py_ssize_t n, x, Sum* total) except -1:
     """The sum of one array's squares from its blocks, which hold their sums already."""
     cdef Py_ssize_t k
     total.plain = total.scaled = 0.0
     for k in range(n):
         total.plain += blocks[k].total
     if not total.plain <= LARGE and blocks[0].codec == FLOAT64:
-        add_up_blocks(blocks, n, n * BLOCK, [x], SMALL)
+        add_up_blocks(rules, blocks, n, n * BLOCK, [x], SMALL)
         total.plain = 0.0
         for k in range(n):
             total.scaled += blocks[k].total

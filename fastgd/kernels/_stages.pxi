@@ -130,7 +130,7 @@ cdef void staged(const void* rule, const Part* part, const floating* c,
     if flags & ~DECOUPLED_DECAY == 0:
         piece = PIECE if part.ahead else part.n
     of_average[0], of_average[1] = <floating> part.beta, <floating> part.gamma
-    for j in range(part.n_words):
+    for j in range(part.n_words if flags & STORED else 0):
         random_table(scratch.table[j], part.key[j], part.offset, part.n)
     while start < part.n:
         n = min(piece, part.n - start)

@@ -19,7 +19,7 @@ from numpy.typing import DTypeLike, NDArray
 
 Array = NDArray[Any]
 
-# Elements that share a scale, and a key for their random words.
+# Elements that share a scale, and a half of their random words.
 TILE = 256
 NAN_SCALE = 255
 INF = 0x7F800000  # the bits of float32's infinity
