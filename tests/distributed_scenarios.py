@@ -207,6 +207,7 @@ def in_backward():
 @scenario()
 def zero():
     for i, (cls, options) in enumerate(OPTIONS):
+        options = {key: value for key, value in options.items() if key != "zero_grads"}
         for groups in (False, True):
             model = Model()
             opt = ZeroRedundancyOptimizer(
@@ -303,6 +304,15 @@ def assert_same_averages(opt, other, model, expected):
         for p, q in zip(model.parameters(), expected.parameters(), strict=True):
             if id(p) in params:
                 assert torch.equal(whole(p), q)
+
+
+@scenario(2)
+def zero_refuses_to_zero_gradients():
+    """A process would zero those of its own parameters alone."""
+    model = Model()
+    with pytest.raises(ValueError, match="zero_grads: expected False in a ZeroRedundancyOptim"):
+        ZeroRedundancyOptimizer(model.parameters(), AdamW, zero_grads=True)
+    ZeroRedundancyOptimizer(model.parameters(), AdamW, zero_grads=False)
 
 
 @scenario(2)

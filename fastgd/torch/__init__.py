@@ -52,7 +52,8 @@ In several processes of `torch.distributed` (gloo), the results are those of one
 - ``ZeroRedundancyOptimizer(params, fastgd.torch.AdamW, lr=...)`` splits parameters and states among
   processes, with ``parameters_as_bucket_view``, too; ``consolidate_state_dict()`` makes a state
   dict that any number of processes load, or torch's own classes.  ``overlap_with_ddp`` needs an
-  optimizer of torch's own: torch refuses others.
+  optimizer of torch's own: torch refuses others.  What a process would do to its own parameters
+  alone is refused: ``zero_grads``.
 - ``fully_shard()`` (FSDP2) on a mesh of CPUs, with any ``MixedPrecisionPolicy`` and
   ``CPUOffloadPolicy(pin_memory=False)``: states are DTensors like their parameters, and
   `torch.distributed.checkpoint` saves them in one number of processes and loads them in another.

@@ -56,6 +56,8 @@ class Optimizer(torch.optim.Optimizer):
         self._reset()
         self._processes = _sharing.splitter()
         self.options = Options(fixed, type(self).__name__)
+        if self.is_split:
+            self.options.refuse_split()
         self.average = EMA.of(fixed["average"], self)
         super().__init__(params, hyper)
         for group in self.param_groups:
