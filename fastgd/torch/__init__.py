@@ -53,7 +53,8 @@ In several processes of `torch.distributed` (gloo), the results are those of one
   processes, with ``parameters_as_bucket_view``, too; ``consolidate_state_dict()`` makes a state
   dict that any number of processes load, or torch's own classes.  ``overlap_with_ddp`` needs an
   optimizer of torch's own: torch refuses others.  What a process would do to its own parameters
-  alone is refused: ``zero_grads``.
+  alone is refused: ``zero_grads``, and ``swapped()``, for which an optimizer of all parameters
+  loads the consolidated state dict.
 - ``fully_shard()`` (FSDP2) on a mesh of CPUs, with any ``MixedPrecisionPolicy`` and
   ``CPUOffloadPolicy(pin_memory=False)``: states are DTensors like their parameters, and
   `torch.distributed.checkpoint` saves them in one number of processes and loads them in another.
