@@ -12,6 +12,7 @@ import datetime
 import json
 import math
 import os
+import pickle
 import sys
 import traceback
 import warnings
@@ -322,6 +323,15 @@ def zero_refuses_to_zero_gradients():
     with pytest.raises(ValueError, match="zero_grads: expected False in a ZeroRedundancyOptim"):
         ZeroRedundancyOptimizer(model.parameters(), AdamW, zero_grads=True)
     ZeroRedundancyOptimizer(model.parameters(), AdamW, zero_grads=False)
+
+
+@scenario(2)
+def zero_refuses_copies():
+    """They would know nothing of the processes."""
+    opt = ZeroRedundancyOptimizer(Model().parameters(), AdamW, clip_norm=1.0).optim
+    for make in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="copy: expected .* found the AdamW of a ZeroRedund"):
+            make(opt)
 
 
 @scenario(2)
