@@ -325,6 +325,42 @@ def zero_refuses_to_zero_gradients():
     ZeroRedundancyOptimizer(model.parameters(), AdamW, zero_grads=False)
 
 
+class Zero(ZeroRedundancyOptimizer):
+    """One that makes another optimizer beside, before and after its own, and at a step."""
+
+    def __init__(self, *args, **kwargs):
+        self.beside = [self.one()]
+        super().__init__(*args, **kwargs)
+        self.beside.append(self.one())
+
+    def one(self):
+        return SGD([nn.Parameter(torch.ones(3))], lr=0.5, clip_norm=1.0, zero_grads=True)
+
+    def step(self, *args, **kwargs):
+        self.beside.append(self.one())
+        return super().step(*args, **kwargs)
+
+
+class Subclass(AdamW):
+    """An optimizer with a constructor of its own in between."""
+
+    def __init__(self, params, **options):
+        super().__init__(params, **options)
+
+
+@scenario(2)
+def zero_splits_its_own_optimizer_alone():
+    model = Model()
+    opt = Zero(model.parameters(), Subclass, lr=0.1, clip_norm=2.0)
+    train(DistributedDataParallel(model), opt, 3)
+    assert opt.optim.is_split
+    assert [one.is_split for one in opt.beside] == [False] * 5
+    assert_same(model, alone(AdamW, 3, lr=0.1, clip_norm=2.0)[0])
+    if dist.get_rank() == 0:  # who waits for nobody
+        opt.beside[0].param_groups[0]["params"][0].grad = torch.ones(3)
+        opt.beside[0].step()
+
+
 @scenario(2)
 def zero_refuses_copies():
     """They would know nothing of the processes."""
