@@ -317,6 +317,31 @@ def assert_same_averages(opt, other, model, expected):
 
 
 @scenario(2)
+def rounding_by_chance_follows_from_what_a_process_has():
+    """Parts of the parameters are another draw: not the bits of one process, but next to them."""
+    shapes, options = [(300, 2)] * 4, {"lr": 0.1, "rounding": "stochastic"}
+
+    def trained(make, shard=False):
+        model = Model(torch.bfloat16, shapes)
+        if shard:
+            fully_shard(model)
+        opt = make(model.parameters())
+        for p in model.parameters():
+            grad = torch.ones(300, 2, dtype=torch.bfloat16)
+            p.grad = distribute_tensor(grad, p.device_mesh, p.placements) if shard else grad
+        opt.step()
+        return [whole(p.detach()) for p in model.parameters()]
+
+    expected = trained(lambda params: AdamW(params, **options))
+    zero = trained(lambda params: ZeroRedundancyOptimizer(params, AdamW, **options))
+    shards = trained(lambda params: AdamW(params, **options), shard=True)
+    for found in (zero, shards):
+        assert not all(map(torch.equal, found, expected))
+        for p, q in zip(found, expected, strict=True):
+            assert (p - q).abs().max() <= 0.5  # a unit in the last place of up to 75, of 8 bits
+
+
+@scenario(2)
 def zero_refuses_to_zero_gradients():
     """A process would zero those of its own parameters alone."""
     model = Model()
