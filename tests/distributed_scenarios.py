@@ -12,6 +12,7 @@ import datetime
 import json
 import math
 import os
+import pickle
 import sys
 import traceback
 import warnings
@@ -207,6 +208,7 @@ def in_backward():
 @scenario()
 def zero():
     for i, (cls, options) in enumerate(OPTIONS):
+        options = {key: value for key, value in options.items() if key != "zero_grads"}
         for groups in (False, True):
             model = Model()
             opt = ZeroRedundancyOptimizer(
@@ -277,7 +279,19 @@ def zero_is_consolidated_and_loaded():
     expected, theirs, _ = alone(AdamW, 6, groups=True, **options)
     assert_same(again, expected)
     assert other.optim.average.step == 6
-    assert_same_averages(other.optim, theirs, again, expected)
+    averages = other.optim.average.averages
+    for p, q in zip(again.parameters(), expected.parameters(), strict=True):
+        assert p not in averages or torch.equal(averages[p], theirs.average.averages[q])
+    assert 0 < len(averages) < len(theirs.average.averages)
+
+    # Each process has some of the averages: the model would be of both.
+    before = copy.deepcopy(again.state_dict())
+    with (
+        pytest.raises(RuntimeError, match=r"swapped: expected the averages of all .* consolidate"),
+        other.optim.average.swapped(),
+    ):
+        pass
+    assert all(torch.equal(p, before[key]) for key, p in again.state_dict().items())
 
     # Into that of one process.
     single = Model()
@@ -299,10 +313,86 @@ def zero_is_consolidated_and_loaded():
 
 def assert_same_averages(opt, other, model, expected):
     with opt.average.swapped(), other.average.swapped():
-        params = {id(p) for group in opt.param_groups for p in group["params"]}
-        for p, q in zip(model.parameters(), expected.parameters(), strict=True):
-            if id(p) in params:
-                assert torch.equal(whole(p), q)
+        assert_same(model, expected)
+
+
+@scenario(2)
+def rounding_by_chance_follows_from_what_a_process_has():
+    """Parts of the parameters are another draw: not the bits of one process, but next to them."""
+    shapes, options = [(300, 2)] * 4, {"lr": 0.1, "rounding": "stochastic"}
+
+    def trained(make, shard=False):
+        model = Model(torch.bfloat16, shapes)
+        if shard:
+            fully_shard(model)
+        opt = make(model.parameters())
+        for p in model.parameters():
+            grad = torch.ones(300, 2, dtype=torch.bfloat16)
+            p.grad = distribute_tensor(grad, p.device_mesh, p.placements) if shard else grad
+        opt.step()
+        return [whole(p.detach()) for p in model.parameters()]
+
+    expected = trained(lambda params: AdamW(params, **options))
+    zero = trained(lambda params: ZeroRedundancyOptimizer(params, AdamW, **options))
+    shards = trained(lambda params: AdamW(params, **options), shard=True)
+    for found in (zero, shards):
+        assert not all(map(torch.equal, found, expected))
+        for p, q in zip(found, expected, strict=True):
+            assert (p - q).abs().max() <= 0.5  # a unit in the last place of up to 75, of 8 bits
+
+
+@scenario(2)
+def zero_refuses_to_zero_gradients():
+    """A process would zero those of its own parameters alone."""
+    model = Model()
+    with pytest.raises(ValueError, match="zero_grads: expected False in a ZeroRedundancyOptim"):
+        ZeroRedundancyOptimizer(model.parameters(), AdamW, zero_grads=True)
+    ZeroRedundancyOptimizer(model.parameters(), AdamW, zero_grads=False)
+
+
+class Zero(ZeroRedundancyOptimizer):
+    """One that makes another optimizer beside, before and after its own, and at a step."""
+
+    def __init__(self, *args, **kwargs):
+        self.beside = [self.one()]
+        super().__init__(*args, **kwargs)
+        self.beside.append(self.one())
+
+    def one(self):
+        return SGD([nn.Parameter(torch.ones(3))], lr=0.5, clip_norm=1.0, zero_grads=True)
+
+    def step(self, *args, **kwargs):
+        self.beside.append(self.one())
+        return super().step(*args, **kwargs)
+
+
+class Subclass(AdamW):
+    """An optimizer with a constructor of its own in between."""
+
+    def __init__(self, params, **options):
+        super().__init__(params, **options)
+
+
+@scenario(2)
+def zero_splits_its_own_optimizer_alone():
+    model = Model()
+    opt = Zero(model.parameters(), Subclass, lr=0.1, clip_norm=2.0)
+    train(DistributedDataParallel(model), opt, 3)
+    assert opt.optim.is_split
+    assert [one.is_split for one in opt.beside] == [False] * 5
+    assert_same(model, alone(AdamW, 3, lr=0.1, clip_norm=2.0)[0])
+    if dist.get_rank() == 0:  # who waits for nobody
+        opt.beside[0].param_groups[0]["params"][0].grad = torch.ones(3)
+        opt.beside[0].step()
+
+
+@scenario(2)
+def zero_refuses_copies():
+    """They would know nothing of the processes."""
+    opt = ZeroRedundancyOptimizer(Model().parameters(), AdamW, clip_norm=1.0).optim
+    for make in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="copy: expected .* found the AdamW of a ZeroRedund"):
+            make(opt)
 
 
 @scenario(2)

@@ -331,6 +331,25 @@ def test_state_dicts_with_options_go_to_torch():
     assert all(torch.equal(opt.average.averages[p], a) for p, a in kept.items())
 
 
+@pytest.mark.parametrize("before", [{}, {"processes": None}])
+def test_pickles_with_and_without_processes_are_taken(before):
+    """Some versions wrote down that there were none."""
+    opt, params, *_ = pair("AdamW", clip_norm=0.5)
+    draw(params, 0)
+    opt.step()
+    state = copy.deepcopy(opt.__getstate__())
+    state["fastgd"] |= before
+    again = AdamW.__new__(AdamW)
+    again.__setstate__(state)
+    copies = again.param_groups[0]["params"]
+    draw(params, 1)
+    draw(copies, 1)
+    opt.step()
+    again.step()
+    assert not again.is_split
+    assert all(map(torch.equal, copies, params))
+
+
 def test_a_plain_state_dict_has_no_word_of_fastgd():
     opt, params, *_ = pair("AdamW")
     draw(params, 0)

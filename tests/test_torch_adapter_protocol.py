@@ -165,6 +165,18 @@ def test_options_of_the_wrong_type():
         Adam([])
 
 
+def test_arguments_that_there_are_not():
+    """The error has the class, and the words that would have done."""
+    with pytest.raises(
+        TypeError,
+        match=r"^AdamW: got an unexpected keyword argument 'learning_rate'; its hyper-parameters "
+        r"are lr, betas, .*weight_decay, .*clip_norm, .* its options .*fused, .*zero_grads, ",
+    ):
+        AdamW([one()], learning_rate=0.1)
+    with pytest.raises(TypeError, match="^SGD: missing a required argument: 'params'; its hyper-"):
+        SGD()
+
+
 def test_what_torch_says_of_ways_to_compute_is_taken_where_it_is_true():
     opt = AdamW([one()], fused=True, foreach=False, capturable=False, differentiable=False)
     assert opt.param_groups[0]["fused"] is True

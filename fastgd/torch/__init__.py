@@ -46,13 +46,16 @@ By keyword there are fastgd's options (`fastgd.Options` has their meaning):
 
 ``copy_to``, ``grads`` and schedules are for optimizers of arrays, and are refused.
 
-In several processes of `torch.distributed` (gloo), the results are those of one process:
+In several processes of `torch.distributed` (gloo), the results are those of one process, up to
+the rounding of sums over processes, and but for what is rounded by chance (see the last point):
 
 - With ``DistributedDataParallel`` every process takes the same step.
 - ``ZeroRedundancyOptimizer(params, fastgd.torch.AdamW, lr=...)`` splits parameters and states among
   processes, with ``parameters_as_bucket_view``, too; ``consolidate_state_dict()`` makes a state
   dict that any number of processes load, or torch's own classes.  ``overlap_with_ddp`` needs an
-  optimizer of torch's own: torch refuses others.
+  optimizer of torch's own: torch refuses others.  What a process would do to its own parameters
+  alone is refused: ``zero_grads``, and ``swapped()``, for which an optimizer of all parameters
+  loads the consolidated state dict.
 - ``fully_shard()`` (FSDP2) on a mesh of CPUs, with any ``MixedPrecisionPolicy`` and
   ``CPUOffloadPolicy(pin_memory=False)``: states are DTensors like their parameters, and
   `torch.distributed.checkpoint` saves them in one number of processes and loads them in another.
@@ -62,8 +65,10 @@ In several processes of `torch.distributed` (gloo), the results are those of one
   with any collective: where one raises before, say at a gradient that doesn't fit, the others wait
   for the timeout of their process group.  ``FullyShardedDataParallel`` (FSDP1) doesn't tell who
   has the other shards: there, these two are refused.
-- Rounding by chance counts the elements and parameters that a process has; other cuts draw other
-  words.  8-bit states of DTensors are refused.
+- What is rounded by chance, with ``rounding="stochastic"`` or ``state_dtype``, is another draw than
+  one process's in a ``ZeroRedundancyOptimizer`` and with DTensors: just as likely, but not the same
+  bits.  Chance follows from a parameter's place in this process's optimizer, and an element's in
+  its shard.  8-bit states of DTensors are refused.
 
 `step_in_backward` steps each parameter as soon as its gradient is there, and frees the gradient.
 """

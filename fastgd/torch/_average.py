@@ -121,11 +121,19 @@ class EMA:
         ValueError
             If there was no update yet to average.
         RuntimeError
-            If entered twice; so does a step in between.
+            If entered twice; so does a step in between.  In a ZeroRedundancyOptimizer, where each
+            process has the averages of some parameters.
         """
         if self._opt is None:
             raise ValueError(
                 "swapped: expected an EMA that an optimizer was given, found one alone"
+            )
+        if self._opt.is_split:
+            raise RuntimeError(
+                "swapped: expected the averages of all parameters, found a "
+                "ZeroRedundancyOptimizer's optimizer, which has those of this process; "
+                "consolidate_state_dict() and load it into a fastgd.torch optimizer of all "
+                "parameters, with average="
             )
         with self._opt._lock:
             if not self.step and self.bias_correction:

@@ -52,10 +52,16 @@ def ways(kind: type[FastgdOptimizer]) -> dict[str, tuple[tuple[Any, ...], str]]:
 def make(kind: type[FastgdOptimizer], module: str) -> type[Optimizer]:
     """The optimizer of torch that steps with one of fastgd's."""
     called = signature(kind)
+    keys = keys_of(kind)
+    options = [name for name in called.parameters if name not in ("self", "params", *keys)]
+    known = f"its hyper-parameters are {', '.join(keys)}, its options {', '.join(options)}"
 
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         refuse_absent(kwargs)
-        bound = called.bind(self, *args, **kwargs)
+        try:
+            bound = called.bind(self, *args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{kind.__name__}: {error}; {known}") from None
         bound.apply_defaults()
         options = dict(bound.arguments)
         del options["self"]
@@ -77,7 +83,7 @@ def make(kind: type[FastgdOptimizer], module: str) -> type[Optimizer]:
             "__doc__": describe(kind),
             "__module__": module,
             "kind": kind,
-            "keys": keys_of(kind),
+            "keys": keys,
             "allowed": ways(kind),
         },
     )

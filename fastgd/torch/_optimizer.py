@@ -56,6 +56,8 @@ class Optimizer(torch.optim.Optimizer):
         self._reset()
         self._processes = _sharing.splitter()
         self.options = Options(fixed, type(self).__name__)
+        if self.is_split:
+            self.options.refuse_split()
         self.average = EMA.of(fixed["average"], self)
         super().__init__(params, hyper)
         for group in self.param_groups:
@@ -277,7 +279,19 @@ class Optimizer(torch.optim.Optimizer):
             self.average.steps = np.array([beside.get("average", self.average.step)], np.int64)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What torch copies and pickles, and fastgd's options."""
+        """What torch copies and pickles, and fastgd's options.
+
+        Raises
+        ------
+        TypeError
+            In a ZeroRedundancyOptimizer: a copy without its processes would be of other norms.
+        """
+        if self.is_split:
+            raise TypeError(
+                f"copy: expected an optimizer of all parameters, found the {type(self).__name__} "
+                "of a ZeroRedundancyOptimizer, whose processes can't be copied or pickled; "
+                "consolidate_state_dict() and state_dict() have its states"
+            )
         with self._lock:
             average = self.average
             settings = None
@@ -285,7 +299,6 @@ class Optimizer(torch.optim.Optimizer):
                 average.refuse_swapped("copy")  # whose weights would never come back
                 settings = (average.decay, average.bias_correction, average.warmup, average.step)
             own = {"options": self.options, "average": settings, "skipped": self.skipped}
-            own["processes"] = self._processes
             return {**super().__getstate__(), "fastgd": own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -315,7 +328,7 @@ class Optimizer(torch.optim.Optimizer):
             state = {**state}
             own = state.pop("fastgd")
             self.options, self._skipped[0] = own["options"], own["skipped"]
-            self._processes = own["processes"]
+            self._processes = None  # those of one with processes are refused
             self.average = None
             if own["average"] is not None:
                 *settings, step = own["average"]

@@ -60,6 +60,15 @@ class Options:
         self.given["seed"] = seed
         self.storage = self.storage._replace(seed=seed)
 
+    def refuse_split(self) -> None:
+        """Raise ValueError for what needs all parameters, where each process has some of them."""
+        if self.given["zero_grads"]:
+            raise ValueError(
+                "zero_grads: expected False in a ZeroRedundancyOptimizer, where a step would leave "
+                "the gradients of other processes' parameters as they are, found True; call "
+                "zero_grad() of the ZeroRedundancyOptimizer"
+            )
+
     def refuse_in_backward(self, groups: list[dict[str, Any]], averages: bool) -> None:
         """Raise ValueError for what needs all gradients at once, and not one after the other."""
         if averages:

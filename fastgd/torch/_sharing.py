@@ -23,16 +23,17 @@ def splitter() -> Any:
     """The processes among which the parameters of an optimizer are split that is being made.
 
     ZeroRedundancyOptimizer makes its optimizer of some of the parameters and doesn't tell it so;
-    the only trace is that it is the caller.
+    the only trace is that the method which does so is among the callers.  Others of its methods,
+    which subclasses may have, can make optimizers of whatever they like.
     """
     module = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
     if module is None:
         return None
+    making = module.ZeroRedundancyOptimizer._init_local_optimizer.__code__
     frame = sys._getframe(1)
     while frame is not None:
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, module.ZeroRedundancyOptimizer):
-            return owner.process_group
+        if frame.f_code is making:
+            return frame.f_locals["self"].process_group
         frame = frame.f_back  # type: ignore[assignment]
     return None
 
