@@ -294,6 +294,33 @@ def subcommunicators(folder):
         part.Free()
 
 
+def mixed_optimizers(folder):
+    """Two optimizers of a communicator that ranks call in another order: refused, and all go on."""
+    a, b = np.ones(64), np.ones(64)
+    first, second = (Sharded(fastgd.SGD, w, lr=0.1, average=0.5) for w in (a, b))
+    mine = second if RANK else first
+    number = "rank 1: expected optimizer: number 1 of this communicator, as on rank 0, found"
+    one = np.ones(64)
+    raises(ValueError, number, mine.step, one)
+    raises(ValueError, number, mine.accumulate, one)
+    raises(ValueError, number, mine.save, Path(folder) / "mixed")
+    assert (a == 1).all()
+    assert (b == 1).all()
+    # A constructor that is refused doesn't count, wherever it was called.
+    raises(
+        ValueError, "found call: step", *((first.step, one) if RANK else (Sharded, fastgd.SGD, a))
+    )
+    raises(TypeError, "nonsense", Sharded, fastgd.SGD, np.ones(3), nonsense=1)
+    first.step(one)
+    second.step(one)
+    raises(ValueError, number, mine.swapped().__enter__)
+    first.save(Path(folder) / "mixed")
+    raises(ValueError, number, mine.load, Path(folder) / "mixed")
+    third = np.ones(3)
+    Sharded(fastgd.SGD, third, lr=1.0).step(np.ones(3))
+    assert not third.any()
+
+
 # ------------------------------------------------------------------------- errors of single ranks
 
 

@@ -107,6 +107,10 @@ def test_subcommunicators(tmp_path):
     run(4, "subcommunicators", tmp_path)
 
 
+def test_optimizers_in_another_order(tmp_path):
+    run(2, "mixed_optimizers", tmp_path)
+
+
 def test_without_mpiexec():
     code = """
 import numpy as np, fastgd

@@ -57,14 +57,18 @@ def _file(rank: int, ranks: int, token: str) -> str:
 
 def save(
     link: Link,
+    which: str,
     shard: Optimizer,
     parts: Sequence[Part],
     min_8bit_size: int | None,
     path: Any,
     metadata: Mapping[str, Any] | None,
 ) -> None:
-    """Write this rank's file and, on rank 0, the index; a collective call."""
-    token = _attempt(link, "save", lambda: _begin(link, path, metadata))
+    """Write this rank's file and, on rank 0, the index; a collective call.
+
+    Ranks save the same optimizer, which is said by the line `which`.
+    """
+    token = _attempt(link, "save", lambda: _begin(link, path, metadata), lambda _: [which])
     token = link.gather_objects(token)[0]
     folder = os.fsdecode(path)
     own = os.path.join(folder, _file(link.rank, link.size, token))
@@ -136,10 +140,15 @@ def _attempt(
 # ----------------------------------------------------------------------------------------- loading
 
 
-def load(link: Link, shard: Optimizer, parts: Sequence[Part], path: Any) -> dict[str, Any]:
+def load(
+    link: Link, which: str, shard: Optimizer, parts: Sequence[Part], path: Any
+) -> dict[str, Any]:
     """Take this rank's pieces from the files that have them; a collective call."""
     index, taken = _attempt(
-        link, "load", lambda: _read(shard, parts, path), lambda found: [f"set: {found[0]['set']}"]
+        link,
+        "load",
+        lambda: _read(shard, parts, path),
+        lambda found: [which, f"set: {found[0]['set']}"],
     )
     before = shard.state_dict()
     done = False

@@ -27,6 +27,12 @@ class Collective:
     _link: Link
     _exchange: Exchange
     _zero: bool
+    _number: int  # of those of this communicator
+
+    @property
+    def _which(self) -> str:
+        """A line to be alike on all ranks: optimizers of a communicator take turns in one order."""
+        return f"optimizer: number {self._number} of this communicator"
 
     @contextmanager
     def _together(self) -> Iterator[None]:
@@ -56,7 +62,7 @@ class Collective:
         elif not average.step:
             error = ValueError("swapped: expected at least one update before, found none")
         with self._together():
-            self._link.agree("swapped", error, [], np.zeros(0, bool))
+            self._link.agree("swapped", error, [self._which], np.zeros(0, bool))
         assert average is not None
         try:
             with average.swapped():

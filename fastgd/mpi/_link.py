@@ -59,6 +59,7 @@ class Link:
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         self.broken: str | None = None
         self.kept: list[Any] = []  # with which MPI is not done, and never may be
+        self.optimizers = 0  # of this communicator, so far
         self._patience = timeout
         self._spin = SPIN_CROWDED
         self._control: MPI.Intracomm | None = None

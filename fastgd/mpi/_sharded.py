@@ -134,12 +134,14 @@ class Sharded(Collective):
             error = caught
         self._link = link_of(comm, self.timeout)
         self._link.refuse_broken()
+        self._number = self._link.optimizers + 1
         try:
             lines = self._prepare(opt_class, params, reduction, ordered, bucket_bytes, options)
         except Exception as caught:
             error = error or caught
         with self._together():
             self._link.agree("Sharded(...)", error, lines, np.zeros(0, bool))
+            self._link.optimizers = self._number
             for p in self._parameters.arrays:
                 self._link.broadcast(flat(p, np.uint8), "rank 0's parameters")
             # Masters are copies of the parameters: the optimizer is made when these are there.
@@ -282,7 +284,7 @@ class Sharded(Collective):
         """Check this rank's arguments, and that all ranks' are alike and fit."""
         error: Exception | None = None
         held: list[Array | None] | None = None
-        lines: list[str] = []
+        lines = [self._which]
         bits = np.zeros(len(self._parameters.arrays), bool)
         try:
             if self.shard.average is not None:
@@ -298,7 +300,7 @@ class Sharded(Collective):
                 held = _params.read_grads(self._parameters, given, self._zero and call == "step")
                 bits = np.array([g is not None for g in held])
             self._followed = self.shard._follow_rules()
-            lines = [f"{name}: {number!r}", f"accumulated: {self._pending()!r}"]
+            lines += [f"{name}: {number!r}", f"accumulated: {self._pending()!r}"]
             lines += _params.step_lines(self.shard)
         except Exception as caught:
             error = caught
@@ -389,7 +391,13 @@ class Sharded(Collective):
         """
         with self.shard._lock, self._together(), self._link.patience(timeout):
             _checkpoint.save(
-                self._link, self.shard, self._parts(), self._min_8bit_size, path, metadata
+                self._link,
+                self._which,
+                self.shard,
+                self._parts(),
+                self._min_8bit_size,
+                path,
+                metadata,
             )
 
     def load(self, path: Any, *, timeout: float = 600.0) -> dict[str, Any]:
@@ -416,7 +424,7 @@ class Sharded(Collective):
             If there is none, or it can't be read.
         """
         with self.shard._lock, self._together(), self._link.patience(timeout):
-            metadata = _checkpoint.load(self._link, self.shard, self._parts(), path)
+            metadata = _checkpoint.load(self._link, self._which, self.shard, self._parts(), path)
             self._exchange.allgather()
             return metadata
 
