@@ -272,6 +272,10 @@ def averages(folder):
         with one.average.swapped():
             assert_same(params, whole)
         raises(RuntimeError, f"rank 0 of {RANKS}: step: the averages", opt.step, grads_of(3, RANK))
+        path = Path(folder) / "averaged"
+        raises(RuntimeError, f"rank 0 of {RANKS}: save: the averages", opt.save, path)
+        raises(RuntimeError, f"rank 0 of {RANKS}: load: the averages", opt.load, path)
+        assert not path.exists()
     assert_same(params, before)
     plain = Sharded(fastgd.SGD, make(0))
     raises(ValueError, "expected average=", plain.swapped().__enter__)
@@ -558,11 +562,11 @@ def refuses_checkpoints(folder):
     refused(error, "bits have changed")
     if RANK == 0:
         new[-1].unlink()
-    refused(FileNotFoundError, new[-1].name)
+    refused(error, f"expected the files of {RANKS} ranks, found no {new[-1]}")
     if RANK == 0:
         new[-1].write_bytes(later)
         new[0].write_bytes(kept[old[0]])  # the old index, whose files are gone
-    refused(FileNotFoundError, old[1].name)
+    refused(error, old[1].name)
 
 
 def fails_to_save(folder):
@@ -589,7 +593,27 @@ def fails_to_save(folder):
         found = {path: path.read_bytes() for path in folder.iterdir()}
         assert {path: found.get(path) for path in kept} == kept
         assert opt.load(folder) == {"n": 1}
-    raises(TypeError, f"rank 0 of {RANKS}: metadata", opt.save, folder, metadata={"f": print})
+    words = raises(TypeError, f'rank 0 of {RANKS}: metadata["f"]: ',
+                   opt.save, folder, metadata={"f": print})  # fmt: skip
+    assert "metadata.f" not in words
+    mine = folder.with_name("mine") if RANK == 1 else folder
+    raises(
+        ValueError, f"rank 1: expected path: '{folder}', as on rank 0, found path: ", opt.save, mine
+    )
+    # A folder of which rank 0 sees another one, as those of two machines by one name.
+    if RANK == 1:
+        real, fastgd.checkpoint.save = fastgd.checkpoint.save, lambda *_, **__: None
+    raises(FileNotFoundError, f"rank 0 of {RANKS}: path: expected a folder that all ranks see",
+           opt.save, folder)  # fmt: skip
+    if RANK == 1:
+        fastgd.checkpoint.save = real
+    COMM.Barrier()
+    assert not folder.with_name("mine").exists()
+    assert {path: path.read_bytes() for path in folder.iterdir() if path in kept} == kept
+    file = folder.with_name("file")
+    file.write_text("")
+    COMM.Barrier()
+    raises(FileExistsError, f"path: expected a folder, found a file: {file}", opt.save, file)
     raises(
         TypeError, f"rank 1 of {RANKS}: metadata", opt.save, folder, metadata=3 if RANK == 1 else {}
     )

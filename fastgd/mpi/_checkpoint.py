@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from fastgd import checkpoint
 from fastgd._groups import shown
 from fastgd._optimizer import Optimizer
+from fastgd._packing import pack
 from fastgd._state_dict import copied
 from fastgd.checkpoint import CheckpointError
 from fastgd.kernels.codecs import TILE
@@ -68,9 +69,20 @@ def save(
 
     Ranks save the same optimizer, which is said by the line `which`.
     """
-    token = _attempt(link, "save", lambda: _begin(link, path, metadata), lambda _: [which])
+    token, folder = _attempt(
+        link,
+        "save",
+        lambda: _begin(shard, path, metadata),
+        # In ASCII, as the name of a folder may be any bytes.
+        lambda found: [which, f"path: {ascii(found[1])}"],
+    )
+
+    def make() -> None:
+        if link.rank == 0:
+            os.makedirs(folder, exist_ok=True)
+
+    _attempt(link, "save: its folder", make)
     token = link.gather_objects(token)[0]
-    folder = os.fsdecode(path)
     own = os.path.join(folder, _file(link.rank, link.size, token))
     about = {
         "format": FORMAT,
@@ -84,8 +96,16 @@ def save(
     content |= {"min_8bit_size": min_8bit_size, "params": [part.line for part in parts]}
     content["metadata"] = dict(metadata or {})
 
+    def see() -> None:
+        for rank in range(link.size if link.rank == 0 else 0):
+            if not os.path.exists(name := os.path.join(folder, _file(rank, link.size, token))):
+                raise FileNotFoundError(
+                    f"path: expected a folder that all ranks see, found no {name} of rank {rank}"
+                )
+
     try:
         _attempt(link, "save: its file", lambda: checkpoint.save(own, shard, metadata=about))
+        _attempt(link, "save: all files", see)
     except RankError:  # of which the others' files may be there, and the index not
         raise
     except Exception:
@@ -102,13 +122,18 @@ def save(
     _attempt(link, "save: its index", commit)
 
 
-def _begin(link: Link, path: Any, metadata: Any) -> str:
+def _begin(shard: Optimizer, path: Any, metadata: Any) -> tuple[str, str]:
+    """A name for the set, of which rank 0's is taken, and the folder."""
+    if shard.average is not None:
+        shard.average.refuse_swapped("save")
     folder = checkpoint._as_path(path)
+    folder = os.path.abspath(folder) if folder else folder
     if metadata is not None and not isinstance(metadata, Mapping):
         raise TypeError(f"metadata: expected a dict, found {type(metadata).__name__}")
-    if link.rank == 0:
-        os.makedirs(folder, exist_ok=True)
-    return secrets.token_hex(8)
+    pack(dict(metadata or {}), ("metadata",), {})  # raises what can't be saved
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise FileExistsError(f"path: expected a folder, found a file: {folder}")
+    return secrets.token_hex(8), folder
 
 
 def _remove_others(folder: str, token: str) -> None:
@@ -184,6 +209,8 @@ class Taken(NamedTuple):
 
 def _read(shard: Optimizer, parts: Sequence[Part], path: Any) -> tuple[dict[str, Any], Taken]:
     """The index, and this rank's pieces; everything is checked but what the optimizer checks."""
+    if shard.average is not None:
+        shard.average.refuse_swapped("load")
     folder = checkpoint._as_path(path)
     name = os.path.join(folder, INDEX)
     index = checkpoint._read(name)["metadata"]
@@ -209,7 +236,12 @@ def _read(shard: Optimizer, parts: Sequence[Part], path: Any) -> tuple[dict[str,
         # The first has what all have alike.
         if rank == 0 or collected.wants(spans):
             file = os.path.join(folder, _file(rank, index["ranks"], index["set"]))
-            content = checkpoint._read(file)
+            try:
+                content = checkpoint._read(file)
+            except FileNotFoundError:
+                raise CheckpointError(
+                    f"{name}: expected the files of {index['ranks']} ranks, found no {file}"
+                ) from None
             about = {
                 "format": FORMAT,
                 "set": index["set"],
