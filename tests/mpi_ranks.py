@@ -281,6 +281,41 @@ def averages(folder):
     raises(ValueError, "expected average=", plain.swapped().__enter__)
 
 
+def fails_swapped(folder, mode):
+    """The last rank raises while averages are swapped in: all others know, and have weights back."""
+    params = make(0)
+    opt = Sharded(fastgd.Adam, params, lr=0.1, average=0.5, timeout=30.0)
+    opt.step(grads_of(0, RANK))
+    opt.step(grads_of(3, RANK))
+    before = {key: p.copy(order="K") for key, p in params.items()}
+
+    def agreed():
+        with opt.swapped():
+            opt.step(grads_of(1, RANK))
+
+    raises(RuntimeError, f"rank 0 of {RANKS}: step: the averages", agreed)
+    assert_same(params, before)
+
+    def once():
+        with opt.swapped():
+            assert any((params[key] != before[key]).any() for key in params)
+            if RANK == RANKS - 1:
+                raise KeyError("of an evaluation")
+            if mode == "saves":
+                opt.save(Path(folder) / "never")
+
+    start = time.monotonic()
+    if RANK == RANKS - 1:
+        raises(KeyError, "of an evaluation", once)
+    else:
+        raises(RankError, f"rank {RANKS - 1}: KeyError: 'of an evaluation'", once)
+    assert time.monotonic() - start < 20
+    assert_same(params, before)
+    assert not (Path(folder) / "never").exists()
+    raises(RankError, "no longer in step", opt.step, grads_of(1, RANK))
+    return True
+
+
 def subcommunicators(folder):
     """Two halves that know nothing of each other, and many optimizers of one communicator."""
     half = COMM.Split(RANK % 2, RANK)

@@ -103,6 +103,14 @@ def test_averages(tmp_path):
     run(2, "averages", tmp_path)
 
 
+@pytest.mark.parametrize("mode", ["goes on", "saves"])
+def test_a_rank_that_fails_with_averages_swapped_in(mode, tmp_path):
+    done = launch(3, HERE / "mpi_ranks.py", "fails_swapped", tmp_path, mode)
+    assert sorted(results("fails_swapped", tmp_path)) == [0, 1, 2], done.stderr
+    assert "AssertionError" not in done.stderr
+    assert done.returncode != 0
+
+
 def test_subcommunicators(tmp_path):
     run(4, "subcommunicators", tmp_path)
 

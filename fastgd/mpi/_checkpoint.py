@@ -23,7 +23,7 @@ from fastgd._packing import pack
 from fastgd._state_dict import copied
 from fastgd.checkpoint import CheckpointError
 from fastgd.kernels.codecs import TILE
-from fastgd.mpi._link import Link, RankError
+from fastgd.mpi._link import NO_BITS, Link, RankError
 from fastgd.mpi._space import pieces, spaces
 
 Array = NDArray[Any]
@@ -31,8 +31,6 @@ Array = NDArray[Any]
 FORMAT = "fastgd.mpi 1"
 INDEX = "index.safetensors"
 _FILE = re.compile(r"rank-\d+-of-\d+-([0-9a-f]{16})\.safetensors")
-
-NO_BITS = np.zeros(0, bool)
 
 
 # The elements of a parameter that a rank has, from and to.
@@ -74,7 +72,7 @@ def save(
         "save",
         lambda: _begin(shard, path, metadata),
         # In ASCII, as the name of a folder may be any bytes.
-        lambda found: [which, f"path: {ascii(found[1])}"],
+        lambda found: [which, f"path: {found[1]!a}"],
     )
 
     def make() -> None:

@@ -25,6 +25,8 @@ from fastgd.checkpoint import CheckpointError
 
 Array = NDArray[Any]
 
+NO_BITS = np.zeros(0, bool)  # to agree on
+
 ROLL_CALL = 1  # the tag of a message that says: I have given up
 # Seconds: of waiting awake, where there is a core for each rank and where there isn't; of the first
 # nap and of the longest; between looks for such messages; and the most that those who have given up

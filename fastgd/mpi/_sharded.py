@@ -18,7 +18,7 @@ from fastgd.kernels._engine import StepRecord
 from fastgd.mpi import _checkpoint, _params
 from fastgd.mpi._collective import Collective
 from fastgd.mpi._exchange import Exchange
-from fastgd.mpi._link import agreed, link_of
+from fastgd.mpi._link import NO_BITS, agreed, link_of
 from fastgd.mpi._space import flat, pieces, spaces
 
 Array = NDArray[Any]
@@ -140,7 +140,7 @@ class Sharded(Collective):
         except Exception as caught:
             error = error or caught
         with self._together():
-            self._link.agree("Sharded(...)", error, lines, np.zeros(0, bool))
+            self._link.agree("Sharded(...)", error, lines, NO_BITS)
             self._link.optimizers = self._number
             for p in self._parameters.arrays:
                 self._link.broadcast(flat(p, np.uint8), "rank 0's parameters")
@@ -150,7 +150,7 @@ class Sharded(Collective):
                 self._make_shard(opt_class, options)
             except Exception as caught:
                 error = caught
-            self._link.agree("Sharded(...): its optimizer", error, [], np.zeros(0, bool))
+            self._link.agree("Sharded(...): its optimizer", error, [], NO_BITS)
 
     def _prepare(
         self,
@@ -355,7 +355,7 @@ class Sharded(Collective):
                     _params.refuse_nonfinite(g, f"grads{label}")
         except FloatingPointError as caught:
             error = caught
-        self._link.agree("step, whose gradients are not finite", error, [], np.zeros(0, bool))
+        self._link.agree("step, whose gradients are not finite", error, [], NO_BITS)
         words = "grads: expected finite gradients, found a sum over ranks that is not"
         raise agreed(FloatingPointError(words))
 
