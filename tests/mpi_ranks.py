@@ -5,6 +5,7 @@ Each rank that comes to the end of its case leaves a file in the folder, with wh
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+import weakref
 from pathlib import Path
 
 import ml_dtypes
@@ -387,6 +389,22 @@ def bad_arguments(folder):
     raises(ValueError, who + "timeout: ", Sharded, fastgd.SGD, np.ones(3), timeout=only(-1, 1))
     raises(TypeError, "nonsense", Sharded, fastgd.SGD, np.ones(3), nonsense=1)
     raises(TypeError, "comm: ", Sharded, fastgd.SGD, np.ones(3), comm=3)
+    raises(ValueError, "bucket_bytes: ", Sharded, fastgd.SGD, np.ones(3), bucket_bytes=0)
+    # Refused by the optimizer, after which the parameters have to be each rank's own still.
+    for kind, match, options in [
+        (ValueError, "lr: ", {"lr": -1.0}),
+        (TypeError, "learning_rate", {"learning_rate": 1}),
+        (ValueError, "nonfinite", {"nonfinite": "skp"}),
+        (ValueError, "state_dtype", {"state_dtype": {"exp_avg": "9bit"}}),
+        (ValueError, who + "lr: ", {"lr": only(-1.0, 1.0)}),
+        (ValueError, "expected lr: 0.1, as on rank 0, found lr: 0.2", {"lr": only(0.2, 0.1)}),
+    ]:
+        w = np.full(300, float(RANK))
+        raises(kind, match, Sharded, fastgd.Adam, w, **options)
+        assert (w == RANK).all(), options
+    w = np.full(3, float(RANK)).astype(BF16)
+    raises(ValueError, "params: is bfloat16", Sharded, fastgd.Adam, w)
+    assert (w == RANK).all()
 
     params = make()
     opt = Sharded(fastgd.Adam, params, lr=0.1)
@@ -424,6 +442,22 @@ def bad_arguments(folder):
     step_both(opt, one, 0)
     assert_same(params, whole)
     raises(TypeError, "belongs to a communicator", __import__("copy").deepcopy, opt)
+
+
+def gradients_go(folder):
+    """Nobody keeps a step's gradients, whether it was refused or not."""
+    w = np.zeros(1000)
+    opt = Sharded(fastgd.SGD, w, nonfinite="raise")
+    for call, bad in ((opt.step, False), (opt.step, True), (opt.accumulate, False)):
+        g = np.full(1000, np.nan if bad else 1.0)
+        if bad:
+            raises(FloatingPointError, "grads: expected finite gradients", call, g)
+        else:
+            call(g)
+        kept = weakref.ref(g)
+        del g
+        gc.collect()
+        assert kept() is None, (call.__name__, bad)
 
 
 def not_finite(folder):

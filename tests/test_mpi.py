@@ -145,6 +145,10 @@ def test_all_ranks_raise_what_one_would(tmp_path):
     run(3, "bad_arguments", tmp_path)
 
 
+def test_gradients_are_not_kept(tmp_path):
+    run(2, "gradients_go", tmp_path)
+
+
 def test_what_is_not_finite_on_one_rank(tmp_path):
     run(3, "not_finite", tmp_path)
 

@@ -172,6 +172,8 @@ class Sharded(Collective):
             raise ValueError(f"reduction: expected mean or sum, found {_groups.shown(reduction)}")
         ordered = _groups.flag(ordered, "ordered")
         size = _groups.whole(bucket_bytes, "bucket_bytes", 2**31)
+        if not size:
+            raise ValueError("bucket_bytes: expected a number above 0, found 0")
         for key, problem in _params.REFUSED.items():
             if options.get(key) is not None:
                 raise ValueError(f"{key}: {problem}")
@@ -189,6 +191,9 @@ class Sharded(Collective):
         self._min_8bit_size = _storage.checked(options).min_8bit_size if in_8_bits else None
         self._spaces = spaces(parameters.arrays, link.size, self._min_8bit_size)
         self._parameters = parameters
+        # What the optimizer refuses it refuses here, where no parameter has been changed yet.
+        empty = [np.zeros(0, p.dtype) for p in parameters.arrays]
+        opt_class(parameters.with_arrays(empty), **options)
         self._weight = float(link.size) if reduction == "mean" else 1.0
         self._exchange = Exchange(link, self._spaces, parameters.arrays, size, ordered)
         how = [f"reduction: {reduction}", f"ordered: {ordered}", f"bucket_bytes: {size}"]
@@ -261,18 +266,22 @@ class Sharded(Collective):
         with self.shard._lock, self._together(), self._undoing():
             held, weight = self._agree("accumulate", grads, weight, "weight", False)
             assert held is not None
-            self._last = None
             self._locally(lambda: self.shard.accumulate(self._reduce(held), weight))
 
     @contextmanager
     def _undoing(self) -> Iterator[None]:
-        """A call that is refused leaves no states of a rule that was to be followed."""
+        """A call that is refused leaves no states of a rule that was to be followed.
+
+        And gradients are kept no longer than a call.
+        """
         self._followed = None
         try:
             yield
         except BaseException:
             self.shard._go_back(self._followed)
             raise
+        finally:
+            self._last = None
 
     def _pending(self) -> float:
         pending = self.shard._accumulated
