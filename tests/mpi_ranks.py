@@ -379,7 +379,7 @@ def bad_arguments(folder):
            Sharded, only(fastgd.SGD, fastgd.Adam), np.ones(3))  # fmt: skip
     raises(ValueError, f"rank {last}: expected params[0]: float64 of shape (3,)",
            Sharded, fastgd.SGD, [np.ones(only(4, 3))])  # fmt: skip
-    raises(ValueError, f"rank {last}: expected 7 entries as on rank 0, found 8",
+    raises(ValueError, f"rank {last}: expected no params[1], as on rank 0, found params[1]: float64",
            Sharded, fastgd.SGD, [np.ones(3)] * 0 + [np.ones(3) for _ in range(only(2, 1))])  # fmt: skip
     raises(ValueError, "expected lr: 0.1, as on rank 0, found lr: 0.2",
            Sharded, fastgd.SGD, np.ones(3), lr=only(0.2, 0.1))  # fmt: skip
@@ -390,6 +390,19 @@ def bad_arguments(folder):
     raises(TypeError, "nonsense", Sharded, fastgd.SGD, np.ones(3), nonsense=1)
     raises(TypeError, "comm: ", Sharded, fastgd.SGD, np.ones(3), comm=3)
     raises(ValueError, "bucket_bytes: ", Sharded, fastgd.SGD, np.ones(3), bucket_bytes=0)
+    raises(ValueError, f"rank {last}: expected weight_decay: 0.1, as on rank 0, found none",
+           Sharded, fastgd.AdamW, np.ones(3),
+           **only({"betas": (0.5, 0.5)}, {"weight_decay": 0.1}))  # fmt: skip
+    raises(ValueError, f"rank {last}: expected no eps, as on rank 0, found eps: 0.1",
+           Sharded, fastgd.Adam, np.ones(3), **only({"eps": 0.1}, {}))  # fmt: skip
+    # Too long to be compared by what is shown of it.
+    kinds = {"exp_avg": "float16", "exp_avg_sq": only("bfloat16", "float16")}
+    raises(ValueError, "'exp_avg_sq': 'float16'}, as on rank 0, found state_dtype",
+           Sharded, fastgd.Adam, np.ones(3), state_dtype=kinds)  # fmt: skip
+    w = np.zeros(3)
+    alike = only({"lr": 1, "betas": [0.5, np.float64(0.75)]}, {"lr": 1.0, "betas": (0.5, 0.75)})
+    Sharded(fastgd.Adam, w, **alike).step(np.ones(3))
+    assert np.allclose(w, -1)
     # Refused by the optimizer, after which the parameters have to be each rank's own still.
     for kind, match, options in [
         (ValueError, "lr: ", {"lr": -1.0}),
@@ -408,6 +421,9 @@ def bad_arguments(folder):
 
     params = make()
     opt = Sharded(fastgd.Adam, params, lr=0.1)
+    raises(AttributeError, 'betas is set by opt.param_groups[0]["betas"] = ',
+           setattr, opt, "betas", (0.5, 0.5))  # fmt: skip
+    raises(AttributeError, "use opt.swapped()", getattr, opt, "average")
     before = {key: p.copy(order="K") for key, p in params.items()}
     good = grads_of(0, RANK)
 
@@ -418,6 +434,11 @@ def bad_arguments(folder):
 
     refused(ValueError, who + 'grads["W"]: expected shape', only({**good, "W": np.ones(3)}, good))
     refused(TypeError, who + 'grads["b"]: expected dtype', only({**good, "b": np.arange(97)}, good))
+    refused(ValueError, who + 'grads["W"]: shares memory with params["W"]',
+            only({**good, "W": params["W"]}, good))  # fmt: skip
+    part = params["T"].reshape(-1, order="F")[5:102]
+    refused(ValueError, who + 'grads["b"]: shares memory with params["T"]',
+            only({**good, "b": part}, good))  # fmt: skip
     refused(ValueError, who + "grads: expected the keys", only({"W": good["W"]}, good))
     refused(TypeError, who + "grad_scale", grad_scale=only("1", 1.0))
     refused(ValueError, f"rank {last}: expected grad_scale: 1.0, as on rank 0, found grad_scale: 2",

@@ -127,6 +127,20 @@ class Collective:
         """The bytes of gradients and parameters that this rank has sent to others."""
         return self._exchange.sent
 
+    @property
+    def average(self) -> NoReturn:
+        """Not here: no rank has all averages at hand but within `swapped`."""
+        raise AttributeError(
+            "average: each rank has only its pieces of the averages; use opt.swapped() on all ranks"
+        )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse to set what would be without effect."""
+        shard = self.__dict__.get("shard")
+        if name != "lr" and shard is not None and name in shard.domains:
+            raise AttributeError(f'{name} is set by opt.param_groups[0]["{name}"] = …')
+        super().__setattr__(name, value)
+
     def __enter__(self) -> Self:
         return self
 

@@ -285,13 +285,8 @@ class Link:
                     _exception(failure[0], f"rank {rank} of {self.size}: {failure[1]}")
                 ) from error
         for rank, (_, theirs) in enumerate(said):
-            for expected, found in zip(said[0][1], theirs, strict=False):
-                if expected != found:
-                    words = f"rank {rank}: expected {expected}, as on rank 0, found {found}"
-                    raise agreed(ValueError(words))
-            if len(theirs) != len(said[0][1]):
-                words = f"expected {len(said[0][1])} entries as on rank 0, found {len(theirs)}"
-                raise agreed(ValueError(f"rank {rank}: {words}"))
+            if words := _difference(said[0][1], theirs):
+                raise agreed(ValueError(f"rank {rank}: expected {words}"))
         raise AssertionError("digests differ, and lines do not")
 
 
@@ -307,6 +302,26 @@ def agreed(error: Exception) -> Exception:
 def is_agreed(error: BaseException) -> bool:
     """Whether all ranks raise this."""
     return isinstance(error, RankError) or getattr(error, "_fastgd_agreed", False)
+
+
+def _difference(expected: Sequence[str], found: Sequence[str]) -> str | None:
+    """Where lines of "name: value" first differ from rank 0's."""
+    ours, theirs = (
+        {line.partition(": ")[0]: line for line in lines} for lines in (expected, found)
+    )
+    for name, line in ours.items():
+        if theirs.get(name) != line:
+            return f"{line}, as on rank 0, found {theirs.get(name, 'none')}"
+    for name, line in theirs.items():
+        if name not in ours:
+            return f"no {name}, as on rank 0, found {line}"
+    # In another order, or of names that are not their own.
+    for one, other in zip(expected, found, strict=False):
+        if one != other:
+            return f"{one}, as on rank 0, found {other}"
+    if len(expected) != len(found):
+        return f"{len(expected)} entries as on rank 0, found {len(found)}"
+    return None
 
 
 def _text(error: Exception) -> str:
