@@ -52,7 +52,7 @@ class Sharded(Collective):
     timeout : float
         Seconds to wait for the other ranks at any moment, before raising `RankError`.
     bucket_bytes : int
-        How much is sent at a time; four times as much is kept for it.
+        How much is sent at a time, above 0; four times as much is kept for it.
     **options
         The class's hyper-parameters and `fastgd.Options`, alike on all ranks, less ``copy_to``.
         ``average`` is a number here.
@@ -87,7 +87,9 @@ class Sharded(Collective):
     is checked on all ranks before any of them writes: they all raise the first error, or none.
 
     *Failures.*  Within a ``with`` block an exception of one rank is told to the others, which raise
-    `RankError` at once; without, they do when their time is up.
+    `RankError` at once; without, they do when their time is up: after `timeout` and at most 2 s
+    more, in which they ask each other who is there.  MPICH's ``mpiexec`` by itself ends all ranks
+    as soon as one dies; started with ``-disable-auto-cleanup`` it leaves them to see the error.
 
     References
     ----------
@@ -382,7 +384,7 @@ class Sharded(Collective):
         Parameters
         ----------
         path : str or path-like
-            The folder, which all ranks see; made if it isn't there.
+            The folder, the same for all ranks, who all see it; made if it isn't there.
         metadata : dict, optional
             As for `fastgd.save`; rank 0's is kept.
         timeout : float
@@ -391,7 +393,9 @@ class Sharded(Collective):
         Raises
         ------
         OSError, TypeError, ValueError, ImportError
-            As `fastgd.save`, on all ranks the same.
+            As `fastgd.save`, on all ranks the same; and if they save to different folders.
+        RuntimeError
+            Within `swapped`.
 
         Notes
         -----
@@ -427,10 +431,12 @@ class Sharded(Collective):
         Raises
         ------
         CheckpointError
-            On all ranks the same, and nothing was changed: if the checkpoint is damaged, a mixture
-            of two, or doesn't fit.
+            On all ranks the same, and nothing was changed: if the checkpoint is damaged, lacks a
+            file, is a mixture of two, or doesn't fit.
         OSError
             If there is none, or it can't be read.
+        RuntimeError
+            Within `swapped`.
         """
         with self.shard._lock, self._together(), self._link.patience(timeout):
             metadata = _checkpoint.load(self._link, self._which, self.shard, self._parts(), path)
