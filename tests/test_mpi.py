@@ -103,8 +103,20 @@ def test_averages(tmp_path):
     run(2, "averages", tmp_path)
 
 
+@pytest.mark.parametrize("mode", ["goes on", "saves"])
+def test_a_rank_that_fails_with_averages_swapped_in(mode, tmp_path):
+    done = launch(3, HERE / "mpi_ranks.py", "fails_swapped", tmp_path, mode)
+    assert sorted(results("fails_swapped", tmp_path)) == [0, 1, 2], done.stderr
+    assert "AssertionError" not in done.stderr
+    assert done.returncode != 0
+
+
 def test_subcommunicators(tmp_path):
     run(4, "subcommunicators", tmp_path)
+
+
+def test_optimizers_in_another_order(tmp_path):
+    run(2, "mixed_optimizers", tmp_path)
 
 
 def test_without_mpiexec():
@@ -131,6 +143,10 @@ assert (w == one).all()
 
 def test_all_ranks_raise_what_one_would(tmp_path):
     run(3, "bad_arguments", tmp_path)
+
+
+def test_gradients_are_not_kept(tmp_path):
+    run(2, "gradients_go", tmp_path)
 
 
 def test_what_is_not_finite_on_one_rank(tmp_path):

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from fastgd import checkpoint
 from fastgd._groups import shown
 from fastgd._optimizer import Optimizer
+from fastgd._packing import pack
 from fastgd._state_dict import copied
 from fastgd.checkpoint import CheckpointError
 from fastgd.kernels.codecs import TILE
-from fastgd.mpi._link import Link, RankError
+from fastgd.mpi._link import NO_BITS, Link, RankError
 from fastgd.mpi._space import pieces, spaces
 
 Array = NDArray[Any]
@@ -30,8 +31,6 @@ Array = NDArray[Any]
 FORMAT = "fastgd.mpi 1"
 INDEX = "index.safetensors"
 _FILE = re.compile(r"rank-\d+-of-\d+-([0-9a-f]{16})\.safetensors")
-
-NO_BITS = np.zeros(0, bool)
 
 
 # The elements of a parameter that a rank has, from and to.
@@ -57,16 +56,31 @@ def _file(rank: int, ranks: int, token: str) -> str:
 
 def save(
     link: Link,
+    which: str,
     shard: Optimizer,
     parts: Sequence[Part],
     min_8bit_size: int | None,
     path: Any,
     metadata: Mapping[str, Any] | None,
 ) -> None:
-    """Write this rank's file and, on rank 0, the index; a collective call."""
-    token = _attempt(link, "save", lambda: _begin(link, path, metadata))
+    """Write this rank's file and, on rank 0, the index; a collective call.
+
+    Ranks save the same optimizer, which is said by the line `which`.
+    """
+    token, folder = _attempt(
+        link,
+        "save",
+        lambda: _begin(shard, path, metadata),
+        # In ASCII, as the name of a folder may be any bytes.
+        lambda found: [which, f"path: {found[1]!a}"],
+    )
+
+    def make() -> None:
+        if link.rank == 0:
+            os.makedirs(folder, exist_ok=True)
+
+    _attempt(link, "save: its folder", make)
     token = link.gather_objects(token)[0]
-    folder = os.fsdecode(path)
     own = os.path.join(folder, _file(link.rank, link.size, token))
     about = {
         "format": FORMAT,
@@ -80,8 +94,16 @@ def save(
     content |= {"min_8bit_size": min_8bit_size, "params": [part.line for part in parts]}
     content["metadata"] = dict(metadata or {})
 
+    def see() -> None:
+        for rank in range(link.size if link.rank == 0 else 0):
+            if not os.path.exists(name := os.path.join(folder, _file(rank, link.size, token))):
+                raise FileNotFoundError(
+                    f"path: expected a folder that all ranks see, found no {name} of rank {rank}"
+                )
+
     try:
         _attempt(link, "save: its file", lambda: checkpoint.save(own, shard, metadata=about))
+        _attempt(link, "save: all files", see)
     except RankError:  # of which the others' files may be there, and the index not
         raise
     except Exception:
@@ -98,13 +120,18 @@ def save(
     _attempt(link, "save: its index", commit)
 
 
-def _begin(link: Link, path: Any, metadata: Any) -> str:
+def _begin(shard: Optimizer, path: Any, metadata: Any) -> tuple[str, str]:
+    """A name for the set, of which rank 0's is taken, and the folder."""
+    if shard.average is not None:
+        shard.average.refuse_swapped("save")
     folder = checkpoint._as_path(path)
+    folder = os.path.abspath(folder) if folder else folder
     if metadata is not None and not isinstance(metadata, Mapping):
         raise TypeError(f"metadata: expected a dict, found {type(metadata).__name__}")
-    if link.rank == 0:
-        os.makedirs(folder, exist_ok=True)
-    return secrets.token_hex(8)
+    pack(dict(metadata or {}), ("metadata",), {})  # raises what can't be saved
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise FileExistsError(f"path: expected a folder, found a file: {folder}")
+    return secrets.token_hex(8), folder
 
 
 def _remove_others(folder: str, token: str) -> None:
@@ -136,10 +163,15 @@ def _attempt(
 # ----------------------------------------------------------------------------------------- loading
 
 
-def load(link: Link, shard: Optimizer, parts: Sequence[Part], path: Any) -> dict[str, Any]:
+def load(
+    link: Link, which: str, shard: Optimizer, parts: Sequence[Part], path: Any
+) -> dict[str, Any]:
     """Take this rank's pieces from the files that have them; a collective call."""
     index, taken = _attempt(
-        link, "load", lambda: _read(shard, parts, path), lambda found: [f"set: {found[0]['set']}"]
+        link,
+        "load",
+        lambda: _read(shard, parts, path),
+        lambda found: [which, f"set: {found[0]['set']}"],
     )
     before = shard.state_dict()
     done = False
@@ -175,6 +207,8 @@ class Taken(NamedTuple):
 
 def _read(shard: Optimizer, parts: Sequence[Part], path: Any) -> tuple[dict[str, Any], Taken]:
     """The index, and this rank's pieces; everything is checked but what the optimizer checks."""
+    if shard.average is not None:
+        shard.average.refuse_swapped("load")
     folder = checkpoint._as_path(path)
     name = os.path.join(folder, INDEX)
     index = checkpoint._read(name)["metadata"]
@@ -200,7 +234,12 @@ def _read(shard: Optimizer, parts: Sequence[Part], path: Any) -> tuple[dict[str,
         # The first has what all have alike.
         if rank == 0 or collected.wants(spans):
             file = os.path.join(folder, _file(rank, index["ranks"], index["set"]))
-            content = checkpoint._read(file)
+            try:
+                content = checkpoint._read(file)
+            except FileNotFoundError:
+                raise CheckpointError(
+                    f"{name}: expected the files of {index['ranks']} ranks, found no {file}"
+                ) from None
             about = {
                 "format": FORMAT,
                 "set": index["set"],

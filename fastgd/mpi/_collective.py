@@ -7,14 +7,13 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
-import numpy as np
 from numpy.typing import NDArray
 
 from fastgd import _groups
 from fastgd._optimizer import Optimizer
 from fastgd._trees import Name
 from fastgd.mpi._exchange import Exchange
-from fastgd.mpi._link import Link, is_agreed
+from fastgd.mpi._link import NO_BITS, Link, is_agreed
 
 Array = NDArray[Any]
 
@@ -27,6 +26,12 @@ class Collective:
     _link: Link
     _exchange: Exchange
     _zero: bool
+    _number: int  # of those of this communicator
+
+    @property
+    def _which(self) -> str:
+        """A line to be alike on all ranks: optimizers of a communicator take turns in one order."""
+        return f"optimizer: number {self._number} of this communicator"
 
     @contextmanager
     def _together(self) -> Iterator[None]:
@@ -44,28 +49,49 @@ class Collective:
     def swapped(self) -> Iterator[None]:
         """Put the averaged weights in the place of the parameters, on all ranks, as `EMA.swapped`.
 
+        It takes memory for a copy of all parameters on each rank, which puts them back by itself.
+        An exception of one rank in the block is told to the others, as in a ``with`` block of the
+        optimizer.
+
         Raises
         ------
         ValueError
             If there is no average, or no step yet.
+        RuntimeError
+            If entered twice; so do `step`, `accumulate`, `save` and `load` in between.
         """
         average = self.shard.average
         error: Exception | None = None
-        if average is None:
-            error = ValueError("swapped: expected average=..., found none")
-        elif not average.step:
-            error = ValueError("swapped: expected at least one update before, found none")
+        try:
+            if average is None:
+                raise ValueError("swapped: expected average=..., found none")
+            if not average.step:
+                raise ValueError("swapped: expected at least one update before, found none")
+            average.refuse_swapped("swapped")
+            kept = [p.copy() for p in self._exchange.params]
+        except Exception as caught:
+            error = caught
         with self._together():
-            self._link.agree("swapped", error, [], np.zeros(0, bool))
+            self._link.agree("swapped", error, [self._which], NO_BITS)
         assert average is not None
         try:
             with average.swapped():
                 with self._together():
                     self._exchange.allgather()
-                yield
+                try:
+                    yield
+                except BaseException as raised:
+                    if not is_agreed(raised):
+                        self._link.notify(raised)
+                    raise
+                finally:
+                    # The others may be elsewhere, having caught what all raised.
+                    if self._link.broken is None:
+                        with self._together():
+                            self._link.agree("the end of swapped", None, [self._which], NO_BITS)
         finally:
-            with self._together():
-                self._exchange.allgather()
+            for p, own in zip(self._exchange.params, kept, strict=True):
+                p[...] = own
 
     @property
     def param_groups(self) -> tuple[_groups.ParamGroup, ...]:
@@ -100,6 +126,20 @@ class Collective:
     def sent(self) -> int:
         """The bytes of gradients and parameters that this rank has sent to others."""
         return self._exchange.sent
+
+    @property
+    def average(self) -> NoReturn:
+        """Not here: no rank has all averages at hand but within `swapped`."""
+        raise AttributeError(
+            "average: each rank has only its pieces of the averages; use opt.swapped() on all ranks"
+        )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse to set what would be without effect."""
+        shard = self.__dict__.get("shard")
+        if name != "lr" and shard is not None and name in shard.domains:
+            raise AttributeError(f'{name} is set by opt.param_groups[0]["{name}"] = …')
+        super().__setattr__(name, value)
 
     def __enter__(self) -> Self:
         return self

@@ -38,6 +38,8 @@ class Exchange:
 
     Attributes
     ----------
+    params : list of ndarray
+        The parameters' bits, one-dimensional.
     sums : list of ndarray
         The rank's shard of the gradients' sum, one for each space.
     sent : int
@@ -56,7 +58,7 @@ class Exchange:
         kinds = [params[space.indices[0]].dtype for space in spaces]
         self._dtypes = [computed(kind) for kind in kinds]
         self._bits = [np.dtype(f"u{kind.itemsize}") for kind in kinds]
-        self._params = [flat(p, f"u{p.itemsize}") for p in params]
+        self.params = [flat(p, f"u{p.itemsize}") for p in params]
         self.sums = [
             np.zeros(space.shard, dtype) for space, dtype in zip(spaces, self._dtypes, strict=True)
         ]
@@ -114,7 +116,7 @@ class Exchange:
             bits = self._bits[bucket.space]
             row = self._rows(send, bucket, bits)[0]
             for _, param, inside, place in _of_rank(bucket.segments, own):
-                row[place] = self._params[param][inside]
+                row[place] = self.params[param][inside]
             self.sent += row.nbytes * (self._link.size - 1)
             into = self._rows(receive, bucket, bits)
             return self._link.post_allgather(row, into), into
@@ -122,7 +124,7 @@ class Exchange:
         def finish(bucket: Bucket, rows: Array) -> None:
             for rank, param, inside, place in bucket.segments:
                 if rank != own:
-                    self._params[param][inside] = rows[rank, place]
+                    self.params[param][inside] = rows[rank, place]
 
         self._pipeline(self._down, post, finish, "the parameters")
 

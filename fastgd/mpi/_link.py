@@ -25,6 +25,8 @@ from fastgd.checkpoint import CheckpointError
 
 Array = NDArray[Any]
 
+NO_BITS = np.zeros(0, bool)  # to agree on
+
 ROLL_CALL = 1  # the tag of a message that says: I have given up
 # Seconds: of waiting awake, where there is a core for each rank and where there isn't; of the first
 # nap and of the longest; between looks for such messages; and the most that those who have given up
@@ -59,6 +61,7 @@ class Link:
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         self.broken: str | None = None
         self.kept: list[Any] = []  # with which MPI is not done, and never may be
+        self.optimizers = 0  # of this communicator, so far
         self._patience = timeout
         self._spin = SPIN_CROWDED
         self._control: MPI.Intracomm | None = None
@@ -282,13 +285,8 @@ class Link:
                     _exception(failure[0], f"rank {rank} of {self.size}: {failure[1]}")
                 ) from error
         for rank, (_, theirs) in enumerate(said):
-            for expected, found in zip(said[0][1], theirs, strict=False):
-                if expected != found:
-                    words = f"rank {rank}: expected {expected}, as on rank 0, found {found}"
-                    raise agreed(ValueError(words))
-            if len(theirs) != len(said[0][1]):
-                words = f"expected {len(said[0][1])} entries as on rank 0, found {len(theirs)}"
-                raise agreed(ValueError(f"rank {rank}: {words}"))
+            if words := _difference(said[0][1], theirs):
+                raise agreed(ValueError(f"rank {rank}: expected {words}"))
         raise AssertionError("digests differ, and lines do not")
 
 
@@ -304,6 +302,26 @@ def agreed(error: Exception) -> Exception:
 def is_agreed(error: BaseException) -> bool:
     """Whether all ranks raise this."""
     return isinstance(error, RankError) or getattr(error, "_fastgd_agreed", False)
+
+
+def _difference(expected: Sequence[str], found: Sequence[str]) -> str | None:
+    """Where lines of "name: value" first differ from rank 0's."""
+    ours, theirs = (
+        {line.partition(": ")[0]: line for line in lines} for lines in (expected, found)
+    )
+    for name, line in ours.items():
+        if theirs.get(name) != line:
+            return f"{line}, as on rank 0, found {theirs.get(name, 'none')}"
+    for name, line in theirs.items():
+        if name not in ours:
+            return f"no {name}, as on rank 0, found {line}"
+    # In another order, or of names that are not their own.
+    for one, other in zip(expected, found, strict=False):
+        if one != other:
+            return f"{one}, as on rank 0, found {other}"
+    if len(expected) != len(found):
+        return f"{len(expected)} entries as on rank 0, found {len(found)}"
+    return None
 
 
 def _text(error: Exception) -> str:

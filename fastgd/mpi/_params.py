@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -108,6 +109,7 @@ def read_grads(params: Parameters, grads: object, zero: bool) -> list[Array | No
         None if g is None else checks.as_gradient(g, p, f"grads{label}")
         for g, p, label in zip(leaves, params.arrays, params.labels, strict=True)
     ]
+    _refuse_shared(params, held)
     for p, label in zip(params.arrays, params.labels, strict=True):
         if not p.flags.writeable:
             raise ValueError(f"params{label}: was made read-only after the optimizer was made")
@@ -124,6 +126,26 @@ def read_grads(params: Parameters, grads: object, zero: bool) -> list[Array | No
             written.append((g, f"grads{label}"))
         checks.check_disjoint(written)
     return held
+
+
+def _refuse_shared(params: Parameters, grads: Sequence[Array | None]) -> None:
+    """Refuse a gradient in the memory of a parameter, as `Plan.step` does."""
+    spans = sorted(
+        (p.ctypes.data, p.ctypes.data + p.nbytes, label)
+        for p, label in zip(params.arrays, params.labels, strict=True)
+        if p.nbytes
+    )
+    starts = [start for start, _, _ in spans]
+    for g, label in zip(grads, params.labels, strict=True):
+        if g is None or not g.nbytes:
+            continue
+        start = g.ctypes.data
+        k = bisect_left(starts, start + g.nbytes) - 1  # the last that begins before its end
+        if k >= 0 and spans[k][1] > start:
+            raise ValueError(
+                f"grads{label}: shares memory with params{spans[k][2]}, which the step writes; "
+                "pass a gradient in memory of its own"
+            )
 
 
 def refuse_nonfinite(g: Array, name: str) -> None:
@@ -155,9 +177,23 @@ def _walk(structure: Structure, grads: Any, whole: tuple[Structure, object]) -> 
 def option_lines(name: str, options: Mapping[str, Any]) -> list[str]:
     """An optimizer's name and options, less what can't be compared in words."""
     return [f"optimizer: {name}"] + [
-        f"{key}: {'a schedule' if callable(value) else shown(value)}"
-        for key, value in sorted(options.items())
+        f"{key}: {_written(value)}" for key, value in sorted(options.items())
     ]
+
+
+def _written(value: Any) -> str:
+    """A value in full, equal ones alike: 1 and 1.0, lists and tuples, dicts in any order."""
+    if callable(value):
+        return "a schedule"
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and value.is_integer():
+        return repr(int(value))
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(sorted(f'{k!r}: {_written(v)}' for k, v in value.items()))}}}"
+    if isinstance(value, (list, tuple)):
+        return f"({', '.join(map(_written, value))})"
+    return repr(value)
 
 
 def step_lines(opt: Optimizer) -> list[str]:

@@ -18,7 +18,7 @@ from fastgd.kernels._engine import StepRecord
 from fastgd.mpi import _checkpoint, _params
 from fastgd.mpi._collective import Collective
 from fastgd.mpi._exchange import Exchange
-from fastgd.mpi._link import agreed, link_of
+from fastgd.mpi._link import NO_BITS, agreed, link_of
 from fastgd.mpi._space import flat, pieces, spaces
 
 Array = NDArray[Any]
@@ -52,7 +52,7 @@ class Sharded(Collective):
     timeout : float
         Seconds to wait for the other ranks at any moment, before raising `RankError`.
     bucket_bytes : int
-        How much is sent at a time; four times as much is kept for it.
+        How much is sent at a time, above 0; four times as much is kept for it.
     **options
         The class's hyper-parameters and `fastgd.Options`, alike on all ranks, less ``copy_to``.
         ``average`` is a number here.
@@ -87,7 +87,9 @@ class Sharded(Collective):
     is checked on all ranks before any of them writes: they all raise the first error, or none.
 
     *Failures.*  Within a ``with`` block an exception of one rank is told to the others, which raise
-    `RankError` at once; without, they do when their time is up.
+    `RankError` at once; without, they do when their time is up: after `timeout` and at most 2 s
+    more, in which they ask each other who is there.  MPICH's ``mpiexec`` by itself ends all ranks
+    as soon as one dies; started with ``-disable-auto-cleanup`` it leaves them to see the error.
 
     References
     ----------
@@ -134,12 +136,14 @@ class Sharded(Collective):
             error = caught
         self._link = link_of(comm, self.timeout)
         self._link.refuse_broken()
+        self._number = self._link.optimizers + 1
         try:
             lines = self._prepare(opt_class, params, reduction, ordered, bucket_bytes, options)
         except Exception as caught:
             error = error or caught
         with self._together():
-            self._link.agree("Sharded(...)", error, lines, np.zeros(0, bool))
+            self._link.agree("Sharded(...)", error, lines, NO_BITS)
+            self._link.optimizers = self._number
             for p in self._parameters.arrays:
                 self._link.broadcast(flat(p, np.uint8), "rank 0's parameters")
             # Masters are copies of the parameters: the optimizer is made when these are there.
@@ -148,7 +152,7 @@ class Sharded(Collective):
                 self._make_shard(opt_class, options)
             except Exception as caught:
                 error = caught
-            self._link.agree("Sharded(...): its optimizer", error, [], np.zeros(0, bool))
+            self._link.agree("Sharded(...): its optimizer", error, [], NO_BITS)
 
     def _prepare(
         self,
@@ -170,6 +174,8 @@ class Sharded(Collective):
             raise ValueError(f"reduction: expected mean or sum, found {_groups.shown(reduction)}")
         ordered = _groups.flag(ordered, "ordered")
         size = _groups.whole(bucket_bytes, "bucket_bytes", 2**31)
+        if not size:
+            raise ValueError("bucket_bytes: expected a number above 0, found 0")
         for key, problem in _params.REFUSED.items():
             if options.get(key) is not None:
                 raise ValueError(f"{key}: {problem}")
@@ -187,6 +193,9 @@ class Sharded(Collective):
         self._min_8bit_size = _storage.checked(options).min_8bit_size if in_8_bits else None
         self._spaces = spaces(parameters.arrays, link.size, self._min_8bit_size)
         self._parameters = parameters
+        # What the optimizer refuses it refuses here, where no parameter has been changed yet.
+        empty = [np.zeros(0, p.dtype) for p in parameters.arrays]
+        opt_class(parameters.with_arrays(empty), **options)
         self._weight = float(link.size) if reduction == "mean" else 1.0
         self._exchange = Exchange(link, self._spaces, parameters.arrays, size, ordered)
         how = [f"reduction: {reduction}", f"ordered: {ordered}", f"bucket_bytes: {size}"]
@@ -259,18 +268,22 @@ class Sharded(Collective):
         with self.shard._lock, self._together(), self._undoing():
             held, weight = self._agree("accumulate", grads, weight, "weight", False)
             assert held is not None
-            self._last = None
             self._locally(lambda: self.shard.accumulate(self._reduce(held), weight))
 
     @contextmanager
     def _undoing(self) -> Iterator[None]:
-        """A call that is refused leaves no states of a rule that was to be followed."""
+        """A call that is refused leaves no states of a rule that was to be followed.
+
+        And gradients are kept no longer than a call.
+        """
         self._followed = None
         try:
             yield
         except BaseException:
             self.shard._go_back(self._followed)
             raise
+        finally:
+            self._last = None
 
     def _pending(self) -> float:
         pending = self.shard._accumulated
@@ -282,7 +295,7 @@ class Sharded(Collective):
         """Check this rank's arguments, and that all ranks' are alike and fit."""
         error: Exception | None = None
         held: list[Array | None] | None = None
-        lines: list[str] = []
+        lines = [self._which]
         bits = np.zeros(len(self._parameters.arrays), bool)
         try:
             if self.shard.average is not None:
@@ -298,7 +311,7 @@ class Sharded(Collective):
                 held = _params.read_grads(self._parameters, given, self._zero and call == "step")
                 bits = np.array([g is not None for g in held])
             self._followed = self.shard._follow_rules()
-            lines = [f"{name}: {number!r}", f"accumulated: {self._pending()!r}"]
+            lines += [f"{name}: {number!r}", f"accumulated: {self._pending()!r}"]
             lines += _params.step_lines(self.shard)
         except Exception as caught:
             error = caught
@@ -353,7 +366,7 @@ class Sharded(Collective):
                     _params.refuse_nonfinite(g, f"grads{label}")
         except FloatingPointError as caught:
             error = caught
-        self._link.agree("step, whose gradients are not finite", error, [], np.zeros(0, bool))
+        self._link.agree("step, whose gradients are not finite", error, [], NO_BITS)
         words = "grads: expected finite gradients, found a sum over ranks that is not"
         raise agreed(FloatingPointError(words))
 
@@ -371,7 +384,7 @@ class Sharded(Collective):
         Parameters
         ----------
         path : str or path-like
-            The folder, which all ranks see; made if it isn't there.
+            The folder, the same for all ranks, who all see it; made if it isn't there.
         metadata : dict, optional
             As for `fastgd.save`; rank 0's is kept.
         timeout : float
@@ -380,7 +393,9 @@ class Sharded(Collective):
         Raises
         ------
         OSError, TypeError, ValueError, ImportError
-            As `fastgd.save`, on all ranks the same.
+            As `fastgd.save`, on all ranks the same; and if they save to different folders.
+        RuntimeError
+            Within `swapped`.
 
         Notes
         -----
@@ -389,7 +404,13 @@ class Sharded(Collective):
         """
         with self.shard._lock, self._together(), self._link.patience(timeout):
             _checkpoint.save(
-                self._link, self.shard, self._parts(), self._min_8bit_size, path, metadata
+                self._link,
+                self._which,
+                self.shard,
+                self._parts(),
+                self._min_8bit_size,
+                path,
+                metadata,
             )
 
     def load(self, path: Any, *, timeout: float = 600.0) -> dict[str, Any]:
@@ -410,13 +431,15 @@ class Sharded(Collective):
         Raises
         ------
         CheckpointError
-            On all ranks the same, and nothing was changed: if the checkpoint is damaged, a mixture
-            of two, or doesn't fit.
+            On all ranks the same, and nothing was changed: if the checkpoint is damaged, lacks a
+            file, is a mixture of two, or doesn't fit.
         OSError
             If there is none, or it can't be read.
+        RuntimeError
+            Within `swapped`.
         """
         with self.shard._lock, self._together(), self._link.patience(timeout):
-            metadata = _checkpoint.load(self._link, self.shard, self._parts(), path)
+            metadata = _checkpoint.load(self._link, self._which, self.shard, self._parts(), path)
             self._exchange.allgather()
             return metadata
 
