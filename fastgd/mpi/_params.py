@@ -96,8 +96,12 @@ def read(params: object) -> Parameters:
     return Parameters(structure, paths, arrays, groups, borrowed)
 
 
-def read_grads(params: Parameters, grads: object, zero: bool) -> list[Array | None]:
+def read_grads(
+    params: Parameters, grads: object, zero: bool, steps: bool = True
+) -> list[Array | None]:
     """The gradients in the order of the parameters, None where there is none, checked.
+
+    They may be in the memory of parameters where they are not for a step, which writes these.
 
     Raises
     ------
@@ -109,7 +113,8 @@ def read_grads(params: Parameters, grads: object, zero: bool) -> list[Array | No
         None if g is None else checks.as_gradient(g, p, f"grads{label}")
         for g, p, label in zip(leaves, params.arrays, params.labels, strict=True)
     ]
-    _refuse_shared(params, held)
+    if steps:
+        _refuse_shared(params, held)
     for p, label in zip(params.arrays, params.labels, strict=True):
         if not p.flags.writeable:
             raise ValueError(f"params{label}: was made read-only after the optimizer was made")
