@@ -439,6 +439,9 @@ def bad_arguments(folder):
     part = params["T"].reshape(-1, order="F")[5:102]
     refused(ValueError, who + 'grads["b"]: shares memory with params["T"]',
             only({**good, "b": part}, good))  # fmt: skip
+    bound = {**good, "W": params["W"]}
+    raises(ValueError, f'rank 0 of {RANKS}: grads["W"]: shares memory',
+           Sharded, fastgd.Adam, params, grads=bound)  # fmt: skip
     refused(ValueError, who + "grads: expected the keys", only({"W": good["W"]}, good))
     refused(TypeError, who + "grad_scale", grad_scale=only("1", 1.0))
     refused(ValueError, f"rank {last}: expected grad_scale: 1.0, as on rank 0, found grad_scale: 2",
@@ -479,6 +482,10 @@ def gradients_go(folder):
         del g
         gc.collect()
         assert kept() is None, (call.__name__, bad)
+    opt = Sharded(fastgd.SGD, w := np.ones(3), lr=0.5)
+    opt.accumulate(w)  # which writes no parameters
+    opt.step()
+    assert (w == 0.5).all()
 
 
 def not_finite(folder):
@@ -513,7 +520,7 @@ def not_finite(folder):
 def fails(folder, mode):
     """The last rank dies or fails at its sixth step; returns what the others see, and how soon."""
     last = RANKS - 1
-    w = np.ones(100_000, F32)
+    w, g = np.ones(100_000, F32), np.ones(100_000, F32)
     opt = Sharded(fastgd.Adam, w)
     found = {}
 
@@ -525,7 +532,7 @@ def fails(folder, mode):
                 opt.timeout = 1.0
                 if last == RANK:
                     fail(opt, mode)
-            opt.step(w)
+            opt.step(g)
 
     try:
         if mode == "raises outside":
@@ -535,7 +542,7 @@ def fails(folder, mode):
                 run()
     except RankError as error:
         found |= {"error": str(error), "seconds": time.monotonic() - found["start"]}
-        raises(RankError, "no longer in step", opt.step, w)
+        raises(RankError, "no longer in step", opt.step, g)
         raises(RankError, "no longer in step", Sharded, fastgd.Adam, w)
         return found
     raise AssertionError("no RankError")

@@ -31,6 +31,7 @@ class Parameters(NamedTuple):
     paths: list[Path]
     arrays: list[Array]
     groups: list[Mapping[str, Any]] | None  # as given, or None for a plain tree
+    spans: list[tuple[int, int, str]]  # the memory of each, from and to, and its name, sorted
     borrowed: list[Any]  # what keeps memory that others own from going away
 
     @property
@@ -89,15 +90,19 @@ def read(params: object) -> Parameters:
         checks.check_parameter(leaf, f"params{checks.label(path)}", checks.ANY)
         for path, leaf in leaves
     ]
-    checks.check_disjoint(
+    spans = checks.check_disjoint(
         [(a, f"params{checks.label(path)}") for a, path in zip(arrays, paths, strict=True)]
     )
     borrowed = [buffers.lent(a) for a in arrays if a.base is not None]
-    return Parameters(structure, paths, arrays, groups, borrowed)
+    return Parameters(structure, paths, arrays, groups, spans, borrowed)
 
 
-def read_grads(params: Parameters, grads: object, zero: bool) -> list[Array | None]:
+def read_grads(
+    params: Parameters, grads: object, zero: bool, steps: bool = True
+) -> list[Array | None]:
     """The gradients in the order of the parameters, None where there is none, checked.
+
+    They may be in the memory of parameters where they are not for a step, which writes these.
 
     Raises
     ------
@@ -109,7 +114,8 @@ def read_grads(params: Parameters, grads: object, zero: bool) -> list[Array | No
         None if g is None else checks.as_gradient(g, p, f"grads{label}")
         for g, p, label in zip(leaves, params.arrays, params.labels, strict=True)
     ]
-    _refuse_shared(params, held)
+    if steps:
+        _refuse_shared(params, held)
     for p, label in zip(params.arrays, params.labels, strict=True):
         if not p.flags.writeable:
             raise ValueError(f"params{label}: was made read-only after the optimizer was made")
@@ -130,20 +136,15 @@ def read_grads(params: Parameters, grads: object, zero: bool) -> list[Array | No
 
 def _refuse_shared(params: Parameters, grads: Sequence[Array | None]) -> None:
     """Refuse a gradient in the memory of a parameter, as `Plan.step` does."""
-    spans = sorted(
-        (p.ctypes.data, p.ctypes.data + p.nbytes, label)
-        for p, label in zip(params.arrays, params.labels, strict=True)
-        if p.nbytes
-    )
-    starts = [start for start, _, _ in spans]
+    starts = [start for start, _, _ in params.spans]
     for g, label in zip(grads, params.labels, strict=True):
         if g is None or not g.nbytes:
             continue
         start = g.ctypes.data
         k = bisect_left(starts, start + g.nbytes) - 1  # the last that begins before its end
-        if k >= 0 and spans[k][1] > start:
+        if k >= 0 and params.spans[k][1] > start:
             raise ValueError(
-                f"grads{label}: shares memory with params{spans[k][2]}, which the step writes; "
+                f"grads{label}: shares memory with {params.spans[k][2]}, which the step writes; "
                 "pass a gradient in memory of its own"
             )
 

@@ -308,7 +308,8 @@ class Sharded(Collective):
                 given = self._bound if grads is None else grads
                 if given is None:
                     raise TypeError(f"{call}() needs gradients, as none were bound with grads=...")
-                held = _params.read_grads(self._parameters, given, self._zero and call == "step")
+                step = call == "step"
+                held = _params.read_grads(self._parameters, given, self._zero and step, step)
                 bits = np.array([g is not None for g in held])
             self._followed = self.shard._follow_rules()
             lines += [f"{name}: {number!r}", f"accumulated: {self._pending()!r}"]
