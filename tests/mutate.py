@@ -42,7 +42,7 @@ SOURCES = {".py", ".pyx", ".pxi", ".pxd", ".h", ".c", ".in"}
 # Whatever says something of what is computed.
 TESTS = (
     "kernels", "optimizers", "sweep", "engine", "storage", "codecs", "averages", "state_dict",
-    "bad_input", "numbers", "buffers", "packing", "random_words", "machine",
+    "bad_input", "numbers", "buffers", "packing", "random_words", "machine", "out_of_cache",
     "formats",
 )  # fmt: skip
 # Those that measure time, read machine code or need gigabytes.
