@@ -10,11 +10,13 @@
 #define FASTGD_TILE 256
 /* The same where nothing needs scratch, and memory is asked for a tile ahead. */
 #define FASTGD_PIECE 128
+/* The same of a tile's loop that does all; a quarter of a tile. */
+#define FASTGD_STRIDE 64
 /* The most a rule may have of each; the engine refuses more. */
 #define FASTGD_MAX_STATES 4
 #define FASTGD_MAX_COEFFICIENTS 8
-/* Ways to keep states for which a backend has loops that load and store them themselves. */
-#define FASTGD_N_FUSED 2
+/* Ways to keep parameter and states for which a backend has loops that load and store themselves. */
+#define FASTGD_N_FUSED 9
 /* Sums run in so many lanes side by side, so that their order is the same for every vector width;
  * and over blocks of so many elements, so that it is the same for every number of threads. */
 #define FASTGD_LANES 16
@@ -67,7 +69,8 @@ typedef struct {
 typedef struct {
     fastgd_stored p, g, copy; /* without a gradient no rule, only what comes after it */
     fastgd_stored s[FASTGD_MAX_STATES];
-    const void *fused; /* the rule's loop that loads and stores its states itself, or NULL */
+    const void *fused;         /* the rule's loop that loads and stores itself, or NULL; and the */
+    const void *fused_in_tile; /* same for a parameter and a gradient loaded to tiles */
     ptrdiff_t n;
     int ahead; /* whether memory is to be asked for ahead, as it isn't in cache */
     int flags;

@@ -373,7 +373,7 @@ cdef inline cnp.int64_t max_of(cnp.int64_t* values, Py_ssize_t n) noexcept:
 
 cdef int read_setting(Setting* setting, dict rules, tuple row) except -1:
     """Fill a setting from what `configure` returned."""
-    cdef Py_ssize_t j
+    cdef Py_ssize_t j, k
     name, coefficients, stages = row
     rule = reference.RULES[name]
     if len(coefficients) != len(rule.coefficients) or len(coefficients) > MAX_COEFFICIENTS:
@@ -400,4 +400,6 @@ cdef int read_setting(Setting* setting, dict rules, tuple row) except -1:
         for j in range(2):
             setting.rule[j] = <void*> <size_t> loops[j]
         for j in range(N_FUSED):
-            setting.fused[j] = <void*> <size_t> _fused[FUSED_CODECS[j]].get(name, 0)
+            for k in range(2):
+                row = _fused[FUSED_CODECS[j]].get(name, (0, 0))
+                setting.fused[j][k] = <void*> <size_t> row[k]

@@ -166,9 +166,7 @@ cdef class Layout:
             t.coded |= t.s_codec[j] != t.is_double
             beside.s[j], beside.s_shift[j] = address_of(states[j].beside), shifts[j]
         t.n_words = (max(p_shift, *shifts, -1) + 32) // 32
-        kept_as = tuple([a.codec for a in states])
-        if not t.is_double and kept_as in FUSED_CODECS and shifts == [0, 16]:
-            t.fusable = 1 + FUSED_CODECS.index(kept_as)
+        t.fusable, t.fusable_in_tile = fusable(own.codec, p_shift, [a.codec for a in states], shifts)
         if self.averages is not None:
             t.average = cnp.PyArray_BYTES(<cnp.ndarray> self.averages[i])
         if self.copies is not None and self.copies[i] is not None:
@@ -362,3 +360,19 @@ cdef class Layout:
             # Valid for this very set of gradients.
             for i in range(self.n):
                 self.tensors[i].zeroable = self.tensors[i].g
+
+
+cdef tuple fusable(str codec, int shift, list codecs, list shifts):
+    """By which rows of FUSED, counted from 1, a parameter's step may be done; 0 for none.
+
+    One is for a parameter where it is, the other for one that was loaded to float32.  Their loops
+    round to 16 and 8 bits by chance.
+    """
+    def row(codec):
+        kept = (codec, *codecs)
+        return 1 + FUSED_CODECS.index(kept) if kept in FUSED_CODECS else 0
+
+    plain = codecs == ["float32", "float32"]
+    if codec == "float64" or shifts != ([-1, -1] if plain else [0, 16]):
+        return 0, 0
+    return (0 if codec == "bfloat16" and shift < 0 else row(codec), 0 if plain else row("float32"))

@@ -23,8 +23,13 @@ cdef enum:
     SPLIT = 4
     N_CODECS = 7
 
-# How states are kept that some rules load and store themselves, as the backend's FUSED has it.
-cdef list FUSED_CODECS = [("bfloat16", "bfloat16"), ("e4m3", "ue5m3")]
+# How parameter and states are kept that some rules load and store themselves: the rows of a backend's
+# FUSED.
+cdef list FUSED_CODECS = [
+    (p, *states)
+    for states in (("float32", "float32"), ("bfloat16", "bfloat16"), ("e4m3", "ue5m3"))
+    for p in ("float32", "bfloat16", "split")
+]
 
 cdef Codec codec_rows[N_CODECS]
 cdef list CODEC_NAMES = list(codecs.CODECS)

@@ -91,20 +91,34 @@ cdef inline void draw(Scratch* scratch, const Part* part, Py_ssize_t start, Py_s
         random_words(scratch.words[j], scratch.table[j], part.key[j], part.offset + start, n)
 
 
-cdef inline bint run_fused(const Part* part, float* p, const float* g, Py_ssize_t start,
-                           Py_ssize_t n, const float* c, Scratch* scratch) noexcept nogil:
-    """Let the rule load and store its states itself; False if it isn't one that does."""
+cdef inline bint run_fused(const void* loop, const Part* part, void* p, const void* g,
+                           Py_ssize_t start, const float* c, float factor, float decoupled,
+                           Scratch* scratch) noexcept nogil:
+    """A whole tile by a loop that does all itself; False, and nothing done, if it can't."""
+    cdef Around t
+    cdef const uint32_t* words[2]
+    cdef uint32_t of_tile[2]
     cdef Py_ssize_t first = part.offset + start
-    cdef const uint32_t* words = scratch.table[0]
-    cdef uint32_t of_tile = 0
-    if part.fused == NULL or n < TILE:
-        return False
-    if first % TILE == 0:
-        of_tile = fastgd_tile_word(part.key[0], <uint64_t> (first // TILE))
-    else:
-        random_words(scratch.words[0], scratch.table[0], part.key[0], first, n)
-        words = scratch.words[0]
-    return (<fused_f32> part.fused)(p, g, part.s, start, c, words, of_tile, scratch)
+    cdef int j
+    words[0], of_tile[0] = scratch.table[0], 0
+    for j in range(part.n_words):
+        if first % TILE == 0:
+            words[j] = scratch.table[j]
+            of_tile[j] = fastgd_tile_word(part.key[j], <uint64_t> (first // TILE))
+        else:
+            random_words(scratch.words[j], scratch.table[j], part.key[j], first, TILE)
+            words[j], of_tile[j] = scratch.words[j], 0
+    t.words, t.of_tile = words[0], of_tile[0]
+    j = part.p.shift // 32 if part.p.shift > 0 else 0
+    t.words_p, t.of_tile_p = words[j], of_tile[j]
+    t.low = <int16_t*> (<char*> scratch.words if part.p.beside == NULL
+                        else beside_at(&part.p, start))
+    t.scale_m = <uint8_t*> beside_at(&part.s[0], start)
+    t.scale_v = <uint8_t*> beside_at(&part.s[1], start)
+    t.scale, t.decoupled = factor, decoupled
+    t.ahead, t.scratch = part.ahead, scratch
+    return (<fused_loop> loop)(p, g, part.s[0].code + start * part.s[0].size,
+                               part.s[1].code + start * part.s[1].size, c, &t)
 
 
 cdef void staged(const void* rule, const Part* part, const floating* c,
@@ -126,21 +140,29 @@ cdef void staged(const void* rule, const Part* part, const floating* c,
     cdef floating of_average[2]
     cdef Py_ssize_t start = 0, n, j
     cdef int flags = part.flags
+    cdef floating factor = <floating> part.factor if flags & SCALE else 1
+    cdef floating decoupled = <floating> stages.decoupled if flags & DECOUPLED_DECAY else 1
+    cdef const void* fused = part.fused if flags & (CLIP_VALUE | L2_DECAY) == 0 else NULL
     cdef Py_ssize_t piece = TILE
-    if flags & ~DECOUPLED_DECAY == 0:
+    if flags & ~DECOUPLED_DECAY == 0 and fused == NULL:
         piece = PIECE if part.ahead else part.n
     of_average[0], of_average[1] = <floating> part.beta, <floating> part.gamma
     for j in range(part.n_words if flags & STORED else 0):
         random_table(scratch.table[j], part.key[j], part.offset, part.n)
     while start < part.n:
         n = min(piece, part.n - start)
-        look_ahead(part, stages.n_states, start + TILE, n // 2, sizeof(floating))
-        if part.g.code != NULL:
+        if (floating is float and fused != NULL and n == TILE and part.g.code != NULL
+                and run_fused(fused, part, part.p.code + start * part.p.size,
+                              part.g.code + start * part.g.size, start, c, factor, decoupled,
+                              &scratch)):
+            p = NULL
+        elif part.g.code != NULL:
+            look_ahead(part, stages.n_states, start + TILE, n // 2, sizeof(floating))
             p = load[floating](&part.p, <floating*> scratch.tile[2], start, n)
             g = load[floating](&part.g, <floating*> scratch.tile[0], start, n)
             free_tile, next_tile = <floating*> scratch.tile[1], <floating*> scratch.tile[0]
             if flags & SCALE:
-                scale(free_tile, g, n, <floating> part.factor)
+                scale(free_tile, g, n, factor)
                 g = free_tile
                 free_tile, next_tile = next_tile, free_tile
             if flags & CLIP_VALUE:
@@ -151,9 +173,10 @@ cdef void staged(const void* rule, const Part* part, const floating* c,
                 l2_decay(free_tile, g, p, n, <floating> stages.weight_decay)
                 g = free_tile
             if flags & DECOUPLED_DECAY:
-                decoupled_decay(p, n, <floating> stages.decoupled)
+                decoupled_decay(p, n, decoupled)
             look_ahead(part, stages.n_states, start + TILE + n // 2, n // 2, sizeof(floating))
-            if floating is float and run_fused(part, p, g, start, n, c, &scratch):
+            if (floating is float and part.fused_in_tile != NULL and n == TILE
+                    and run_fused(part.fused_in_tile, part, p, g, start, c, 1, 1, &scratch)):
                 draw(&scratch, part, start, n, 1)
                 store[floating](&part.p, p, start, n, &scratch)
             else:

@@ -25,7 +25,8 @@ cdef struct Tensor:
     unsigned char s_codec[MAX_STATES]
     unsigned char coded        # whether parameter or states are not what is computed with
     unsigned char n_words      # random words for each element
-    unsigned char fusable      # by a row of FUSED, counted from 1; 0: stage by stage
+    unsigned char fusable      # by a row of FUSED, counted from 1; 0: stage by stage; and the
+    unsigned char fusable_in_tile   # same for a parameter loaded to float32
 
 # What arrays have that are not kept in the type that is computed with; as many as tensors.
 cdef struct Beside:
@@ -54,7 +55,8 @@ cdef struct Chunk:
 # What the tensors of one group at the same step count share.
 cdef struct Setting:
     void* rule[2]              # float32, float64
-    void* fused[N_FUSED]       # rules that load and store states themselves, or NULL
+    void* fused[N_FUSED][2]    # rules that load and store by themselves, or NULL, for gradients in
+                               # float32 and in bfloat16
     float c32[MAX_COEFFICIENTS]
     double c64[MAX_COEFFICIENTS]
     Stages stages
@@ -147,7 +149,11 @@ cdef void run_staged(Tensor* t, Chunk* chunk, Setting* setting, Common* common) 
     if t.copy != NULL:
         describe(&part.copy, &common.codecs[t.copy_codec], t.copy, NULL, -1, kind, chunk.offset)
     part.average = t.average + chunk.offset * size
-    part.fused = setting.fused[t.fusable - 1] if t.fusable else NULL
+    part.fused = part.fused_in_tile = NULL
+    if t.fusable and t.g_codec in (FLOAT32, BFLOAT16):
+        part.fused = setting.fused[t.fusable - 1][t.g_codec == BFLOAT16]
+    if t.fusable_in_tile:
+        part.fused_in_tile = setting.fused[t.fusable_in_tile - 1][0]
     part.n, part.flags, part.factor = chunk.n, t.flags, t.factor
     part.beta, part.gamma, part.ahead = common.beta, common.gamma, common.ahead
     part.n_words, part.offset = t.n_words, beside.origin + chunk.offset

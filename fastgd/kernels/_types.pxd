@@ -5,6 +5,7 @@ from libc.stdint cimport uint32_t, uint64_t
 cdef extern from "numeric.h" nogil:
     const int TILE "FASTGD_TILE"
     const int PIECE "FASTGD_PIECE"
+    const int STRIDE "FASTGD_STRIDE"
     const int MAX_STATES "FASTGD_MAX_STATES"
     const int MAX_COEFFICIENTS "FASTGD_MAX_COEFFICIENTS"
     const int N_FUSED "FASTGD_N_FUSED"
@@ -49,6 +50,7 @@ cdef extern from "numeric.h" nogil:
         Stored copy
         Stored s[4]
         const void* fused
+        const void* fused_in_tile
         Py_ssize_t n
         int ahead
         int flags
@@ -70,9 +72,6 @@ ctypedef void (*rule_f64)(
 # rule, part, coefficients, stages
 ctypedef void (*staged_f32)(const void*, const Part*, const float*, const Stages*) noexcept nogil
 ctypedef void (*staged_f64)(const void*, const Part*, const double*, const Stages*) noexcept nogil
-# p, g, states, start, coefficients, words, of_tile, scratch
-ctypedef bint (*fused_f32)(float*, const float*, const Stored*, Py_ssize_t, const float*,
-                           const uint32_t*, uint32_t, Scratch*) noexcept nogil
 # g, n, scale
 ctypedef double (*sum_f32)(const float*, Py_ssize_t, double) noexcept nogil
 ctypedef double (*sum_f64)(const double*, Py_ssize_t, double) noexcept nogil
