@@ -72,15 +72,19 @@ static inline uint16_t fastgd_bfloat16(float x)
     return (uint16_t)((x != x ? u | 0x400000 : rounded) >> 16);
 }
 
-/* Up or down by chance, from 16 random bits.  The limit keeps finite values finite; what lies above
- * the limit is inf or NaN, whose upper half stays as it is. */
+/* A signalling NaN as a quiet one. */
+static inline float fastgd_quiet(float x)
+{
+    const uint32_t u = fastgd_bits(x);
+    return fastgd_float(x != x ? u | 0x400000 : u);
+}
+
+/* Up or down by chance, from 16 random bits.  In the last step below inf there is only down, and what
+ * lies beyond stays as it is: inf, and NaN, which has to be a quiet one, as all that were computed. */
 static inline uint16_t fastgd_bfloat16_stochastic(float x, uint32_t random)
 {
     const uint32_t u = fastgd_bits(x);
-    const int32_t a = fastgd_magnitude(x);
-    const int32_t up = fastgd_min((int32_t)(a + random), FASTGD_INF - 1);
-    const uint32_t q = (uint32_t)fastgd_max(up, a) | (x != x ? 0x400000 : 0);
-    return (uint16_t)(q >> 16 | (u >> 16 & 0x8000));
+    return (uint16_t)((u + (fastgd_magnitude(x) < 0x7f7f0000 ? random : 0)) >> 16);
 }
 
 /* ----------------------------------------------- float32 in two halves: bfloat16 and remainder */

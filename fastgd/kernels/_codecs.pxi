@@ -8,7 +8,7 @@
 # word: with `shift` 0 the lower bits, with 16 the upper ones.
 
 from libc.stdint cimport int16_t, int32_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 cdef extern from "codecs.h" nogil:
     const int FASTGD_NAN_SCALE
@@ -19,6 +19,7 @@ cdef extern from "codecs.h" nogil:
     float fastgd_to_odd(double)
     int32_t fastgd_magnitude(float)
     int32_t fastgd_max(int32_t, int32_t)
+    float fastgd_quiet(float)
     float fastgd_bfloat16_load(uint16_t)
     uint16_t fastgd_bfloat16(float)
     uint16_t fastgd_bfloat16_stochastic(float, uint32_t)
@@ -114,7 +115,8 @@ cdef inline void round_bfloat16(uint16_t* restrict c, const floating* restrict x
                                 const uint32_t* restrict words, int rounding) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(n):
-        c[i] = fastgd_bfloat16_stochastic(<float> x[i], fastgd_random16(words[i], rounding))
+        c[i] = fastgd_bfloat16_stochastic(fastgd_quiet(<float> x[i]),
+                                          fastgd_random16(words[i], rounding))
 
 
 cdef void stochastic_bfloat16(void* restrict code, void* restrict beside,
@@ -226,10 +228,11 @@ cdef inline int32_t largest_e4m3(const floating* x, Py_ssize_t n) noexcept nogil
 
 cdef inline void put_e4m3(uint8_t* restrict c, uint8_t* restrict beside,
                           const floating* restrict x, Py_ssize_t n,
-                          const uint32_t* restrict words, uint32_t of_tile, int rounding,
-                          int32_t largest) noexcept nogil:
-    """A tile whose largest is known; of_tile is still to be put into the words."""
-    cdef int scale = fastgd_block_scale(<uint32_t> largest, FASTGD_E4M3_BINADES, FASTGD_E4M3_LEAST)
+                          const uint32_t* restrict words, uint32_t of_tile,
+                          int rounding) noexcept nogil:
+    """A tile; of_tile is still to be put into the words."""
+    cdef int scale = fastgd_block_scale(<uint32_t> largest_e4m3(x, n), FASTGD_E4M3_BINADES,
+                                        FASTGD_E4M3_LEAST)
     cdef int32_t bits = scale << 23
     cdef float steps
     cdef Py_ssize_t q = n // 4, j
@@ -255,18 +258,15 @@ cdef inline void put_e4m3(uint8_t* restrict c, uint8_t* restrict beside,
 
 cdef void store_e4m3(void* restrict code, void* restrict beside, const floating* restrict x,
                      Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
-    put_e4m3(<uint8_t*> code, <uint8_t*> beside, x, n, words, 0, FASTGD_NEAREST,
-             largest_e4m3(x, n))
+    put_e4m3(<uint8_t*> code, <uint8_t*> beside, x, n, words, 0, FASTGD_NEAREST)
 
 
 cdef void stochastic_e4m3(void* restrict code, void* restrict beside, const floating* restrict x,
                           Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
     if shift == 0:
-        put_e4m3(<uint8_t*> code, <uint8_t*> beside, x, n, words, 0, FASTGD_LOWER,
-                 largest_e4m3(x, n))
+        put_e4m3(<uint8_t*> code, <uint8_t*> beside, x, n, words, 0, FASTGD_LOWER)
     else:
-        put_e4m3(<uint8_t*> code, <uint8_t*> beside, x, n, words, 0, FASTGD_UPPER,
-                 largest_e4m3(x, n))
+        put_e4m3(<uint8_t*> code, <uint8_t*> beside, x, n, words, 0, FASTGD_UPPER)
 
 
 cdef inline void load_quarter_ue5m3(floating* restrict out, const uint8_t* restrict c,
@@ -304,10 +304,11 @@ cdef inline uint32_t largest_ue5m3(const floating* x, Py_ssize_t n) noexcept nog
 
 cdef inline void put_ue5m3(uint8_t* restrict c, uint8_t* restrict beside,
                            const floating* restrict x, Py_ssize_t n,
-                           const uint32_t* restrict words, uint32_t of_tile, int rounding,
-                           uint32_t largest) noexcept nogil:
-    """A tile whose largest is known; of_tile is still to be put into the words."""
-    cdef int scale = fastgd_block_scale(largest, FASTGD_UE5M3_BINADES, FASTGD_UE5M3_LEAST)
+                           const uint32_t* restrict words, uint32_t of_tile,
+                           int rounding) noexcept nogil:
+    """A tile; of_tile is still to be put into the words."""
+    cdef int scale = fastgd_block_scale(largest_ue5m3(x, n), FASTGD_UE5M3_BINADES,
+                                        FASTGD_UE5M3_LEAST)
     cdef int32_t bits = scale << 23
     cdef Py_ssize_t q = n // 4, j
     beside[0] = <uint8_t> scale
@@ -331,18 +332,15 @@ cdef inline void put_ue5m3(uint8_t* restrict c, uint8_t* restrict beside,
 
 cdef void store_ue5m3(void* restrict code, void* restrict beside, const floating* restrict x,
                       Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
-    put_ue5m3(<uint8_t*> code, <uint8_t*> beside, x, n, words, 0, FASTGD_NEAREST,
-              largest_ue5m3(x, n))
+    put_ue5m3(<uint8_t*> code, <uint8_t*> beside, x, n, words, 0, FASTGD_NEAREST)
 
 
 cdef void stochastic_ue5m3(void* restrict code, void* restrict beside, const floating* restrict x,
                            Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
     if shift == 0:
-        put_ue5m3(<uint8_t*> code, <uint8_t*> beside, x, n, words, 0, FASTGD_LOWER,
-                  largest_ue5m3(x, n))
+        put_ue5m3(<uint8_t*> code, <uint8_t*> beside, x, n, words, 0, FASTGD_LOWER)
     else:
-        put_ue5m3(<uint8_t*> code, <uint8_t*> beside, x, n, words, 0, FASTGD_UPPER,
-                  largest_ue5m3(x, n))
+        put_ue5m3(<uint8_t*> code, <uint8_t*> beside, x, n, words, 0, FASTGD_UPPER)
 
 
 # --------------------------------------------------------------------------------- random words

@@ -37,10 +37,21 @@ cdef struct Around:
     const uint32_t* words_p
     uint32_t of_tile
     uint32_t of_tile_p
-    float scale                # of the gradient
-    float decoupled            # of the parameter
     bint ahead                 # whether memory is to be asked for
     Scratch* scratch
+
+
+# A rule's in their order, and the factors of gradient and parameter before it.
+cdef struct Coefficients:
+    float alpha
+    float beta1
+    float gamma1
+    float beta2
+    float gamma2
+    float eps
+    float eps_root
+    float scale
+    float decoupled
 
 
 cdef inline float get_param(const param_t* p, const int16_t* low) noexcept nogil:
@@ -86,26 +97,27 @@ cdef inline void ask_for_next(param_t* p, const int16_t* low, const grad_t* g) n
 
 
 cdef bint adam_direct(param_t* restrict p, const grad_t* restrict g, state_t* restrict m,
-                      state_t* restrict v, const float* c, const Around* t) noexcept nogil:
+                      state_t* restrict v, const Coefficients* given,
+                      const Around* t) noexcept nogil:
     """States in float32 or bfloat16."""
-    cdef float alpha = c[0], beta1 = c[1], gamma1 = c[2], beta2 = c[3], gamma2 = c[4]
-    cdef float eps = c[5], eps_root = c[6], scale = t.scale, decoupled = t.decoupled
+    cdef Coefficients c = given[0]
     cdef int16_t* restrict low = t.low
     cdef const uint32_t* restrict words = t.words
     cdef const uint32_t* restrict words_p = t.words_p
     cdef uint32_t of_tile = t.of_tile, of_tile_p = t.of_tile_p
+    cdef bint ahead = t.ahead
     cdef float x, one_m, one_v
     cdef Py_ssize_t start = 0, i
     while start < TILE:
-        if t.ahead:
+        if ahead:
             ask_for_next(p + start, low + start, g + start)
             fastgd_prefetch(<const char*> (m + start + TILE), STRIDE * sizeof(state_t))
             fastgd_prefetch(<const char*> (v + start + TILE), STRIDE * sizeof(state_t))
         for i in range(start, start + STRIDE):
             one_m = get(&m[i])
             one_v = get(&v[i])
-            x = adam_of(decoupled * get_param(&p[i], &low[i]), scale * get(&g[i]), &one_m, &one_v,
-                        alpha, beta1, gamma1, beta2, gamma2, eps, eps_root)
+            x = adam_of(c.decoupled * get_param(&p[i], &low[i]), c.scale * get(&g[i]), &one_m,
+                        &one_v, c.alpha, c.beta1, c.gamma1, c.beta2, c.gamma2, c.eps, c.eps_root)
             put_param(&p[i], &low[i], x, words_p[i] ^ of_tile_p)
             put(&m[i], one_m, words[i] ^ of_tile, FASTGD_LOWER)
             put(&v[i], one_v, words[i] ^ of_tile, FASTGD_UPPER)
@@ -113,67 +125,52 @@ cdef bint adam_direct(param_t* restrict p, const grad_t* restrict g, state_t* re
     return True
 
 
-# What the largest of a tile are, as its scales are found from them.
-cdef struct Largest:
-    int32_t m
-    uint32_t v
-
-
-cdef inline void adam_quarter(param_t* restrict p, const grad_t* restrict g,
-                              const uint8_t* restrict code_m, const uint8_t* restrict code_v,
-                              int k, int32_t bits_m, int32_t bits_v, const float* c,
-                              const Around* t, Largest* largest) noexcept nogil:
+cdef inline void adam_quarter(param_t* restrict p, int16_t* restrict low,
+                              const grad_t* restrict g, const uint8_t* restrict code_m,
+                              const uint8_t* restrict code_v, float* restrict m, float* restrict v,
+                              int k, int32_t bits_m, int32_t bits_v, Coefficients c,
+                              const uint32_t* restrict words, uint32_t of_tile,
+                              bint ahead) noexcept nogil:
     """The elements of byte k of each word, see _codecs.pxi; new states are left in scratch tiles."""
-    cdef float alpha = c[0], beta1 = c[1], gamma1 = c[2], beta2 = c[3], gamma2 = c[4]
-    cdef float eps = c[5], eps_root = c[6], scale = t.scale, decoupled = t.decoupled
     cdef Py_ssize_t start = k * STRIDE, j
-    cdef float* restrict m = <float*> t.scratch.tile[3] + start
-    cdef float* restrict v = <float*> t.scratch.tile[4] + start
-    cdef int16_t* restrict low = t.low + start
-    cdef const uint32_t* restrict words_p = t.words_p + start
-    cdef uint32_t of_tile_p = t.of_tile_p, order, largest_v = largest.v
-    cdef int32_t largest_m = largest.m
     cdef float x, one_m, one_v
-    p += start
-    g += start
-    if t.ahead:
+    p, low, g, words, m, v = p + start, low + start, g + start, words + start, m + start, v + start
+    if ahead:
         ask_for_next(p, low, g)
         fastgd_prefetch(<const char*> (code_m + start + TILE), STRIDE)
         fastgd_prefetch(<const char*> (code_v + start + TILE), STRIDE)
     for j in range(STRIDE):
         one_m = fastgd_e4m3_load(fastgd_code(fastgd_word(code_m + 4 * j), k), bits_m)
         one_v = fastgd_ue5m3_load(fastgd_code(fastgd_word(code_v + 4 * j), k), bits_v)
-        x = adam_of(decoupled * get_param(&p[j], &low[j]), scale * get(&g[j]), &one_m, &one_v,
-                    alpha, beta1, gamma1, beta2, gamma2, eps, eps_root)
-        put_param(&p[j], &low[j], x, words_p[j] ^ of_tile_p)
+        x = adam_of(c.decoupled * get_param(&p[j], &low[j]), c.scale * get(&g[j]), &one_m, &one_v,
+                    c.alpha, c.beta1, c.gamma1, c.beta2, c.gamma2, c.eps, c.eps_root)
+        put_param(&p[j], &low[j], x, words[j] ^ of_tile)
         m[j] = one_m
         v[j] = one_v
-        largest_m = fastgd_max(largest_m, fastgd_magnitude(one_m))
-        order = fastgd_ue5m3_order(one_v)
-        largest_v = order if order > largest_v else largest_v
-    largest.m, largest.v = largest_m, largest_v
 
 
 cdef bint adam_8bit(param_t* p, const grad_t* g, uint8_t* code_m, uint8_t* code_v,
-                    const float* c, const Around* t) noexcept nogil:
-    cdef Largest largest
+                    const Coefficients* given, const Around* t) noexcept nogil:
+    cdef Coefficients c = given[0]
+    cdef float* m = <float*> t.scratch.tile[3]
+    cdef float* v = <float*> t.scratch.tile[4]
+    cdef const uint32_t* words = t.words_p
+    cdef uint32_t of_tile = t.of_tile_p
+    cdef bint ahead = t.ahead
     cdef int32_t bits_m = fastgd_scale_bits(t.scale_m[0], FASTGD_E4M3_LEAST)
     cdef int32_t bits_v = fastgd_scale_bits(t.scale_v[0], FASTGD_UE5M3_LEAST)
     if t.scale_m[0] > FASTGD_E4M3_MOST or t.scale_v[0] > FASTGD_UE5M3_MOST:
         return False
-    largest.m, largest.v = 0, 0
-    adam_quarter(p, g, code_m, code_v, 0, bits_m, bits_v, c, t, &largest)
-    adam_quarter(p, g, code_m, code_v, 1, bits_m, bits_v, c, t, &largest)
-    adam_quarter(p, g, code_m, code_v, 2, bits_m, bits_v, c, t, &largest)
-    adam_quarter(p, g, code_m, code_v, 3, bits_m, bits_v, c, t, &largest)
-    put_e4m3(code_m, t.scale_m, <float*> t.scratch.tile[3], TILE, t.words, t.of_tile, FASTGD_LOWER,
-             largest.m)
-    put_ue5m3(code_v, t.scale_v, <float*> t.scratch.tile[4], TILE, t.words, t.of_tile,
-              FASTGD_UPPER, largest.v)
+    adam_quarter(p, t.low, g, code_m, code_v, m, v, 0, bits_m, bits_v, c, words, of_tile, ahead)
+    adam_quarter(p, t.low, g, code_m, code_v, m, v, 1, bits_m, bits_v, c, words, of_tile, ahead)
+    adam_quarter(p, t.low, g, code_m, code_v, m, v, 2, bits_m, bits_v, c, words, of_tile, ahead)
+    adam_quarter(p, t.low, g, code_m, code_v, m, v, 3, bits_m, bits_v, c, words, of_tile, ahead)
+    put_e4m3(code_m, t.scale_m, m, TILE, t.words, t.of_tile, FASTGD_LOWER)
+    put_ue5m3(code_v, t.scale_v, v, TILE, t.words, t.of_tile, FASTGD_UPPER)
     return True
 
 
-ctypedef bint (*fused_loop)(void*, const void*, void*, void*, const float*,
+ctypedef bint (*fused_loop)(void*, const void*, void*, void*, const Coefficients*,
                             const Around*) noexcept nogil
 
 # How parameter and states are kept: {rule: its loops, as addresses, for gradients in float32 and in

@@ -92,10 +92,11 @@ cdef inline void draw(Scratch* scratch, const Part* part, Py_ssize_t start, Py_s
 
 
 cdef inline bint run_fused(const void* loop, const Part* part, void* p, const void* g,
-                           Py_ssize_t start, const float* c, float factor, float decoupled,
+                           Py_ssize_t start, const float* rule_c, float factor, float decoupled,
                            Scratch* scratch) noexcept nogil:
     """A whole tile by a loop that does all itself; False, and nothing done, if it can't."""
     cdef Around t
+    cdef Coefficients c
     cdef const uint32_t* words[2]
     cdef uint32_t of_tile[2]
     cdef Py_ssize_t first = part.offset + start
@@ -115,10 +116,11 @@ cdef inline bint run_fused(const void* loop, const Part* part, void* p, const vo
                         else beside_at(&part.p, start))
     t.scale_m = <uint8_t*> beside_at(&part.s[0], start)
     t.scale_v = <uint8_t*> beside_at(&part.s[1], start)
-    t.scale, t.decoupled = factor, decoupled
+    memcpy(&c, rule_c, 7 * sizeof(float))
+    c.scale, c.decoupled = factor, decoupled
     t.ahead, t.scratch = part.ahead, scratch
     return (<fused_loop> loop)(p, g, part.s[0].code + start * part.s[0].size,
-                               part.s[1].code + start * part.s[1].size, c, &t)
+                               part.s[1].code + start * part.s[1].size, &c, &t)
 
 
 cdef void staged(const void* rule, const Part* part, const floating* c,
