@@ -166,12 +166,11 @@ enum {
 /* 20 bits of a float32 are cut off: to nearest after adding a half, by chance after adding as many
  * random bits, the lower or the upper 20 of a word.  The eight bits in both are the upper state's last
  * ones, which decide one time in 4096. */
-static inline int32_t fastgd_unit(const uint32_t *words, ptrdiff_t i, uint32_t of_tile, int rounding)
+static inline int32_t fastgd_unit(const uint32_t *words, ptrdiff_t i, int rounding)
 {
     if (rounding == FASTGD_NEAREST) /* there are no words then */
         return 0x80000;
-    return (int32_t)(rounding == FASTGD_LOWER ? (words[i] ^ of_tile) & 0xfffff
-                                              : (words[i] ^ of_tile) >> 12);
+    return (int32_t)(rounding == FASTGD_LOWER ? words[i] & 0xfffff : words[i] >> 12);
 }
 
 /* The codes of a tile are shuffled as if the tile were cut in four and each quarter gave one byte to

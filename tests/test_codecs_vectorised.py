@@ -66,15 +66,24 @@ def test_codec_is_vectorised(disassembly, backend, name, fuse):
     assert not re.search(r"\bvf(n?m(add|sub))\d", body)
 
 
-@pytest.mark.parametrize("name", ["adam_bfloat16", "adam_quarter"])
+@pytest.mark.parametrize("loop", [("adam_direct", 12), ("adam_8bit", 6)])
 @pytest.mark.parametrize("backend", COMPILED)
-def test_fused_loop_is_vectorised(disassembly, backend, name):
-    """It may be inlined into the loop over quarters."""
-    own = rf"__pyx_f_.*_{backend}_({name}|adam_8bit)(\..*)?"
-    body = "".join(b for s, b in disassembly(backend).items() if re.fullmatch(own, s))
-    for mark in ("mulps", "sqrtps", "divps"):
-        assert re.search(rf"\bv?{mark}\s.*%{REGISTERS[backend]}\d", body), mark
-    assert not re.search(r"\bvf(n?m(add|sub))\d|\bv?r(sqrt|cp)", body)
+def test_fused_loops_are_vectorised(disassembly, backend, loop):
+    """One for each way to keep parameter, gradient and states; without a scalar rest."""
+    name, expected = loop
+    own = re.compile(rf"(__pyx_fuse_[\d_]+?)__pyx_f_.*_{backend}_({name}|adam_quarter)(\..*)?")
+    bodies = {}
+    for symbol, body in disassembly(backend).items():
+        if found := own.fullmatch(symbol):
+            of = bodies.setdefault(found[1], {})
+            of[found[2]] = of.get(found[2], "") + body
+    bodies = {kept: "".join(of.values()) for kept, of in bodies.items() if name in of}
+    assert len(bodies) == expected
+    for body in bodies.values():
+        for mark in ("mulps", "sqrtps", "divps"):
+            assert re.search(rf"\bv?{mark}\s.*%{REGISTERS[backend]}\d", body), mark
+        assert not re.search(r"\bv?(sqrt|div)ss\b", body)
+        assert not re.search(r"\bvf(n?m(add|sub))\d|\bv?r(sqrt|cp)", body)
 
 
 def test_every_loop_is_looked_at():

@@ -33,7 +33,7 @@ cdef extern from "codecs.h" nogil:
     int fastgd_block_scale(uint32_t, int, int)
     int32_t fastgd_scale_bits(int, int)
     uint32_t fastgd_random16(uint32_t, int)
-    int32_t fastgd_unit(const uint32_t*, Py_ssize_t, uint32_t, int)
+    int32_t fastgd_unit(const uint32_t*, Py_ssize_t, int)
     uint32_t fastgd_word(const uint8_t*)
     void fastgd_put_word(uint8_t*, uint32_t)
     uint32_t fastgd_code(uint32_t, int)
@@ -228,9 +228,7 @@ cdef inline int32_t largest_e4m3(const floating* x, Py_ssize_t n) noexcept nogil
 
 cdef inline void put_e4m3(uint8_t* restrict c, uint8_t* restrict beside,
                           const floating* restrict x, Py_ssize_t n,
-                          const uint32_t* restrict words, uint32_t of_tile,
-                          int rounding) noexcept nogil:
-    """A tile; of_tile is still to be put into the words."""
+                          const uint32_t* restrict words, int rounding) noexcept nogil:
     cdef int scale = fastgd_block_scale(<uint32_t> largest_e4m3(x, n), FASTGD_E4M3_BINADES,
                                         FASTGD_E4M3_LEAST)
     cdef int32_t bits = scale << 23
@@ -243,30 +241,28 @@ cdef inline void put_e4m3(uint8_t* restrict c, uint8_t* restrict beside,
     steps = fastgd_e4m3_steps(bits)
     for j in range(q):
         fastgd_put_word(c + 4 * j, fastgd_codes(
-            fastgd_e4m3_store(<float> x[j], bits, steps,
-                              fastgd_unit(words, j, of_tile, rounding)),
-            fastgd_e4m3_store(<float> x[q + j], bits, steps,
-                              fastgd_unit(words, q + j, of_tile, rounding)),
+            fastgd_e4m3_store(<float> x[j], bits, steps, fastgd_unit(words, j, rounding)),
+            fastgd_e4m3_store(<float> x[q + j], bits, steps, fastgd_unit(words, q + j, rounding)),
             fastgd_e4m3_store(<float> x[2 * q + j], bits, steps,
-                              fastgd_unit(words, 2 * q + j, of_tile, rounding)),
+                              fastgd_unit(words, 2 * q + j, rounding)),
             fastgd_e4m3_store(<float> x[3 * q + j], bits, steps,
-                              fastgd_unit(words, 3 * q + j, of_tile, rounding))))
+                              fastgd_unit(words, 3 * q + j, rounding))))
     for j in range(4 * q, n):
         c[j] = <uint8_t> (fastgd_e4m3_store(<float> x[j], bits, steps,
-                                            fastgd_unit(words, j, of_tile, rounding)) >> 20)
+                                            fastgd_unit(words, j, rounding)) >> 20)
 
 
 cdef void store_e4m3(void* restrict code, void* restrict beside, const floating* restrict x,
                      Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
-    put_e4m3(<uint8_t*> code, <uint8_t*> beside, x, n, words, 0, FASTGD_NEAREST)
+    put_e4m3(<uint8_t*> code, <uint8_t*> beside, x, n, words, FASTGD_NEAREST)
 
 
 cdef void stochastic_e4m3(void* restrict code, void* restrict beside, const floating* restrict x,
                           Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
     if shift == 0:
-        put_e4m3(<uint8_t*> code, <uint8_t*> beside, x, n, words, 0, FASTGD_LOWER)
+        put_e4m3(<uint8_t*> code, <uint8_t*> beside, x, n, words, FASTGD_LOWER)
     else:
-        put_e4m3(<uint8_t*> code, <uint8_t*> beside, x, n, words, 0, FASTGD_UPPER)
+        put_e4m3(<uint8_t*> code, <uint8_t*> beside, x, n, words, FASTGD_UPPER)
 
 
 cdef inline void load_quarter_ue5m3(floating* restrict out, const uint8_t* restrict c,
@@ -304,9 +300,7 @@ cdef inline uint32_t largest_ue5m3(const floating* x, Py_ssize_t n) noexcept nog
 
 cdef inline void put_ue5m3(uint8_t* restrict c, uint8_t* restrict beside,
                            const floating* restrict x, Py_ssize_t n,
-                           const uint32_t* restrict words, uint32_t of_tile,
-                           int rounding) noexcept nogil:
-    """A tile; of_tile is still to be put into the words."""
+                           const uint32_t* restrict words, int rounding) noexcept nogil:
     cdef int scale = fastgd_block_scale(largest_ue5m3(x, n), FASTGD_UE5M3_BINADES,
                                         FASTGD_UE5M3_LEAST)
     cdef int32_t bits = scale << 23
@@ -317,30 +311,28 @@ cdef inline void put_ue5m3(uint8_t* restrict c, uint8_t* restrict beside,
         return
     for j in range(q):
         fastgd_put_word(c + 4 * j, fastgd_codes(
-            fastgd_ue5m3_store(<float> x[j], bits,
-                               fastgd_unit(words, j, of_tile, rounding)),
-            fastgd_ue5m3_store(<float> x[q + j], bits,
-                               fastgd_unit(words, q + j, of_tile, rounding)),
+            fastgd_ue5m3_store(<float> x[j], bits, fastgd_unit(words, j, rounding)),
+            fastgd_ue5m3_store(<float> x[q + j], bits, fastgd_unit(words, q + j, rounding)),
             fastgd_ue5m3_store(<float> x[2 * q + j], bits,
-                               fastgd_unit(words, 2 * q + j, of_tile, rounding)),
+                               fastgd_unit(words, 2 * q + j, rounding)),
             fastgd_ue5m3_store(<float> x[3 * q + j], bits,
-                               fastgd_unit(words, 3 * q + j, of_tile, rounding))))
+                               fastgd_unit(words, 3 * q + j, rounding))))
     for j in range(4 * q, n):
         c[j] = <uint8_t> (fastgd_ue5m3_store(<float> x[j], bits,
-                                             fastgd_unit(words, j, of_tile, rounding)) >> 20)
+                                             fastgd_unit(words, j, rounding)) >> 20)
 
 
 cdef void store_ue5m3(void* restrict code, void* restrict beside, const floating* restrict x,
                       Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
-    put_ue5m3(<uint8_t*> code, <uint8_t*> beside, x, n, words, 0, FASTGD_NEAREST)
+    put_ue5m3(<uint8_t*> code, <uint8_t*> beside, x, n, words, FASTGD_NEAREST)
 
 
 cdef void stochastic_ue5m3(void* restrict code, void* restrict beside, const floating* restrict x,
                            Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
     if shift == 0:
-        put_ue5m3(<uint8_t*> code, <uint8_t*> beside, x, n, words, 0, FASTGD_LOWER)
+        put_ue5m3(<uint8_t*> code, <uint8_t*> beside, x, n, words, FASTGD_LOWER)
     else:
-        put_ue5m3(<uint8_t*> code, <uint8_t*> beside, x, n, words, 0, FASTGD_UPPER)
+        put_ue5m3(<uint8_t*> code, <uint8_t*> beside, x, n, words, FASTGD_UPPER)
 
 
 # --------------------------------------------------------------------------------- random words
@@ -351,31 +343,45 @@ cdef uint64_t random_key(uint64_t seed, uint64_t step, uint64_t tensor) noexcept
 
 cdef void random_table(uint32_t* restrict table, uint64_t key, Py_ssize_t start,
                        Py_ssize_t n) noexcept nogil:
-    """What the words of `n` elements from element `start` on have of their places in tiles."""
+    """What the words of elements have of their places in tiles, from element `start` on: the first
+    `n` or, as the rest is the same over and over, 256."""
     cdef uint64_t split = fastgd_split(key, 0)
     cdef uint32_t low = <uint32_t> split, high = <uint32_t> (split >> 32)
-    cdef Py_ssize_t first = start % TILE, end = first + n, i
-    if end > TILE:
-        first, end = 0, TILE
-    for i in range(first, end):
-        table[i] = fastgd_place_word(low + <uint32_t> i * FASTGD_WORD_STEP, high)
+    cdef uint32_t first = <uint32_t> (start % TILE), i
+    for i in range(<uint32_t> min(n, <Py_ssize_t> TILE)):
+        table[i] = fastgd_place_word(low + (first + i) % TILE * FASTGD_WORD_STEP, high)
+
+
+cdef inline void put_tile_word(uint32_t* restrict words, const uint32_t* restrict table,
+                               Py_ssize_t n, uint32_t of_tile) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        words[i] = table[i] ^ of_tile
+
+
+cdef inline void put_tile_words(uint32_t* restrict words, const uint32_t* restrict table,
+                                Py_ssize_t n, uint32_t of_tile, int32_t left,
+                                uint32_t of_next) noexcept nogil:
+    cdef int32_t i
+    for i in range(<int32_t> n):
+        words[i] = table[i] ^ (of_tile if i < left else of_next)
 
 
 cdef void random_words(uint32_t* restrict words, const uint32_t* restrict table, uint64_t key,
                        Py_ssize_t start, Py_ssize_t n) noexcept nogil:
-    """The words of `n` elements of a tensor from element `start` on, wherever tiles begin."""
-    cdef uint32_t of_tile
-    cdef const uint32_t* of_place
-    cdef Py_ssize_t i, m
+    """The words of `n` elements from element `start` on, where in its tile the table begins, too."""
+    cdef Py_ssize_t place = start % TILE, m
+    cdef uint64_t tile = <uint64_t> (start // TILE)
     while n > 0:
-        of_place = table + start % TILE
-        m = min(n, TILE - start % TILE)
-        of_tile = fastgd_tile_word(key, <uint64_t> (start // TILE))
-        for i in range(m):
-            words[i] = of_place[i] ^ of_tile
-        words += m
-        start += m
-        n -= m
+        m = min(n, <Py_ssize_t> TILE)
+        if place == 0 and m == TILE:
+            put_tile_word(words, table, TILE, fastgd_tile_word(key, tile))
+        else:
+            put_tile_words(words, table, m, fastgd_tile_word(key, tile), <int32_t> (TILE - place),
+                           fastgd_tile_word(key, tile + 1))
+        words += TILE
+        tile += 1
+        n -= TILE
 
 
 # name: (load, store to nearest, stochastic store or None), each as the addresses of its loops for

@@ -8,8 +8,8 @@
 # instead of 0.96 with bfloat16 states.
 #
 # The bits are those of the stages: the same functions of codecs.h and _rules.pxi, in the same order;
-# a scale or a decay of 1 changes nothing.  A loop returns whether it was one for this tile: those
-# that hold NaN, or are not whole, are rare.
+# a scale or a decay of 1 changes nothing.  A loop is for one whole tile, and returns whether it did
+# it: states of NaN are left to the stages.
 
 # As a parameter, a gradient or a state may be kept: the types by which loops are told apart.
 cdef struct Bfloat16:
@@ -33,10 +33,8 @@ cdef struct Around:
     int16_t* low               # remainders of a split parameter
     uint8_t* scale_m           # of 8-bit states
     uint8_t* scale_v
-    const uint32_t* words      # for the states, and for the parameter; of_… is still to be put in
+    const uint32_t* words      # random, for the states, and for the parameter
     const uint32_t* words_p
-    uint32_t of_tile
-    uint32_t of_tile_p
     bint ahead                 # whether memory is to be asked for
     Scratch* scratch
 
@@ -104,24 +102,24 @@ cdef bint adam_direct(param_t* restrict p, const grad_t* restrict g, state_t* re
     cdef int16_t* restrict low = t.low
     cdef const uint32_t* restrict words = t.words
     cdef const uint32_t* restrict words_p = t.words_p
-    cdef uint32_t of_tile = t.of_tile, of_tile_p = t.of_tile_p
     cdef bint ahead = t.ahead
     cdef float x, one_m, one_v
-    cdef Py_ssize_t start = 0, i
-    while start < TILE:
+    cdef Py_ssize_t k, i
+    for k in range(TILE // STRIDE):
         if ahead:
-            ask_for_next(p + start, low + start, g + start)
-            fastgd_prefetch(<const char*> (m + start + TILE), STRIDE * sizeof(state_t))
-            fastgd_prefetch(<const char*> (v + start + TILE), STRIDE * sizeof(state_t))
-        for i in range(start, start + STRIDE):
+            ask_for_next(p, low, g)
+            fastgd_prefetch(<const char*> (m + TILE), STRIDE * sizeof(state_t))
+            fastgd_prefetch(<const char*> (v + TILE), STRIDE * sizeof(state_t))
+        for i in range(STRIDE):
             one_m = get(&m[i])
             one_v = get(&v[i])
             x = adam_of(c.decoupled * get_param(&p[i], &low[i]), c.scale * get(&g[i]), &one_m,
                         &one_v, c.alpha, c.beta1, c.gamma1, c.beta2, c.gamma2, c.eps, c.eps_root)
-            put_param(&p[i], &low[i], x, words_p[i] ^ of_tile_p)
-            put(&m[i], one_m, words[i] ^ of_tile, FASTGD_LOWER)
-            put(&v[i], one_v, words[i] ^ of_tile, FASTGD_UPPER)
-        start += STRIDE
+            put_param(&p[i], &low[i], x, words_p[i])
+            put(&m[i], one_m, words[i], FASTGD_LOWER)
+            put(&v[i], one_v, words[i], FASTGD_UPPER)
+        p, low, g, m, v = p + STRIDE, low + STRIDE, g + STRIDE, m + STRIDE, v + STRIDE
+        words, words_p = words + STRIDE, words_p + STRIDE
     return True
 
 
@@ -129,8 +127,7 @@ cdef inline void adam_quarter(param_t* restrict p, int16_t* restrict low,
                               const grad_t* restrict g, const uint8_t* restrict code_m,
                               const uint8_t* restrict code_v, float* restrict m, float* restrict v,
                               int k, int32_t bits_m, int32_t bits_v, Coefficients c,
-                              const uint32_t* restrict words, uint32_t of_tile,
-                              bint ahead) noexcept nogil:
+                              const uint32_t* restrict words, bint ahead) noexcept nogil:
     """The elements of byte k of each word, see _codecs.pxi; new states are left in scratch tiles."""
     cdef Py_ssize_t start = k * STRIDE, j
     cdef float x, one_m, one_v
@@ -144,7 +141,7 @@ cdef inline void adam_quarter(param_t* restrict p, int16_t* restrict low,
         one_v = fastgd_ue5m3_load(fastgd_code(fastgd_word(code_v + 4 * j), k), bits_v)
         x = adam_of(c.decoupled * get_param(&p[j], &low[j]), c.scale * get(&g[j]), &one_m, &one_v,
                     c.alpha, c.beta1, c.gamma1, c.beta2, c.gamma2, c.eps, c.eps_root)
-        put_param(&p[j], &low[j], x, words[j] ^ of_tile)
+        put_param(&p[j], &low[j], x, words[j])
         m[j] = one_m
         v[j] = one_v
 
@@ -154,19 +151,19 @@ cdef bint adam_8bit(param_t* p, const grad_t* g, uint8_t* code_m, uint8_t* code_
     cdef Coefficients c = given[0]
     cdef float* m = <float*> t.scratch.tile[3]
     cdef float* v = <float*> t.scratch.tile[4]
+    cdef int16_t* low = t.low
     cdef const uint32_t* words = t.words_p
-    cdef uint32_t of_tile = t.of_tile_p
     cdef bint ahead = t.ahead
     cdef int32_t bits_m = fastgd_scale_bits(t.scale_m[0], FASTGD_E4M3_LEAST)
     cdef int32_t bits_v = fastgd_scale_bits(t.scale_v[0], FASTGD_UE5M3_LEAST)
     if t.scale_m[0] > FASTGD_E4M3_MOST or t.scale_v[0] > FASTGD_UE5M3_MOST:
         return False
-    adam_quarter(p, t.low, g, code_m, code_v, m, v, 0, bits_m, bits_v, c, words, of_tile, ahead)
-    adam_quarter(p, t.low, g, code_m, code_v, m, v, 1, bits_m, bits_v, c, words, of_tile, ahead)
-    adam_quarter(p, t.low, g, code_m, code_v, m, v, 2, bits_m, bits_v, c, words, of_tile, ahead)
-    adam_quarter(p, t.low, g, code_m, code_v, m, v, 3, bits_m, bits_v, c, words, of_tile, ahead)
-    put_e4m3(code_m, t.scale_m, m, TILE, t.words, t.of_tile, FASTGD_LOWER)
-    put_ue5m3(code_v, t.scale_v, v, TILE, t.words, t.of_tile, FASTGD_UPPER)
+    adam_quarter(p, low, g, code_m, code_v, m, v, 0, bits_m, bits_v, c, words, ahead)
+    adam_quarter(p, low, g, code_m, code_v, m, v, 1, bits_m, bits_v, c, words, ahead)
+    adam_quarter(p, low, g, code_m, code_v, m, v, 2, bits_m, bits_v, c, words, ahead)
+    adam_quarter(p, low, g, code_m, code_v, m, v, 3, bits_m, bits_v, c, words, ahead)
+    put_e4m3(code_m, t.scale_m, m, TILE, t.words, FASTGD_LOWER)
+    put_ue5m3(code_v, t.scale_v, v, TILE, t.words, FASTGD_UPPER)
     return True
 
 

@@ -84,41 +84,29 @@ cdef inline void look_ahead(const Part* part, int n_states, Py_ssize_t start, Py
 
 
 cdef inline void draw(Scratch* scratch, const Part* part, Py_ssize_t start, Py_ssize_t n,
-                      int first) noexcept nogil:
-    """The random words of a piece, from the first-th of each element on."""
-    cdef int j
-    for j in range(first, part.n_words):
-        random_words(scratch.words[j], scratch.table[j], part.key[j], part.offset + start, n)
+                      int j) noexcept nogil:
+    """The j-th random words of a piece."""
+    random_words(scratch.words[j], scratch.table[j], part.key[j], part.offset + start, n)
 
 
 cdef inline bint run_fused(const void* loop, const Part* part, void* p, const void* g,
-                           Py_ssize_t start, const float* rule_c, float factor, float decoupled,
-                           Scratch* scratch) noexcept nogil:
-    """A whole tile by a loop that does all itself; False, and nothing done, if it can't."""
+                           Py_ssize_t start, const float* coefficients, float factor,
+                           float decoupled, Scratch* scratch) noexcept nogil:
+    """A whole tile by a loop that does all itself; False, and nothing is done, if it can't."""
     cdef Around t
     cdef Coefficients c
-    cdef const uint32_t* words[2]
-    cdef uint32_t of_tile[2]
-    cdef Py_ssize_t first = part.offset + start
     cdef int j
-    words[0], of_tile[0] = scratch.table[0], 0
     for j in range(part.n_words):
-        if first % TILE == 0:
-            words[j] = scratch.table[j]
-            of_tile[j] = fastgd_tile_word(part.key[j], <uint64_t> (first // TILE))
-        else:
-            random_words(scratch.words[j], scratch.table[j], part.key[j], first, TILE)
-            words[j], of_tile[j] = scratch.words[j], 0
-    t.words, t.of_tile = words[0], of_tile[0]
-    j = part.p.shift // 32 if part.p.shift > 0 else 0
-    t.words_p, t.of_tile_p = words[j], of_tile[j]
+        draw(scratch, part, start, TILE, j)
+    t.words = scratch.words[0]
+    t.words_p = scratch.words[part.p.shift // 32 if part.p.shift > 0 else 0]
     t.low = <int16_t*> (<char*> scratch.words if part.p.beside == NULL
                         else beside_at(&part.p, start))
     t.scale_m = <uint8_t*> beside_at(&part.s[0], start)
     t.scale_v = <uint8_t*> beside_at(&part.s[1], start)
-    memcpy(&c, rule_c, 7 * sizeof(float))
-    c.scale, c.decoupled = factor, decoupled
     t.ahead, t.scratch = part.ahead, scratch
+    memcpy(&c, coefficients, 7 * sizeof(float))
+    c.scale, c.decoupled = factor, decoupled
     return (<fused_loop> loop)(p, g, part.s[0].code + start * part.s[0].size,
                                part.s[1].code + start * part.s[1].size, &c, &t)
 
@@ -153,11 +141,11 @@ cdef void staged(const void* rule, const Part* part, const floating* c,
         random_table(scratch.table[j], part.key[j], part.offset, part.n)
     while start < part.n:
         n = min(piece, part.n - start)
-        if (floating is float and fused != NULL and n == TILE and part.g.code != NULL
+        if (floating is float and fused != NULL and n == TILE
                 and run_fused(fused, part, part.p.code + start * part.p.size,
                               part.g.code + start * part.g.size, start, c, factor, decoupled,
                               &scratch)):
-            p = NULL
+            pass
         elif part.g.code != NULL:
             look_ahead(part, stages.n_states, start + TILE, n // 2, sizeof(floating))
             p = load[floating](&part.p, <floating*> scratch.tile[2], start, n)
@@ -179,7 +167,6 @@ cdef void staged(const void* rule, const Part* part, const floating* c,
             look_ahead(part, stages.n_states, start + TILE + n // 2, n // 2, sizeof(floating))
             if (floating is float and part.fused_in_tile != NULL and n == TILE
                     and run_fused(part.fused_in_tile, part, p, g, start, c, 1, 1, &scratch)):
-                draw(&scratch, part, start, n, 1)
                 store[floating](&part.p, p, start, n, &scratch)
             else:
                 for j in range(stages.n_states):
@@ -189,7 +176,8 @@ cdef void staged(const void* rule, const Part* part, const floating* c,
                 else:
                     (<rule_f64> rule)(p, g, s, n, c)
                 if flags & STORED:
-                    draw(&scratch, part, start, n, 0)
+                    for j in range(part.n_words):
+                        draw(&scratch, part, start, n, <int> j)
                     store[floating](&part.p, p, start, n, &scratch)
                     for j in range(stages.n_states):
                         store[floating](&part.s[j], s[j], start, n, &scratch)

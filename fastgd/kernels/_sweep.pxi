@@ -150,7 +150,7 @@ cdef void run_staged(Tensor* t, Chunk* chunk, Setting* setting, Common* common) 
         describe(&part.copy, &common.codecs[t.copy_codec], t.copy, NULL, -1, kind, chunk.offset)
     part.average = t.average + chunk.offset * size
     part.fused = part.fused_in_tile = NULL
-    if t.fusable and t.g_codec in (FLOAT32, BFLOAT16):
+    if t.fusable and t.g != NULL and t.g_codec in (FLOAT32, BFLOAT16):
         part.fused = setting.fused[t.fusable - 1][t.g_codec == BFLOAT16]
     if t.fusable_in_tile:
         part.fused_in_tile = setting.fused[t.fusable_in_tile - 1][0]
