@@ -348,7 +348,8 @@ cdef void random_table(uint32_t* restrict table, uint64_t key, Py_ssize_t start,
     cdef uint64_t split = fastgd_split(key, 0)
     cdef uint32_t low = <uint32_t> split, high = <uint32_t> (split >> 32)
     cdef uint32_t first = <uint32_t> (start % TILE), i
-    for i in range(<uint32_t> min(n, <Py_ssize_t> TILE)):
+    cdef uint32_t count = <uint32_t> min(n, <Py_ssize_t> TILE)
+    for i in range(count):
         table[i] = fastgd_place_word(low + (first + i) % TILE * FASTGD_WORD_STEP, high)
 
 
@@ -369,7 +370,7 @@ cdef inline void put_tile_words(uint32_t* restrict words, const uint32_t* restri
 
 cdef void random_words(uint32_t* restrict words, const uint32_t* restrict table, uint64_t key,
                        Py_ssize_t start, Py_ssize_t n) noexcept nogil:
-    """The words of `n` elements from element `start` on, where in its tile the table begins, too."""
+    """The words of `n` elements from element `start` on, at whose place `table` begins."""
     cdef Py_ssize_t place = start % TILE, m
     cdef uint64_t tile = <uint64_t> (start // TILE)
     while n > 0:

@@ -2,12 +2,12 @@
 # and bfloat16, the parameter also in split form and the states also in 8 bits.
 #
 # Stage by stage, numbers go through L1 several times, and codecs wait while the divider works; in
-# one loop they take what time the divider leaves.  On a Xeon with AVX-512 an element took 0.69 ns,
-# not 1.00, with bfloat16 states, 0.81, not 1.10, with 8 bits, and 0.52 in float32.  And memory is
-# asked for a little at a time, as the loop goes: out of cache, 0.83 of a float32 stream's time
-# instead of 0.96 with bfloat16 states.
+# one loop they take what time the divider leaves.  And memory is asked for a little at a time, as
+# the loop goes, not in bursts that the processor can't hold.  On a Xeon with AVX-512 an element in
+# cache took 0.60 ns, not 1.00, with bfloat16 states, and 0.53 in float32; out of cache a step took
+# 0.79 of the time of a float32 stream, not 0.96.
 #
-# The bits are those of the stages: the same functions of codecs.h and _rules.pxi, in the same order;
+# The bits are those of the stages: the same functions of codecs.h and _rules.pxi in the same order;
 # a scale or a decay of 1 changes nothing.  A loop is for one whole tile, and returns whether it did
 # it: states of NaN are left to the stages.
 
@@ -128,7 +128,7 @@ cdef inline void adam_quarter(param_t* restrict p, int16_t* restrict low,
                               const uint8_t* restrict code_v, float* restrict m, float* restrict v,
                               int k, int32_t bits_m, int32_t bits_v, Coefficients c,
                               const uint32_t* restrict words, bint ahead) noexcept nogil:
-    """The elements of byte k of each word, see _codecs.pxi; new states are left in scratch tiles."""
+    """The elements of byte k of each word, see _codecs.pxi; leaves new states in scratch tiles."""
     cdef Py_ssize_t start = k * STRIDE, j
     cdef float x, one_m, one_v
     p, low, g, words, m, v = p + start, low + start, g + start, words + start, m + start, v + start

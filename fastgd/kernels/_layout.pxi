@@ -166,7 +166,7 @@ cdef class Layout:
             t.coded |= t.s_codec[j] != t.is_double
             beside.s[j], beside.s_shift[j] = address_of(states[j].beside), shifts[j]
         t.n_words = (max(p_shift, *shifts, -1) + 32) // 32
-        t.fusable, t.fusable_in_tile = fusable(own.codec, p_shift, [a.codec for a in states], shifts)
+        t.fusable, t.fusable_in_tile = fusable(own.codec, p_shift, states, shifts)
         if self.averages is not None:
             t.average = cnp.PyArray_BYTES(<cnp.ndarray> self.averages[i])
         if self.copies is not None and self.copies[i] is not None:
@@ -362,12 +362,14 @@ cdef class Layout:
                 self.tensors[i].zeroable = self.tensors[i].g
 
 
-cdef tuple fusable(str codec, int shift, list codecs, list shifts):
+cdef tuple fusable(str codec, int shift, list states, list shifts):
     """By which rows of FUSED, counted from 1, a parameter's step may be done; 0 for none.
 
     One is for a parameter where it is, the other for one that was loaded to float32.  Their loops
     round to 16 and 8 bits by chance.
     """
+    codecs = [a.codec for a in states]
+
     def row(codec):
         kept = (codec, *codecs)
         return 1 + FUSED_CODECS.index(kept) if kept in FUSED_CODECS else 0

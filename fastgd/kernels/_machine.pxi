@@ -23,8 +23,7 @@ cdef enum:
     SPLIT = 4
     N_CODECS = 7
 
-# How parameter and states are kept that some rules load and store themselves: the rows of a backend's
-# FUSED.
+# How parameter and states are kept that some rules load and store themselves: the rows of FUSED.
 cdef list FUSED_CODECS = [
     (p, *states)
     for states in (("float32", "float32"), ("bfloat16", "bfloat16"), ("e4m3", "ue5m3"))

@@ -55,8 +55,7 @@ cdef struct Chunk:
 # What the tensors of one group at the same step count share.
 cdef struct Setting:
     void* rule[2]              # float32, float64
-    void* fused[N_FUSED][2]    # rules that load and store by themselves, or NULL, for gradients in
-                               # float32 and in bfloat16
+    void* fused[N_FUSED][2]    # for gradients in float32 and bfloat16, or NULL: see FUSED
     float c32[MAX_COEFFICIENTS]
     double c64[MAX_COEFFICIENTS]
     Stages stages
