@@ -76,6 +76,8 @@ typedef struct {
     int flags;
     double factor; /* of the gradient */
     void *average;
+    int average_size;    /* bytes of an element, or 0: there is none */
+    int n_states;
     double beta, gamma;  /* of the average */
     uint64_t key[3];     /* of random words */
     int n_words;         /* how many of them are wanted for each element */
@@ -90,8 +92,11 @@ typedef struct {
 static inline void fastgd_prefetch(const char *start, ptrdiff_t bytes)
 {
 #if defined(__GNUC__)
-    for (ptrdiff_t k = 0; k < bytes; k += 64)
+    for (ptrdiff_t k = 0; k < bytes; k += 64) {
         __builtin_prefetch(start + k, 1);
+        /* GCC takes a function that does no more for one that does nothing, and drops its calls. */
+        __asm__ volatile("");
+    }
 #else
     (void)start, (void)bytes;
 #endif

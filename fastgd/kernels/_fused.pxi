@@ -35,7 +35,10 @@ cdef struct Around:
     uint8_t* scale_v
     const uint32_t* words      # random, for the states, and for the parameter
     const uint32_t* words_p
-    bint ahead                 # whether memory is to be asked for
+    bint ahead                 # whether memory is to be asked for: what the next tile has, of
+    const char* next_p         # parameter and gradient where they are kept
+    const char* next_low
+    const char* next_g
     Scratch* scratch
 
 
@@ -86,12 +89,14 @@ cdef inline void put(state_t* s, float x, uint32_t word, int rounding) noexcept 
         s.code = fastgd_bfloat16_stochastic(x, fastgd_random16(word, rounding))
 
 
-cdef inline void ask_for_next(param_t* p, const int16_t* low, const grad_t* g) noexcept nogil:
-    """Ask for what the tile after this one has where this one has these."""
-    fastgd_prefetch(<const char*> (p + TILE), STRIDE * sizeof(param_t))
+cdef inline void ask_for_next(const param_t* p, const grad_t* g, const Around* t,
+                              Py_ssize_t k) noexcept nogil:
+    """Ask for the k-th stride of the next tile."""
+    cdef Py_ssize_t n = STRIDE * sizeof(param_t), m = STRIDE * sizeof(grad_t)
+    fastgd_prefetch(t.next_p + k * n, n)
     if param_t is Split:
-        fastgd_prefetch(<const char*> (low + TILE), STRIDE * sizeof(int16_t))
-    fastgd_prefetch(<const char*> (g + TILE), STRIDE * sizeof(grad_t))
+        fastgd_prefetch(t.next_low + k * n, n)
+    fastgd_prefetch(t.next_g + k * m, m)
 
 
 cdef bint adam_direct(param_t* restrict p, const grad_t* restrict g, state_t* restrict m,
@@ -107,7 +112,7 @@ cdef bint adam_direct(param_t* restrict p, const grad_t* restrict g, state_t* re
     cdef Py_ssize_t k, i
     for k in range(TILE // STRIDE):
         if ahead:
-            ask_for_next(p, low, g)
+            ask_for_next(p, g, t, k)
             fastgd_prefetch(<const char*> (m + TILE), STRIDE * sizeof(state_t))
             fastgd_prefetch(<const char*> (v + TILE), STRIDE * sizeof(state_t))
         for i in range(STRIDE):
@@ -127,13 +132,14 @@ cdef inline void adam_quarter(param_t* restrict p, int16_t* restrict low,
                               const grad_t* restrict g, const uint8_t* restrict code_m,
                               const uint8_t* restrict code_v, float* restrict m, float* restrict v,
                               int k, int32_t bits_m, int32_t bits_v, Coefficients c,
-                              const uint32_t* restrict words, bint ahead) noexcept nogil:
+                              const uint32_t* restrict words, bint ahead,
+                              const Around* t) noexcept nogil:
     """The elements of byte k of each word, see _codecs.pxi; leaves new states in scratch tiles."""
     cdef Py_ssize_t start = k * STRIDE, j
     cdef float x, one_m, one_v
     p, low, g, words, m, v = p + start, low + start, g + start, words + start, m + start, v + start
     if ahead:
-        ask_for_next(p, low, g)
+        ask_for_next(p, g, t, k)
         fastgd_prefetch(<const char*> (code_m + start + TILE), STRIDE)
         fastgd_prefetch(<const char*> (code_v + start + TILE), STRIDE)
     for j in range(STRIDE):
@@ -158,10 +164,10 @@ cdef bint adam_8bit(param_t* p, const grad_t* g, uint8_t* code_m, uint8_t* code_
     cdef int32_t bits_v = fastgd_scale_bits(t.scale_v[0], FASTGD_UE5M3_LEAST)
     if t.scale_m[0] > FASTGD_E4M3_MOST or t.scale_v[0] > FASTGD_UE5M3_MOST:
         return False
-    adam_quarter(p, low, g, code_m, code_v, m, v, 0, bits_m, bits_v, c, words, ahead)
-    adam_quarter(p, low, g, code_m, code_v, m, v, 1, bits_m, bits_v, c, words, ahead)
-    adam_quarter(p, low, g, code_m, code_v, m, v, 2, bits_m, bits_v, c, words, ahead)
-    adam_quarter(p, low, g, code_m, code_v, m, v, 3, bits_m, bits_v, c, words, ahead)
+    adam_quarter(p, low, g, code_m, code_v, m, v, 0, bits_m, bits_v, c, words, ahead, t)
+    adam_quarter(p, low, g, code_m, code_v, m, v, 1, bits_m, bits_v, c, words, ahead, t)
+    adam_quarter(p, low, g, code_m, code_v, m, v, 2, bits_m, bits_v, c, words, ahead, t)
+    adam_quarter(p, low, g, code_m, code_v, m, v, 3, bits_m, bits_v, c, words, ahead, t)
     put_e4m3(code_m, t.scale_m, m, TILE, t.words, FASTGD_LOWER)
     put_ue5m3(code_v, t.scale_v, v, TILE, t.words, FASTGD_UPPER)
     return True

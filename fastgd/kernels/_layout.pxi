@@ -377,4 +377,4 @@ cdef tuple fusable(str codec, int shift, list states, list shifts):
     plain = codecs == ["float32", "float32"]
     if codec == "float64" or shifts != ([-1, -1] if plain else [0, 16]):
         return 0, 0
-    return (0 if codec == "bfloat16" and shift < 0 else row(codec), 0 if plain else row("float32"))
+    return 0 if codec == "bfloat16" and shift < 0 else row(codec), row("float32")

@@ -66,21 +66,22 @@ cdef inline void store(const Stored* a, const floating* x, Py_ssize_t start, Py_
 
 cdef inline void ask_for(const Stored* a, Py_ssize_t start, Py_ssize_t n) noexcept nogil:
     fastgd_prefetch(a.code + start * a.size, n * a.size)
+    if a.beside_size and a.per == 1:
+        fastgd_prefetch(a.beside + start * a.beside_size, n * a.beside_size)
 
 
-cdef inline void look_ahead(const Part* part, int n_states, Py_ssize_t start, Py_ssize_t n,
-                            int size) noexcept nogil:
-    """Ask for the memory of a piece."""
+cdef void look_ahead(const Part* part, Py_ssize_t start, Py_ssize_t n) noexcept nogil:
+    """Ask for the memory of a piece, unless it ends later than the part."""
     cdef int j
-    if not part.ahead or start + n > part.n:
+    if start + n > part.n:
         return
     ask_for(&part.p, start, n)
     if part.g.code != NULL:
         ask_for(&part.g, start, n)
-        for j in range(n_states):
+        for j in range(part.n_states):
             ask_for(&part.s[j], start, n)
-    if part.flags & AVERAGE:
-        fastgd_prefetch(<char*> part.average + start * size, n * size)
+    if part.average_size:
+        fastgd_prefetch(<char*> part.average + start * part.average_size, n * part.average_size)
 
 
 cdef inline void draw(Scratch* scratch, const Part* part, Py_ssize_t start, Py_ssize_t n,
@@ -104,7 +105,9 @@ cdef inline bint run_fused(const void* loop, const Part* part, void* p, const vo
                         else beside_at(&part.p, start))
     t.scale_m = <uint8_t*> beside_at(&part.s[0], start)
     t.scale_v = <uint8_t*> beside_at(&part.s[1], start)
-    t.ahead, t.scratch = part.ahead, scratch
+    t.scratch, t.ahead, t.next_low = scratch, part.ahead, <const char*> (t.low + TILE)
+    t.next_p = part.p.code + (start + TILE) * part.p.size
+    t.next_g = part.g.code + (start + TILE) * part.g.size
     memcpy(&c, coefficients, 7 * sizeof(float))
     c.scale, c.decoupled = factor, decoupled
     return (<fused_loop> loop)(p, g, part.s[0].code + start * part.s[0].size,
@@ -147,7 +150,8 @@ cdef void staged(const void* rule, const Part* part, const floating* c,
                               &scratch)):
             pass
         elif part.g.code != NULL:
-            look_ahead(part, stages.n_states, start + TILE, n // 2, sizeof(floating))
+            if part.ahead:
+                look_ahead(part, start + TILE, n // 2)
             p = load[floating](&part.p, <floating*> scratch.tile[2], start, n)
             g = load[floating](&part.g, <floating*> scratch.tile[0], start, n)
             free_tile, next_tile = <floating*> scratch.tile[1], <floating*> scratch.tile[0]
@@ -164,7 +168,8 @@ cdef void staged(const void* rule, const Part* part, const floating* c,
                 g = free_tile
             if flags & DECOUPLED_DECAY:
                 decoupled_decay(p, n, decoupled)
-            look_ahead(part, stages.n_states, start + TILE + n // 2, n // 2, sizeof(floating))
+            if part.ahead:
+                look_ahead(part, start + TILE + n // 2, n // 2)
             if (floating is float and part.fused_in_tile != NULL and n == TILE
                     and run_fused(part.fused_in_tile, part, p, g, start, c, 1, 1, &scratch)):
                 store[floating](&part.p, p, start, n, &scratch)

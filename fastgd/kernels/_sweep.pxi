@@ -147,7 +147,10 @@ cdef void run_staged(Tensor* t, Chunk* chunk, Setting* setting, Common* common) 
                      beside.s_shift[j], kind, chunk.offset)
     if t.copy != NULL:
         describe(&part.copy, &common.codecs[t.copy_codec], t.copy, NULL, -1, kind, chunk.offset)
-    part.average = t.average + chunk.offset * size
+    part.average, part.average_size = t.average + chunk.offset * size, 0
+    if t.flags & AVERAGE:
+        part.average_size = size
+    part.n_states = t.n_states
     part.fused = part.fused_in_tile = NULL
     if t.fusable and t.g != NULL and t.g_codec in (FLOAT32, BFLOAT16):
         part.fused = setting.fused[t.fusable - 1][t.g_codec == BFLOAT16]

@@ -56,6 +56,8 @@ cdef extern from "numeric.h" nogil:
         int flags
         double factor
         void* average
+        int average_size
+        int n_states
         double beta
         double gamma
         uint64_t key[3]
