@@ -1,5 +1,6 @@
-# Load, scale, decay, rule and store in one loop, for what is used most: Adam and AdamW on float32
-# and bfloat16, the parameter also in split form and the states also in 8 bits.
+# Load, scale, decay, rule and store in one loop, for what is used most: Adam on float32 and
+# bfloat16, the parameter also in split form and the states also in 8 bits; and the rules that keep
+# one state, on parameters in float32.
 #
 # Stage by stage, numbers go through L1 several times, and codecs wait while the divider works; in
 # one loop they take what time the divider leaves.  And memory is asked for a little at a time, as
@@ -35,6 +36,8 @@ cdef struct Around:
     uint8_t* scale_v
     const uint32_t* words      # random, for the states, and for the parameter
     const uint32_t* words_p
+    float scale                # of the gradient
+    float decoupled            # of the parameter
     bint ahead                 # whether memory is to be asked for: what the next tile has, of
     const char* next_p         # parameter and gradient where they are kept
     const char* next_low
@@ -42,8 +45,27 @@ cdef struct Around:
     Scratch* scratch
 
 
-# A rule's in their order, and the factors of gradient and parameter before it.
-cdef struct Coefficients:
+# The rules, each by its coefficients in their order.
+cdef struct Momentum:
+    float alpha
+    float beta
+    float gamma
+cdef struct Nesterov:
+    float alpha
+    float beta
+    float gamma
+    float mu
+cdef struct Adagrad:
+    float alpha
+    float eps
+    float eps_root
+cdef struct Rmsprop:
+    float alpha
+    float beta
+    float gamma
+    float eps
+    float eps_root
+cdef struct Adam:
     float alpha
     float beta1
     float gamma1
@@ -51,8 +73,41 @@ cdef struct Coefficients:
     float gamma2
     float eps
     float eps_root
-    float scale
-    float decoupled
+
+ctypedef fused rule_t:
+    Momentum
+    Nesterov
+    Adagrad
+    Rmsprop
+    Adam
+
+
+# Constants, wherever loops are compiled: which moments a rule keeps.  A state's random bits are those
+# of its place among the rule's states.
+cdef inline bint has_m(const rule_t* c) noexcept nogil:
+    return rule_t is Momentum or rule_t is Nesterov or rule_t is Adam
+
+
+cdef inline bint has_v(const rule_t* c) noexcept nogil:
+    return rule_t is Adagrad or rule_t is Rmsprop or rule_t is Adam
+
+
+cdef inline int bits_for_v(const rule_t* c) noexcept nogil:
+    return FASTGD_UPPER if has_m(c) else FASTGD_LOWER
+
+
+cdef inline float updated(float p, float g, float* m, float* v, const rule_t* c) noexcept nogil:
+    if rule_t is Momentum:
+        return momentum_of(p, g, m, c.alpha, c.beta, c.gamma)
+    elif rule_t is Nesterov:
+        return nesterov_of(p, g, m, c.alpha, c.beta, c.gamma, c.mu)
+    elif rule_t is Adagrad:
+        return adagrad_of(p, g, v, c.alpha, c.eps, c.eps_root)
+    elif rule_t is Rmsprop:
+        return rmsprop_of(p, g, v, c.alpha, c.beta, c.gamma, c.eps, c.eps_root)
+    else:
+        return adam_of(p, g, m, v, c.alpha, c.beta1, c.gamma1, c.beta2, c.gamma2, c.eps,
+                       c.eps_root)
 
 
 cdef inline float get_param(const param_t* p, const int16_t* low) noexcept nogil:
@@ -99,111 +154,191 @@ cdef inline void ask_for_next(const param_t* p, const grad_t* g, const Around* t
     fastgd_prefetch(t.next_g + k * m, m)
 
 
-cdef bint adam_direct(param_t* restrict p, const grad_t* restrict g, state_t* restrict m,
-                      state_t* restrict v, const Coefficients* given,
-                      const Around* t) noexcept nogil:
-    """States in float32 or bfloat16."""
-    cdef Coefficients c = given[0]
+cdef bint direct(param_t* restrict p, const grad_t* restrict g, state_t* restrict m,
+                 state_t* restrict v, const rule_t* given, const Around* t) noexcept nogil:
+    """States in float32 or bfloat16; of a rule with one of them m and v are the same."""
+    cdef rule_t c = given[0]
+    cdef float scale = t.scale, decoupled = t.decoupled
     cdef int16_t* restrict low = t.low
     cdef const uint32_t* restrict words = t.words
     cdef const uint32_t* restrict words_p = t.words_p
     cdef bint ahead = t.ahead
-    cdef float x, one_m, one_v
+    cdef float x, one_m = 0, one_v = 0
     cdef Py_ssize_t k, i
     for k in range(TILE // STRIDE):
         if ahead:
             ask_for_next(p, g, t, k)
-            fastgd_prefetch(<const char*> (m + TILE), STRIDE * sizeof(state_t))
-            fastgd_prefetch(<const char*> (v + TILE), STRIDE * sizeof(state_t))
+            if has_m(given):
+                fastgd_prefetch(<const char*> (m + TILE), STRIDE * sizeof(state_t))
+            if has_v(given):
+                fastgd_prefetch(<const char*> (v + TILE), STRIDE * sizeof(state_t))
         for i in range(STRIDE):
-            one_m = get(&m[i])
-            one_v = get(&v[i])
-            x = adam_of(c.decoupled * get_param(&p[i], &low[i]), c.scale * get(&g[i]), &one_m,
-                        &one_v, c.alpha, c.beta1, c.gamma1, c.beta2, c.gamma2, c.eps, c.eps_root)
+            if has_m(given):
+                one_m = get(&m[i])
+            if has_v(given):
+                one_v = get(&v[i])
+            x = updated(decoupled * get_param(&p[i], &low[i]), scale * get(&g[i]), &one_m, &one_v,
+                        &c)
             put_param(&p[i], &low[i], x, words_p[i])
-            put(&m[i], one_m, words[i], FASTGD_LOWER)
-            put(&v[i], one_v, words[i], FASTGD_UPPER)
+            if has_m(given):
+                put(&m[i], one_m, words[i], FASTGD_LOWER)
+            if has_v(given):
+                put(&v[i], one_v, words[i], bits_for_v(given))
         p, low, g, m, v = p + STRIDE, low + STRIDE, g + STRIDE, m + STRIDE, v + STRIDE
         words, words_p = words + STRIDE, words_p + STRIDE
     return True
 
 
-cdef inline void adam_quarter(param_t* restrict p, int16_t* restrict low,
-                              const grad_t* restrict g, const uint8_t* restrict code_m,
-                              const uint8_t* restrict code_v, float* restrict m, float* restrict v,
-                              int k, int32_t bits_m, int32_t bits_v, Coefficients c,
-                              const uint32_t* restrict words, bint ahead,
-                              const Around* t) noexcept nogil:
+cdef inline void quarter(param_t* restrict p, int16_t* restrict low, const grad_t* restrict g,
+                         const uint8_t* restrict code_m, const uint8_t* restrict code_v,
+                         float* restrict m, float* restrict v, int k, int32_t bits_m,
+                         int32_t bits_v, rule_t c, const uint32_t* restrict words, bint ahead,
+                         const Around* t) noexcept nogil:
     """The elements of byte k of each word, see _codecs.pxi; leaves new states in scratch tiles."""
     cdef Py_ssize_t start = k * STRIDE, j
-    cdef float x, one_m, one_v
+    cdef float x, one_m = 0, one_v = 0, scale = t.scale, decoupled = t.decoupled
     p, low, g, words, m, v = p + start, low + start, g + start, words + start, m + start, v + start
     if ahead:
         ask_for_next(p, g, t, k)
-        fastgd_prefetch(<const char*> (code_m + start + TILE), STRIDE)
-        fastgd_prefetch(<const char*> (code_v + start + TILE), STRIDE)
+        if has_m(&c):
+            fastgd_prefetch(<const char*> (code_m + start + TILE), STRIDE)
+        if has_v(&c):
+            fastgd_prefetch(<const char*> (code_v + start + TILE), STRIDE)
     for j in range(STRIDE):
-        one_m = fastgd_e4m3_load(fastgd_code(fastgd_word(code_m + 4 * j), k), bits_m)
-        one_v = fastgd_ue5m3_load(fastgd_code(fastgd_word(code_v + 4 * j), k), bits_v)
-        x = adam_of(c.decoupled * get_param(&p[j], &low[j]), c.scale * get(&g[j]), &one_m, &one_v,
-                    c.alpha, c.beta1, c.gamma1, c.beta2, c.gamma2, c.eps, c.eps_root)
+        if has_m(&c):
+            one_m = fastgd_e4m3_load(fastgd_code(fastgd_word(code_m + 4 * j), k), bits_m)
+        if has_v(&c):
+            one_v = fastgd_ue5m3_load(fastgd_code(fastgd_word(code_v + 4 * j), k), bits_v)
+        x = updated(decoupled * get_param(&p[j], &low[j]), scale * get(&g[j]), &one_m, &one_v, &c)
         put_param(&p[j], &low[j], x, words[j])
-        m[j] = one_m
-        v[j] = one_v
+        if has_m(&c):
+            m[j] = one_m
+        if has_v(&c):
+            v[j] = one_v
 
 
-cdef bint adam_8bit(param_t* p, const grad_t* g, uint8_t* code_m, uint8_t* code_v,
-                    const Coefficients* given, const Around* t) noexcept nogil:
-    cdef Coefficients c = given[0]
+cdef bint in_8_bits(param_t* p, const grad_t* g, uint8_t* code_m, uint8_t* code_v,
+                    const rule_t* given, const Around* t) noexcept nogil:
+    """States in 8 bits; of a rule with one of them m and v are the same."""
+    cdef rule_t c = given[0]
     cdef float* m = <float*> t.scratch.tile[3]
     cdef float* v = <float*> t.scratch.tile[4]
     cdef int16_t* low = t.low
     cdef const uint32_t* words = t.words_p
     cdef bint ahead = t.ahead
-    cdef int32_t bits_m = fastgd_scale_bits(t.scale_m[0], FASTGD_E4M3_LEAST)
-    cdef int32_t bits_v = fastgd_scale_bits(t.scale_v[0], FASTGD_UE5M3_LEAST)
-    if t.scale_m[0] > FASTGD_E4M3_MOST or t.scale_v[0] > FASTGD_UE5M3_MOST:
-        return False
-    adam_quarter(p, low, g, code_m, code_v, m, v, 0, bits_m, bits_v, c, words, ahead, t)
-    adam_quarter(p, low, g, code_m, code_v, m, v, 1, bits_m, bits_v, c, words, ahead, t)
-    adam_quarter(p, low, g, code_m, code_v, m, v, 2, bits_m, bits_v, c, words, ahead, t)
-    adam_quarter(p, low, g, code_m, code_v, m, v, 3, bits_m, bits_v, c, words, ahead, t)
-    put_e4m3(code_m, t.scale_m, m, TILE, t.words, FASTGD_LOWER)
-    put_ue5m3(code_v, t.scale_v, v, TILE, t.words, FASTGD_UPPER)
+    cdef int32_t bits_m = 0, bits_v = 0
+    if has_m(given):
+        if t.scale_m[0] > FASTGD_E4M3_MOST:
+            return False
+        bits_m = fastgd_scale_bits(t.scale_m[0], FASTGD_E4M3_LEAST)
+    if has_v(given):
+        if t.scale_v[0] > FASTGD_UE5M3_MOST:
+            return False
+        bits_v = fastgd_scale_bits(t.scale_v[0], FASTGD_UE5M3_LEAST)
+    quarter(p, low, g, code_m, code_v, m, v, 0, bits_m, bits_v, c, words, ahead, t)
+    quarter(p, low, g, code_m, code_v, m, v, 1, bits_m, bits_v, c, words, ahead, t)
+    quarter(p, low, g, code_m, code_v, m, v, 2, bits_m, bits_v, c, words, ahead, t)
+    quarter(p, low, g, code_m, code_v, m, v, 3, bits_m, bits_v, c, words, ahead, t)
+    if has_m(given):
+        put_e4m3(code_m, t.scale_m, m, TILE, t.words, FASTGD_LOWER)
+    if has_v(given):
+        put_ue5m3(code_v, t.scale_v, v, TILE, t.words, bits_for_v(given))
     return True
 
 
-ctypedef bint (*fused_loop)(void*, const void*, void*, void*, const Coefficients*,
+ctypedef bint (*fused_loop)(void*, const void*, void*, void*, const float*,
                             const Around*) noexcept nogil
 
 # How parameter and states are kept: {rule: its loops, as addresses, for gradients in float32 and in
 # bfloat16}.
 FUSED = {
-    ("float32", "float32", "float32"): {"adam": (
-        <size_t> <void*> adam_direct[float, float, float],
-        <size_t> <void*> adam_direct[float, Bfloat16, float])},
-    ("bfloat16", "float32", "float32"): {"adam": (
-        <size_t> <void*> adam_direct[Bfloat16, float, float],
-        <size_t> <void*> adam_direct[Bfloat16, Bfloat16, float])},
-    ("split", "float32", "float32"): {"adam": (
-        <size_t> <void*> adam_direct[Split, float, float],
-        <size_t> <void*> adam_direct[Split, Bfloat16, float])},
-    ("float32", "bfloat16", "bfloat16"): {"adam": (
-        <size_t> <void*> adam_direct[float, float, Bfloat16],
-        <size_t> <void*> adam_direct[float, Bfloat16, Bfloat16])},
-    ("bfloat16", "bfloat16", "bfloat16"): {"adam": (
-        <size_t> <void*> adam_direct[Bfloat16, float, Bfloat16],
-        <size_t> <void*> adam_direct[Bfloat16, Bfloat16, Bfloat16])},
-    ("split", "bfloat16", "bfloat16"): {"adam": (
-        <size_t> <void*> adam_direct[Split, float, Bfloat16],
-        <size_t> <void*> adam_direct[Split, Bfloat16, Bfloat16])},
-    ("float32", "e4m3", "ue5m3"): {"adam": (
-        <size_t> <void*> adam_8bit[float, float],
-        <size_t> <void*> adam_8bit[float, Bfloat16])},
-    ("bfloat16", "e4m3", "ue5m3"): {"adam": (
-        <size_t> <void*> adam_8bit[Bfloat16, float],
-        <size_t> <void*> adam_8bit[Bfloat16, Bfloat16])},
-    ("split", "e4m3", "ue5m3"): {"adam": (
-        <size_t> <void*> adam_8bit[Split, float],
-        <size_t> <void*> adam_8bit[Split, Bfloat16])},
+    ("float32", "float32", "float32"): {
+        "adam": (
+            <size_t> <void*> direct[float, float, float, Adam],
+            <size_t> <void*> direct[float, Bfloat16, float, Adam]),
+    },
+    ("bfloat16", "float32", "float32"): {
+        "adam": (
+            <size_t> <void*> direct[Bfloat16, float, float, Adam],
+            <size_t> <void*> direct[Bfloat16, Bfloat16, float, Adam]),
+    },
+    ("split", "float32", "float32"): {
+        "adam": (
+            <size_t> <void*> direct[Split, float, float, Adam],
+            <size_t> <void*> direct[Split, Bfloat16, float, Adam]),
+    },
+    ("float32", "bfloat16", "bfloat16"): {
+        "adam": (
+            <size_t> <void*> direct[float, float, Bfloat16, Adam],
+            <size_t> <void*> direct[float, Bfloat16, Bfloat16, Adam]),
+    },
+    ("bfloat16", "bfloat16", "bfloat16"): {
+        "adam": (
+            <size_t> <void*> direct[Bfloat16, float, Bfloat16, Adam],
+            <size_t> <void*> direct[Bfloat16, Bfloat16, Bfloat16, Adam]),
+    },
+    ("split", "bfloat16", "bfloat16"): {
+        "adam": (
+            <size_t> <void*> direct[Split, float, Bfloat16, Adam],
+            <size_t> <void*> direct[Split, Bfloat16, Bfloat16, Adam]),
+    },
+    ("float32", "e4m3", "ue5m3"): {
+        "adam": (
+            <size_t> <void*> in_8_bits[float, float, Adam],
+            <size_t> <void*> in_8_bits[float, Bfloat16, Adam]),
+    },
+    ("bfloat16", "e4m3", "ue5m3"): {
+        "adam": (
+            <size_t> <void*> in_8_bits[Bfloat16, float, Adam],
+            <size_t> <void*> in_8_bits[Bfloat16, Bfloat16, Adam]),
+    },
+    ("split", "e4m3", "ue5m3"): {
+        "adam": (
+            <size_t> <void*> in_8_bits[Split, float, Adam],
+            <size_t> <void*> in_8_bits[Split, Bfloat16, Adam]),
+    },
+    ("float32", "float32"): {
+        "momentum": (
+            <size_t> <void*> direct[float, float, float, Momentum],
+            <size_t> <void*> direct[float, Bfloat16, float, Momentum]),
+        "nesterov": (
+            <size_t> <void*> direct[float, float, float, Nesterov],
+            <size_t> <void*> direct[float, Bfloat16, float, Nesterov]),
+        "adagrad": (
+            <size_t> <void*> direct[float, float, float, Adagrad],
+            <size_t> <void*> direct[float, Bfloat16, float, Adagrad]),
+        "rmsprop": (
+            <size_t> <void*> direct[float, float, float, Rmsprop],
+            <size_t> <void*> direct[float, Bfloat16, float, Rmsprop]),
+    },
+    ("float32", "bfloat16"): {
+        "momentum": (
+            <size_t> <void*> direct[float, float, Bfloat16, Momentum],
+            <size_t> <void*> direct[float, Bfloat16, Bfloat16, Momentum]),
+        "nesterov": (
+            <size_t> <void*> direct[float, float, Bfloat16, Nesterov],
+            <size_t> <void*> direct[float, Bfloat16, Bfloat16, Nesterov]),
+        "adagrad": (
+            <size_t> <void*> direct[float, float, Bfloat16, Adagrad],
+            <size_t> <void*> direct[float, Bfloat16, Bfloat16, Adagrad]),
+        "rmsprop": (
+            <size_t> <void*> direct[float, float, Bfloat16, Rmsprop],
+            <size_t> <void*> direct[float, Bfloat16, Bfloat16, Rmsprop]),
+    },
+    ("float32", "e4m3"): {
+        "momentum": (
+            <size_t> <void*> in_8_bits[float, float, Momentum],
+            <size_t> <void*> in_8_bits[float, Bfloat16, Momentum]),
+        "nesterov": (
+            <size_t> <void*> in_8_bits[float, float, Nesterov],
+            <size_t> <void*> in_8_bits[float, Bfloat16, Nesterov]),
+    },
+    ("float32", "ue5m3"): {
+        "adagrad": (
+            <size_t> <void*> in_8_bits[float, float, Adagrad],
+            <size_t> <void*> in_8_bits[float, Bfloat16, Adagrad]),
+        "rmsprop": (
+            <size_t> <void*> in_8_bits[float, float, Rmsprop],
+            <size_t> <void*> in_8_bits[float, Bfloat16, Rmsprop]),
+    },
 }

@@ -369,12 +369,13 @@ cdef tuple fusable(str codec, int shift, list states, list shifts):
     round to 16 and 8 bits by chance.
     """
     codecs = [a.codec for a in states]
+    by_chance = list(range(0, 16 * len(states), 16))
 
     def row(codec):
         kept = (codec, *codecs)
         return 1 + FUSED_CODECS.index(kept) if kept in FUSED_CODECS else 0
 
-    plain = codecs == ["float32", "float32"]
-    if codec == "float64" or shifts != ([-1, -1] if plain else [0, 16]):
+    if codec == "float64" or shifts != ([-1] * len(states) if set(codecs) == {"float32"}
+                                        else by_chance):
         return 0, 0
     return 0 if codec == "bfloat16" and shift < 0 else row(codec), row("float32")

@@ -28,7 +28,7 @@ cdef list FUSED_CODECS = [
     (p, *states)
     for states in (("float32", "float32"), ("bfloat16", "bfloat16"), ("e4m3", "ue5m3"))
     for p in ("float32", "bfloat16", "split")
-]
+] + [("float32", state) for state in ("float32", "bfloat16", "e4m3", "ue5m3")]
 
 cdef Codec codec_rows[N_CODECS]
 cdef list CODEC_NAMES = list(codecs.CODECS)

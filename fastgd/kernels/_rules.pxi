@@ -23,14 +23,47 @@ cdef void sgd(floating* restrict p, const floating* restrict g, floating** s, Py
         p[i] = p[i] - alpha * g[i]
 
 
+# What a rule does to one element, by itself, as _fused.pxi wants it, too.
+
+cdef inline floating momentum_of(floating p, floating g, floating* V, floating alpha, floating beta,
+                                 floating gamma) noexcept nogil:
+    V[0] = beta * V[0] + gamma * g
+    return p - alpha * V[0]
+
+
+cdef inline floating nesterov_of(floating p, floating g, floating* V, floating alpha, floating beta,
+                                 floating gamma, floating mu) noexcept nogil:
+    V[0] = beta * V[0] + gamma * g
+    return p - alpha * (g + mu * V[0])
+
+
+cdef inline floating adagrad_of(floating p, floating g, floating* nu, floating alpha, floating eps,
+                                floating eps_root) noexcept nogil:
+    nu[0] = nu[0] + g * g
+    return p - alpha * g / (root(nu[0] + eps_root) + eps)
+
+
+cdef inline floating rmsprop_of(floating p, floating g, floating* nu, floating alpha, floating beta,
+                                floating gamma, floating eps, floating eps_root) noexcept nogil:
+    nu[0] = beta * nu[0] + gamma * (g * g)
+    return p - alpha * g / (root(nu[0] + eps_root) + eps)
+
+
+cdef inline floating adam_of(floating p, floating g, floating* m, floating* v, floating alpha,
+                             floating beta1, floating gamma1, floating beta2, floating gamma2,
+                             floating eps, floating eps_root) noexcept nogil:
+    m[0] = beta1 * m[0] + gamma1 * g
+    v[0] = beta2 * v[0] + gamma2 * (g * g)
+    return p - alpha * m[0] / (root(v[0] + eps_root) + eps)
+
+
 cdef void momentum(floating* restrict p, const floating* restrict g, floating** s, Py_ssize_t n,
                    const floating* c) noexcept nogil:
     cdef floating* restrict V = s[0]
     cdef floating alpha = c[0], beta = c[1], gamma = c[2]
     cdef Py_ssize_t i
     for i in range(n):
-        V[i] = beta * V[i] + gamma * g[i]
-        p[i] = p[i] - alpha * V[i]
+        p[i] = momentum_of(p[i], g[i], &V[i], alpha, beta, gamma)
 
 
 cdef void nesterov(floating* restrict p, const floating* restrict g, floating** s, Py_ssize_t n,
@@ -39,8 +72,7 @@ cdef void nesterov(floating* restrict p, const floating* restrict g, floating** 
     cdef floating alpha = c[0], beta = c[1], gamma = c[2], mu = c[3]
     cdef Py_ssize_t i
     for i in range(n):
-        V[i] = beta * V[i] + gamma * g[i]
-        p[i] = p[i] - alpha * (g[i] + mu * V[i])
+        p[i] = nesterov_of(p[i], g[i], &V[i], alpha, beta, gamma, mu)
 
 
 cdef void adagrad(floating* restrict p, const floating* restrict g, floating** s, Py_ssize_t n,
@@ -49,8 +81,7 @@ cdef void adagrad(floating* restrict p, const floating* restrict g, floating** s
     cdef floating alpha = c[0], eps = c[1], eps_root = c[2]
     cdef Py_ssize_t i
     for i in range(n):
-        nu[i] = nu[i] + g[i] * g[i]
-        p[i] = p[i] - alpha * g[i] / (root(nu[i] + eps_root) + eps)
+        p[i] = adagrad_of(p[i], g[i], &nu[i], alpha, eps, eps_root)
 
 
 cdef void rmsprop(floating* restrict p, const floating* restrict g, floating** s, Py_ssize_t n,
@@ -59,8 +90,7 @@ cdef void rmsprop(floating* restrict p, const floating* restrict g, floating** s
     cdef floating alpha = c[0], beta = c[1], gamma = c[2], eps = c[3], eps_root = c[4]
     cdef Py_ssize_t i
     for i in range(n):
-        nu[i] = beta * nu[i] + gamma * (g[i] * g[i])
-        p[i] = p[i] - alpha * g[i] / (root(nu[i] + eps_root) + eps)
+        p[i] = rmsprop_of(p[i], g[i], &nu[i], alpha, beta, gamma, eps, eps_root)
 
 
 cdef void rmsprop_momentum(floating* restrict p, const floating* restrict g, floating** s,
@@ -101,15 +131,6 @@ cdef void rmsprop_centered_momentum(floating* restrict p, const floating* restri
         V[i] = mu * V[i] + g[i] / (
             root(positive_part(nu[i] - mean[i] * mean[i]) + eps_root) + eps)
         p[i] = p[i] - alpha * V[i]
-
-
-cdef inline floating adam_of(floating p, floating g, floating* m, floating* v, floating alpha,
-                             floating beta1, floating gamma1, floating beta2, floating gamma2,
-                             floating eps, floating eps_root) noexcept nogil:
-    """One element, by itself, as _fused.pxi wants it, too."""
-    m[0] = beta1 * m[0] + gamma1 * g
-    v[0] = beta2 * v[0] + gamma2 * (g * g)
-    return p - alpha * m[0] / (root(v[0] + eps_root) + eps)
 
 
 cdef void adam(floating* restrict p, const floating* restrict g, floating** s, Py_ssize_t n,

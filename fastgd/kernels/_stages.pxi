@@ -91,11 +91,11 @@ cdef inline void draw(Scratch* scratch, const Part* part, Py_ssize_t start, Py_s
 
 
 cdef inline bint run_fused(const void* loop, const Part* part, void* p, const void* g,
-                           Py_ssize_t start, const float* coefficients, float factor,
-                           float decoupled, Scratch* scratch) noexcept nogil:
+                           Py_ssize_t start, const float* c, float factor, float decoupled,
+                           Scratch* scratch) noexcept nogil:
     """A whole tile by a loop that does all itself; False, and nothing is done, if it can't."""
     cdef Around t
-    cdef Coefficients c
+    cdef const Stored* last = &part.s[part.n_states - 1]
     cdef int j
     for j in range(part.n_words):
         draw(scratch, part, start, TILE, j)
@@ -104,14 +104,13 @@ cdef inline bint run_fused(const void* loop, const Part* part, void* p, const vo
     t.low = <int16_t*> (<char*> scratch.words if part.p.beside == NULL
                         else beside_at(&part.p, start))
     t.scale_m = <uint8_t*> beside_at(&part.s[0], start)
-    t.scale_v = <uint8_t*> beside_at(&part.s[1], start)
+    t.scale_v = <uint8_t*> beside_at(last, start)
     t.scratch, t.ahead, t.next_low = scratch, part.ahead, <const char*> (t.low + TILE)
     t.next_p = part.p.code + (start + TILE) * part.p.size
     t.next_g = part.g.code + (start + TILE) * part.g.size
-    memcpy(&c, coefficients, 7 * sizeof(float))
-    c.scale, c.decoupled = factor, decoupled
+    t.scale, t.decoupled = factor, decoupled
     return (<fused_loop> loop)(p, g, part.s[0].code + start * part.s[0].size,
-                               part.s[1].code + start * part.s[1].size, &c, &t)
+                               last.code + start * last.size, c, &t)
 
 
 cdef void staged(const void* rule, const Part* part, const floating* c,
