@@ -82,8 +82,8 @@ ctypedef fused rule_t:
     Adam
 
 
-# Constants, wherever loops are compiled: which moments a rule keeps.  A state's random bits are those
-# of its place among the rule's states.
+# Constants, wherever loops are compiled: which moments a rule keeps.  A state's random bits are
+# those of its place among the rule's states.
 cdef inline bint has_m(const rule_t* c) noexcept nogil:
     return rule_t is Momentum or rule_t is Nesterov or rule_t is Adam
 
