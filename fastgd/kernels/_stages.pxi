@@ -10,6 +10,17 @@ cdef void scale(floating* restrict out, const floating* restrict g, Py_ssize_t n
         out[i] = factor * g[i]
 
 
+cdef void scale_units(floating* restrict out, const floating* restrict g, Py_ssize_t n,
+                      const double* factors, Py_ssize_t unit, Py_ssize_t start) noexcept nogil:
+    """Scale a piece that starts anywhere in a tensor, each unit of which has a factor."""
+    cdef Py_ssize_t k = start // unit, left = unit - start % unit, at = 0, m
+    while at < n:
+        m = min(left, n - at)
+        scale(out + at, g + at, m, <floating> factors[k])
+        k, left = k + 1, unit
+        at += m
+
+
 cdef void clip_value(floating* restrict out, const floating* restrict g, Py_ssize_t n,
                      floating bound) noexcept nogil:
     cdef floating low
@@ -115,8 +126,8 @@ cdef void staged(const void* rule, const Part* part, const floating* c,
                  const Stages* stages) noexcept nogil:
     """A step of a part of a tensor, piece by piece, with the stages that its flags name.
 
-    load → scale → value clipping → L2 decay → decoupled decay → rule → store → average → copy →
-    zero gradient.
+    load → scale (all, or by units) → value clipping → L2 decay → decoupled decay → rule → store →
+    average → copy → zero gradient.
 
     The gradient is only read, unless it is to be zeroed: a stage that changes it writes to a
     scratch tile.  Where nothing needs scratch a piece in cache is the whole part.
@@ -132,8 +143,10 @@ cdef void staged(const void* rule, const Part* part, const floating* c,
     cdef int flags = part.flags
     cdef floating factor = <floating> part.factor if flags & SCALE else 1
     cdef floating decoupled = <floating> stages.decoupled if flags & DECOUPLED_DECAY else 1
-    cdef const void* fused = part.fused if flags & (CLIP_VALUE | L2_DECAY) == 0 else NULL
+    cdef const void* fused = NULL
     cdef Py_ssize_t piece = TILE
+    if flags & (SCALE_UNITS | CLIP_VALUE | L2_DECAY) == 0:
+        fused = part.fused
     if flags & ~DECOUPLED_DECAY == 0 and fused == NULL:
         piece = PIECE if part.ahead else part.n
     of_average[0], of_average[1] = <floating> part.beta, <floating> part.gamma
@@ -153,6 +166,10 @@ cdef void staged(const void* rule, const Part* part, const floating* c,
             free_tile, next_tile = <floating*> scratch.tile[1], <floating*> scratch.tile[0]
             if flags & SCALE:
                 scale(free_tile, g, n, factor)
+                g = free_tile
+                free_tile, next_tile = next_tile, free_tile
+            if flags & SCALE_UNITS:
+                scale_units(free_tile, g, n, part.factors, part.unit, part.offset + start)
                 g = free_tile
                 free_tile, next_tile = next_tile, free_tile
             if flags & CLIP_VALUE:
@@ -235,19 +252,16 @@ cdef double sum_of_squares(const floating* x, Py_ssize_t n, double factor) noexc
     return add_lanes(lane)
 
 
-cdef double sum_of_coded(const void* load, const char* code, Py_ssize_t n, int size,
-                         double factor) noexcept nogil:
-    """The same of numbers that a codec keeps."""
+cdef double sum_of_coded(const Stored* x, Py_ssize_t n, double factor) noexcept nogil:
+    """The same of numbers that a codec keeps, which loads them as float64."""
     cdef Scratch scratch
-    cdef double* tile = <double*> scratch.tile[0]
     cdef double lane[LANES]
     cdef Py_ssize_t start = 0, m, j
     for j in range(LANES):
         lane[j] = 0.0
     while start < n:
         m = min(<Py_ssize_t> TILE, n - start)
-        (<load_f64> load)(tile, code + start * size, NULL, m)
-        add_squares(lane, <const double*> tile, m, factor)
+        add_squares(lane, load[double](x, <double*> scratch.tile[0], start, m), m, factor)
         start += m
     return add_lanes(lane)
 
