@@ -72,7 +72,7 @@ cdef class Measure:
                           self.totals + k)
             if rules is None:
                 add_up_by_reference(x, whole.n, whole.totals, 1.0)
-            sum_of(rules, &whole, &one)
+            sum_of(rules, &whole, whole.n, 0, &one)
             add_to(&total, &one)
             k += n_pieces(whole.n)
         return norm_of(&total)

@@ -58,13 +58,6 @@ cdef class Measured(Layout):
         return Block(t.p, self.common.beside[i].p, t.p_codec, t.n, BLOCK,
                      t.totals + t.n // t.unit * n_pieces(t.unit))
 
-    cdef Block unit(self, const Block* whole, Py_ssize_t i, Py_ssize_t k) noexcept:
-        """The k-th unit of a gradient or parameter."""
-        cdef Py_ssize_t n = self.tensors[i].unit
-        cdef Block part = part_of(whole, k * n, n)
-        part.totals += k * n_pieces(n)
-        return part
-
     cdef bint measure(self, dict rules, list held, bint units) except -1:
         """Sum up the squares of each gradient, of each group's and of all; False if not finite.
 
@@ -73,7 +66,7 @@ cdef class Measured(Layout):
         """
         cdef Py_ssize_t i, k, n = 0, elements = 0
         cdef Tensor* t
-        cdef Block whole, part
+        cdef Block whole
         cdef Sum one
         cdef Sum* total
         cdef double* totals
@@ -104,8 +97,7 @@ cdef class Measured(Layout):
             if t.g != NULL:
                 whole = self.gradient(i)
                 for k in range(t.n // t.unit):
-                    part = self.unit(&whole, i, k)
-                    sum_of(rules, &part, &one)
+                    sum_of(rules, &whole, t.unit, k, &one)
                     add_to(&self.sums[i], &one)
                     if t.factors != NULL:
                         t.factors[k] = norm_of(&one)
@@ -134,12 +126,11 @@ cdef class Measured(Layout):
         cdef double ratio = self.settings[t.setting].clip_ratio
         cdef double norm, own, limit
         cdef bint clips = False
-        cdef Block whole = self.parameter(i), part
+        cdef Block whole = self.parameter(i)
         cdef Sum one
         cdef Py_ssize_t k
         for k in range(t.n // t.unit):
-            part = self.unit(&whole, i, k)
-            sum_of(rules, &part, &one)
+            sum_of(rules, &whole, t.unit, k, &one)
             norm, own = t.factors[k], norm_of(&one)
             limit = ratio * (LEAST_NORM if own < LEAST_NORM else own)
             t.factors[k] = t.factor

@@ -62,23 +62,36 @@ cdef int add_up_by_reference(x, Py_ssize_t unit, double* totals, double factor) 
         k += 1
 
 
-cdef int sum_of(dict rules, Block* whole, Sum* total) except -1:
-    """The sum of squares of what a norm is wanted of, whose pieces are summed up already."""
-    cdef Py_ssize_t k, n = n_pieces(whole.n)
-    cdef cnp.npy_intp size = whole.n
-    total.plain = total.scaled = 0.0
+cdef inline double sum_of_totals(const double* totals, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t k
+    cdef double total = 0.0
     for k in range(n):
-        total.plain += whole.totals[k]
+        total += totals[k]
+    return total
+
+
+cdef inline int sum_of(dict rules, const Block* whole, Py_ssize_t unit, Py_ssize_t k,
+                       Sum* total) except -1:
+    """The sum of squares of the k-th unit of an array, whose pieces are summed up already."""
+    cdef Py_ssize_t n = n_pieces(unit)
+    total.plain, total.scaled = sum_of_totals(whole.totals + k * n, n), 0.0
     if not total.plain <= LARGE and whole.codec == FLOAT64:
-        if rules is None:
-            x = cnp.PyArray_SimpleNewFromData(1, &size, cnp.NPY_DOUBLE, whole.x)
-            add_up_by_reference(x, whole.n, whole.totals, SMALL)
-        else:
-            with nogil:
-                add_up(whole, whole + 1, SMALL)
-        total.plain = 0.0
-        for k in range(n):
-            total.scaled += whole.totals[k]
+        total.plain, total.scaled = 0.0, scaled_sum_of(rules, whole, unit, k)
+
+
+cdef double scaled_sum_of(dict rules, const Block* whole, Py_ssize_t unit,
+                          Py_ssize_t k) except? -1:
+    """The same, times SMALL², of float64."""
+    cdef cnp.npy_intp n = unit
+    cdef Block part = part_of(whole, k * unit, unit)
+    part.totals += k * n_pieces(unit)
+    if rules is None:
+        x = cnp.PyArray_SimpleNewFromData(1, &n, cnp.NPY_DOUBLE, part.x)
+        add_up_by_reference(x, unit, part.totals, SMALL)
+    else:
+        with nogil:
+            add_up(&part, &part + 1, SMALL)
+    return sum_of_totals(part.totals, n_pieces(unit))
 
 
 cdef inline void add_to(Sum* total, Sum* other) noexcept:
