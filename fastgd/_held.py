@@ -248,7 +248,7 @@ class Held:
                 arrays.append(tuple(storage.state(p, key, kept) for key in RULES[rule].states))
                 params.append(storage.parameter(p, kept))
                 owners.append(k)
-                rows.append(self._rows.get(id(p)) or row_of(p.shape, p.strides, p.itemsize))
+                rows.append(self._rows.get(id(p), row_of(p.shape, p.strides, p.itemsize)))
         names = [RULES[rules[k]].states for k in owners]
         average = self.average
         plan = Plan(

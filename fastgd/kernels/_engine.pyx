@@ -143,7 +143,8 @@ cdef class Plan(Measured):
                                tuple reset, cnp.ndarray tally, double amount, combine):
         cdef dict rules = _rules
         cdef StepRecord record = StepRecord.__new__(StepRecord)
-        cdef bint finite = True
+        cdef bint finite = True, norms
+        cdef Sum* total
         cdef int j
         if not PyCapsule_CheckExact(grads):    # else they were looked at with the gradients
             self.check_unmoved()
@@ -155,11 +156,14 @@ cdef class Plan(Measured):
         for j in range(2):
             self.common.staged[j] = _staged[j]
         configured, clips, units = self.configure(rules, configure, unscale)
-        if clips or units or self.nonfinite or combine is not None:
-            finite = self.measure(rules, held, units)
+        norms = clips or self.nonfinite or combine is not None
+        if norms or units:
+            self.measure(rules, held, norms, units)
+        if norms:
             if combine is not None:
-                finite = self.combine_sums(combine)
-            record.grad_norm = norm_of(&self.sums[self.n + self.n_groups]) * unscale
+                self.combine_sums(combine)
+            total = &self.sums[self.n + self.n_groups]
+            finite, record.grad_norm = is_finite(total), norm_of(total) * unscale
         if not finite and self.nonfinite == <int> NONFINITE["raise"]:
             self.refuse_nonfinite(self.given_arrays() if held is None else held)
         self.mark_stages(rules, record, configured, clips, unscale, zero)

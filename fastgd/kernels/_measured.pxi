@@ -58,11 +58,12 @@ cdef class Measured(Layout):
         return Block(t.p, self.common.beside[i].p, t.p_codec, t.n, BLOCK,
                      t.totals + t.n // t.unit * n_pieces(t.unit))
 
-    cdef bint measure(self, dict rules, list held, bint units) except -1:
-        """Sum up the squares of each gradient, of each group's and of all; False if not finite.
+    cdef int measure(self, dict rules, list held, bint norms, bint units) except -1:
+        """Sum up the squares of each gradient, of each group's and of all.
 
         Gradients that aren't finite make a sum that isn't, and so does nothing else.  Where norms
-        of units are clipped, this also notes them, and sums up the squares of parameters.
+        of units are clipped, this also notes them, and sums up the squares of parameters; without
+        `norms` only there.
         """
         cdef Py_ssize_t i, k, n = 0, elements = 0
         cdef Tensor* t
@@ -75,9 +76,10 @@ cdef class Measured(Layout):
         totals, factors = self.totals, self.factors
         for i in range(self.n):
             t = &self.tensors[i]
-            if t.g == NULL:
+            t.totals = t.factors = NULL
+            if t.g == NULL or not norms and isinf(self.settings[t.setting].clip_ratio):
                 continue
-            t.totals, t.factors = totals, NULL
+            t.totals = totals
             whole = self.gradient(i)
             totals += self.lay_out(rules, &whole, None if held is None else held[i], t.unit, &n)
             elements += t.n
@@ -94,7 +96,7 @@ cdef class Measured(Layout):
         memset(&self.sums[0], 0, (self.n + self.n_groups + 1) * sizeof(Sum))
         for i in range(self.n):
             t = &self.tensors[i]
-            if t.g != NULL:
+            if t.totals != NULL:
                 whole = self.gradient(i)
                 for k in range(t.n // t.unit):
                     sum_of(rules, &whole, t.unit, k, &one)
@@ -103,7 +105,6 @@ cdef class Measured(Layout):
                         t.factors[k] = norm_of(&one)
                 add_to(&self.sums[self.n + t.group], &self.sums[i])
                 add_to(total, &self.sums[i])
-        return is_finite(total)
 
     cdef Py_ssize_t lay_out(self, dict rules, const Block* whole, x, Py_ssize_t unit,
                             Py_ssize_t* n) except -1:
@@ -142,14 +143,13 @@ cdef class Measured(Layout):
                                      f"row {k} can't be clipped to {limit} in float32")
         return clips
 
-    cdef bint combine_sums(self, combine) except -1:
+    cdef int combine_sums(self, combine) except -1:
         """Let somebody put the sums over all pieces in the place of those over ours."""
         cdef Py_ssize_t rows = self.n + self.n_groups + 1
         cdef cnp.ndarray sums = np.empty((rows, 2))
         memcpy(cnp.PyArray_DATA(sums), self.sums, rows * sizeof(Sum))
         combine(sums)
         memcpy(self.sums, cnp.PyArray_DATA(sums), rows * sizeof(Sum))
-        return is_finite(&self.sums[rows - 1])
 
     cdef refuse_nonfinite(self, list held):
         for i in range(self.n):
