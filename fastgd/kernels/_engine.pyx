@@ -222,9 +222,11 @@ cdef class Plan(Measured):
                                  f"a coefficient out of float32's range: {configured[setting]}")
             if self.settings[t.setting].stages.n_states != t.n_states:
                 raise RuntimeError(f"params{self.labels[i]}: its states do not fit the rule")
-            t.unit = max(t.n, 1) if isinf(self.settings[t.setting].clip_ratio) else t.row
-            if t.unit == 0:
-                raise RuntimeError(f"params{self.labels[i]}: its rows are no pieces of memory")
+            t.unit, t.n_units = t.n, 1
+            if not isinf(self.settings[t.setting].clip_ratio):
+                if t.row == 0:
+                    raise RuntimeError(f"params{self.labels[i]}: its rows are no pieces of memory")
+                t.unit, t.n_units = t.row, t.n // t.row
         return configured, clips, units
 
     cdef int mark_stages(self, dict rules, StepRecord record, list configured, bint clips,
@@ -314,7 +316,7 @@ cdef class Plan(Measured):
                 g = stored.as_stored(held[i])
                 units = None
                 if t.flags & SCALE_UNITS:
-                    units = np.array([t.factors[k] for k in range(t.n // t.unit)])
+                    units = np.array([t.factors[k] for k in range(t.n_units)])
                 reference.step_stored(name, p, g, states, coefficients, stages, keys, units)
             if t.flags & AVERAGE:
                 reference.average(self.averages[i], p, *average)

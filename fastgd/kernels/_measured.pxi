@@ -6,6 +6,14 @@
 cdef double LEAST_NORM = 1e-3
 
 
+cdef inline Block gradient_of(Tensor* t) noexcept:
+    return Block(t.g, NULL, t.g_codec, t.n, BLOCK, t.totals)
+
+
+cdef inline Block parameter_of(Tensor* t, Beside* beside) noexcept:
+    return Block(t.p, beside.p, t.p_codec, t.n, BLOCK, t.totals + t.n_units * n_pieces(t.unit))
+
+
 cdef class Measured(Layout):
     """A `Layout` with room for sums of squares, made when it is first needed."""
 
@@ -49,15 +57,6 @@ cdef class Measured(Layout):
             self.sums = NULL
             raise MemoryError
 
-    cdef Block gradient(self, Py_ssize_t i) noexcept:
-        cdef Tensor* t = &self.tensors[i]
-        return Block(t.g, NULL, t.g_codec, t.n, BLOCK, t.totals)
-
-    cdef Block parameter(self, Py_ssize_t i) noexcept:
-        cdef Tensor* t = &self.tensors[i]
-        return Block(t.p, self.common.beside[i].p, t.p_codec, t.n, BLOCK,
-                     t.totals + t.n // t.unit * n_pieces(t.unit))
-
     cdef int measure(self, dict rules, list held, bint norms, bint units) except -1:
         """Sum up the squares of each gradient, of each group's and of all.
 
@@ -80,16 +79,25 @@ cdef class Measured(Layout):
             if t.g == NULL or not norms and isinf(self.settings[t.setting].clip_ratio):
                 continue
             t.totals = totals
-            whole = self.gradient(i)
-            totals += self.lay_out(rules, &whole, None if held is None else held[i], t.unit, &n)
+            totals += t.n_units * n_pieces(t.unit)
+            whole = gradient_of(t)
+            if rules is None:
+                add_up_by_reference(held[i], t.unit, whole.totals, 1.0)
+            else:
+                n += cut_blocks(self.blocks + n, &whole, t.unit)
             elements += t.n
-            if not isinf(self.settings[t.setting].clip_ratio):
-                t.factors = factors
-                factors += t.n // t.unit
-                whole = self.parameter(i)
+            if isinf(self.settings[t.setting].clip_ratio):
+                continue
+            t.factors = factors
+            factors += t.n_units
+            totals += t.n_units * n_pieces(t.unit)
+            whole = parameter_of(t, &self.common.beside[i])
+            if rules is None:
                 *_, p = self.kept[i]
-                totals += self.lay_out(rules, &whole, p, t.unit, &n)
-                elements += t.n
+                add_up_by_reference(p, t.unit, whole.totals, 1.0)
+            else:
+                n += cut_blocks(self.blocks + n, &whole, t.unit)
+            elements += t.n
         if rules is not None:
             add_up_blocks(self.blocks, n, elements)
         total = &self.sums[self.n + self.n_groups]
@@ -97,25 +105,14 @@ cdef class Measured(Layout):
         for i in range(self.n):
             t = &self.tensors[i]
             if t.totals != NULL:
-                whole = self.gradient(i)
-                for k in range(t.n // t.unit):
+                whole = gradient_of(t)
+                for k in range(t.n_units):
                     sum_of(rules, &whole, t.unit, k, &one)
                     add_to(&self.sums[i], &one)
                     if t.factors != NULL:
                         t.factors[k] = norm_of(&one)
                 add_to(&self.sums[self.n + t.group], &self.sums[i])
                 add_to(total, &self.sums[i])
-
-    cdef Py_ssize_t lay_out(self, dict rules, const Block* whole, x, Py_ssize_t unit,
-                            Py_ssize_t* n) except -1:
-        """Append an array's blocks to those that wait, or let NumPy sum it up; returns how many
-        totals it has.
-        """
-        if rules is None:
-            add_up_by_reference(x, unit, whole.totals, 1.0)
-        else:
-            n[0] += cut_blocks(self.blocks + n[0], whole, unit)
-        return whole.n // unit * n_pieces(unit)
 
     cdef bint clip_units(self, Py_ssize_t i, dict rules) except -1:
         """Note the factor of each unit of a gradient; False if they are all that of the gradient.
@@ -127,10 +124,10 @@ cdef class Measured(Layout):
         cdef double ratio = self.settings[t.setting].clip_ratio
         cdef double norm, own, limit
         cdef bint clips = False
-        cdef Block whole = self.parameter(i)
+        cdef Block whole = parameter_of(t, &self.common.beside[i])
         cdef Sum one
         cdef Py_ssize_t k
-        for k in range(t.n // t.unit):
+        for k in range(t.n_units):
             sum_of(rules, &whole, t.unit, k, &one)
             norm, own = t.factors[k], norm_of(&one)
             limit = ratio * (LEAST_NORM if own < LEAST_NORM else own)

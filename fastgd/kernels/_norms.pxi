@@ -130,17 +130,19 @@ cdef Py_ssize_t cut_blocks(Block* blocks, const Block* whole, Py_ssize_t unit) n
     Norms are wanted of each `unit` elements: a block is a part of these, or as many whole units as
     fit.  The pieces of all of them have their totals side by side.
     """
-    cdef Py_ssize_t start = 0, k = 0, n
+    cdef Py_ssize_t start = 0, k = 0, units = 1, n
     cdef double* totals = whole.totals
+    if unit < whole.n and unit <= BLOCK:
+        units = BLOCK // unit
     while start < whole.n:
         if unit > BLOCK:
             n = min(<Py_ssize_t> BLOCK, unit - start % unit)
         else:
-            n = min(BLOCK // unit * unit, whole.n - start)
+            n = min(units * unit, whole.n - start)
         if blocks != NULL:
             blocks[k] = part_of(whole, start, n)
             blocks[k].piece, blocks[k].totals = min(<Py_ssize_t> BLOCK, unit), totals
-            totals += max(n // unit, <Py_ssize_t> 1)
+            totals += units
         start += n
         k += 1
     return k

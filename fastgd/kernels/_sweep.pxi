@@ -19,7 +19,8 @@ cdef struct Tensor:
     double* totals             # sums of squares of its units' pieces, then of the parameter's
     Py_ssize_t n
     Py_ssize_t row             # elements of each row, or 0: rows are no pieces of memory
-    Py_ssize_t unit            # elements of what this step measures the norms of
+    Py_ssize_t unit            # elements of what this step measures the norms of,
+    Py_ssize_t n_units         # and how many of these there are
     Py_ssize_t group
     Py_ssize_t setting         # this step's
     unsigned char p_codec      # how each array is kept, as rows of `codec_rows`
