@@ -72,7 +72,7 @@ cdef class StepRecord:
         to clip by it, or to see whether gradients are finite.
     clip_factor : float or None
         What gradients were multiplied by to clip their norm, the smallest if several were; 1 if
-        none was too large, None if none is clipped.
+        none was too large, None if none is clipped.  Norms of rows (``clip_ratio``) don't count.
     """
 
     cdef readonly long long step

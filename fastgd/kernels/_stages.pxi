@@ -122,6 +122,17 @@ cdef inline bint run_fused(const void* loop, const Part* part, void* p, const vo
                                part.s[1].code + start * part.s[1].size, &c, &t)
 
 
+cdef inline bint has_one_factor(const Part* part, Py_ssize_t start, Py_ssize_t n,
+                                floating* factor) noexcept nogil:
+    """Whether a piece is scaled by one factor, which is that of a unit where units have theirs."""
+    cdef Py_ssize_t k
+    if part.flags & SCALE_UNITS == 0:
+        return True
+    k = (part.offset + start) // part.unit
+    factor[0] = <floating> part.factors[k]
+    return part.offset + start + n <= (k + 1) * part.unit
+
+
 cdef void staged(const void* rule, const Part* part, const floating* c,
                  const Stages* stages) noexcept nogil:
     """A step of a part of a tensor, piece by piece, with the stages that its flags name.
@@ -143,10 +154,8 @@ cdef void staged(const void* rule, const Part* part, const floating* c,
     cdef int flags = part.flags
     cdef floating factor = <floating> part.factor if flags & SCALE else 1
     cdef floating decoupled = <floating> stages.decoupled if flags & DECOUPLED_DECAY else 1
-    cdef const void* fused = NULL
+    cdef const void* fused = part.fused if flags & (CLIP_VALUE | L2_DECAY) == 0 else NULL
     cdef Py_ssize_t piece = TILE
-    if flags & (SCALE_UNITS | CLIP_VALUE | L2_DECAY) == 0:
-        fused = part.fused
     if flags & ~DECOUPLED_DECAY == 0 and fused == NULL:
         piece = PIECE if part.ahead else part.n
     of_average[0], of_average[1] = <floating> part.beta, <floating> part.gamma
@@ -155,6 +164,7 @@ cdef void staged(const void* rule, const Part* part, const floating* c,
     while start < part.n:
         n = min(piece, part.n - start)
         if (floating is float and fused != NULL and n == TILE
+                and has_one_factor[floating](part, start, n, &factor)
                 and run_fused(fused, part, part.p.code + start * part.p.size,
                               part.g.code + start * part.g.size, start, c, factor, decoupled,
                               &scratch)):
