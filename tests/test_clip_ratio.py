@@ -295,6 +295,17 @@ def test_groups_and_tensors_without():
     assert (a[0], b[0], c[0]) == (-2.5, -3.75, 0.0)
 
 
+def test_norms_are_of_the_gradients_that_there_are():
+    """And not of what a parameter's gradient was a step before."""
+    a, b = np.ones((2, 2)), np.ones(3)
+    opt = fastgd.SGD([a, b], lr=1.0, clip_ratio=0.5, clip_norm=1e9)
+    assert opt.step([np.ones((2, 2)), np.ones(3)]).grad_norm == pytest.approx(np.sqrt(7))
+    assert opt.step([None, np.ones(3)]).grad_norm == pytest.approx(np.sqrt(3))
+    assert opt.step([np.ones((2, 2)), None]).grad_norm == 2
+    opt.param_groups[0]["clip_ratio"] = None
+    assert opt.step([np.ones((2, 2)), None]).grad_norm == 2
+
+
 def test_room_for_rows_is_made_after_that_for_whole_arrays():
     """By steps that clip the norm of all, then units, then the norm again."""
     fastgd.set_num_threads(2)
