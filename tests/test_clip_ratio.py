@@ -334,12 +334,12 @@ def test_norms_neither_overflow_nor_underflow(backend):
             factor = min(most / (5 * size), 1.0)
             expected = np.array([[-4 * size * factor, 3 * size * (1 - factor)], [0.5, 0.5]])
             assert np.allclose(p, expected, rtol=1e-6 if dtype == F32 else 1e-12), size
-    # A row of huge numbers beside others, over several blocks.
-    p, g = np.ones((3, 40_000)), np.full((3, 40_000), 1e-3)
-    p[1], g[1] = 1e200, 1e203
+    # Rows of huge numbers beside each other and others, over several blocks.
+    p, g = np.ones((4, 40_000)), np.full((4, 40_000), 1e-3)
+    p[1:3], g[1:3] = 1e200, 1e203
     fastgd.SGD(p, lr=1.0, clip_ratio=0.5, clip_norm=1e300).step(g)
-    assert np.allclose(p[1], 0.5e200, rtol=1e-12)
-    assert (p[[0, 2]] == 1 - 1e-3).all()
+    assert np.allclose(p[1:3], 0.5e200, rtol=1e-12)
+    assert (p[[0, 3]] == 1 - 1e-3).all()
 
 
 def test_what_is_not_finite_spreads_in_its_unit():
