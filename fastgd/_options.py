@@ -77,13 +77,15 @@ class Options(TypedDict, total=False):
     which is something else.  Rows have to be pieces of memory, as in C order.
 
     The paper clips by 0.01, and everything but a classifier's last layer: put that into a group
-    without.  Norms are measured in double precision after ``grad_scale`` and ``clip_norm``, and
-    before ``clip_value`` and L2 decay: λ bounds the gradient that the loss has.
+    without.  Norms are measured in double precision, that of parameters as they are before the step
+    (of their master, if they have one), that of gradients after ``grad_scale`` and ``clip_norm``
+    and before ``clip_value`` and L2 decay: λ bounds the gradient that the loss has.  What isn't
+    finite spreads in its unit.
 
     References
     ----------
     Brock, De, Smith and Simonyan, "High-performance large-scale image recognition without
-    normalization", 2021 (``clip_ratio``).
+    normalization", 2021, arXiv:2102.06171 (``clip_ratio``).
     """
 
     grads: object
