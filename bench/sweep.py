@@ -3,7 +3,8 @@
     python bench/sweep.py [--quick]        needs torch
 
 Clipping by the norm of all gradients, AdamW, and the average of the weights: what a loop around
-torch does with clip_grad_norm_, a fused AdamW and AveragedModel.  The stream moves the same bytes.
+torch does with clip_grad_norm_, a fused AdamW and AveragedModel.  And adaptive gradient clipping of
+rows, as timm does it.  The stream moves the same bytes.
 """
 
 from __future__ import annotations
@@ -20,15 +21,27 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import fastgd
 from fastgd.functional import global_norm
 
-DECAY, LIMIT = 0.999, 1.0
+DECAY, LIMIT, RATIO = 0.999, 1.0, 0.01
+
+
+def clip_units(tensors):
+    """timm's adaptive_clip_grad, of tensors of two dimensions."""
+    for p in tensors:
+        norms = p.detach().norm(2.0, dim=1, keepdim=True)
+        most = norms.clamp_(min=1e-3).mul_(RATIO)
+        norms = p.grad.norm(2.0, dim=1, keepdim=True)
+        clipped = p.grad * (most / norms.clamp(min=1e-6))
+        p.grad = torch.where(norms < most, p.grad, clipped)
 
 
 class Peers:
     """The same parameters and gradients three times: for fastgd, for torch, and to compare."""
 
-    def __init__(self, count, size):
+    def __init__(self, count, size, width=None):
         rng = np.random.default_rng(0)
         drawn = np.resize(rng.standard_normal(min(size, 1 << 20), np.float32), size)
+        if width is not None:
+            drawn = drawn.reshape(-1, width)
         self.grads = [drawn * np.float32(1 + k % 3) for k in range(count)]
         self.params = [drawn + np.float32(k) for k in range(count)]
         self.tensors = [torch.tensor(p, requires_grad=True) for p in self.params]
@@ -55,10 +68,37 @@ class Peers:
 
         return step
 
+    def torch_units_step(self):
+        tensors, grads = self.tensors, [torch.tensor(g) for g in self.grads]
+        opt = torch.optim.AdamW(tensors, fused=True)
+
+        def step():
+            for tensor, g in zip(tensors, grads, strict=True):
+                tensor.grad = g
+            clip_units(tensors)
+            opt.step()
+
+        return step
+
     def fastgd_step(self, average):
         options = {"average": fastgd.averages.EMA(self.params, DECAY)} if average else {}
         opt = fastgd.AdamW(self.params, clip_norm=LIMIT, **options)
         return lambda: opt.step(self.grads)
+
+    def fastgd_units_step(self):
+        opt = fastgd.AdamW(self.params, clip_ratio=RATIO)
+        return lambda: opt.step(self.grads)
+
+
+def by_units(stream, count, size, width, threads):
+    """Adaptive clipping, which reads gradients and parameters before the step does."""
+    peers, total = Peers(count, size, width), count * size
+    steps = {"fastgd": peers.fastgd_units_step()}
+    if size > 1000:
+        steps["stream"] = stream.over(total, 2, threads, reads=2)
+    if "--quick" not in sys.argv:
+        steps["torch"] = peers.torch_units_step()
+    report(f"units + AdamW, {count} × {size // width} × {width}", steps)
 
 
 def main():
@@ -79,6 +119,7 @@ def main():
             if "--quick" not in sys.argv:
                 steps["torch"] = peers.torch_step(average)
             report(words, steps)
+        by_units(stream, count, size, 1000 if size > 1000 else 8, threads)
         grads = peers.grads
         tensors = [torch.tensor(g) for g in grads]
         assert abs(global_norm(grads) / float(torch.nn.utils.get_total_norm(tensors)) - 1) < 1e-4

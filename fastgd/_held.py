@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fastgd import _forks, _groups, _options, _storage
 from fastgd._accumulated import Accumulated
+from fastgd._rows import row_of
 from fastgd._trees import Name, Path, Structure, flatten, name_of, unflatten
 from fastgd.kernels import checks, reference
 from fastgd.kernels._engine import Plan
@@ -47,6 +48,8 @@ class Held:
     restarts: ClassVar[bool] = False  # whether steps count from when states were made
     # Of an optimizer whose parameters are pieces; set on the object before its __init__.
     _pieces: Mapping[int, _storage.Piece] | None = None
+    # Of one whose arrays are flat, though what they stand for isn't: `row_of` each, by id.
+    _rows: Mapping[int, int] = MappingProxyType({})
 
     # ------------------------------------------------------- what a subclass says of its rule
 
@@ -79,6 +82,14 @@ class Held:
     def fits(cls, h: Hyper) -> None:
         """Raise ValueError if a group's hyper-parameters contradict each other or don't fit it."""
         cls.consistent(h)
+        if h["clip_ratio"] is not None:
+            for name, p in zip(h["param_names"], h["params"], strict=True):
+                if not row_of(p.shape, p.strides, p.itemsize):
+                    raise ValueError(
+                        f"clip_ratio: expected parameters in C order, whose rows it is about, "
+                        f"found params{checks.label((name,))} with strides {p.strides} for shape "
+                        f"{p.shape}"
+                    )
         for key, start in cls.initial(h).items():
             if start > FLOAT32_MAX:
                 for p in h["params"]:
@@ -86,12 +97,13 @@ class Held:
                         raise ValueError(f"{key}: can't start from {start} in {p.dtype}")
 
     @classmethod
-    def stages(cls, h: Hyper, unscale: float) -> tuple[float, float, float, float, float]:
+    def stages(cls, h: Hyper, unscale: float) -> tuple[float, ...]:
         """The fields of `reference.Stages`: what the stages before the rule are given."""
         decay = h["weight_decay"]
         l2, decoupled = (0.0, 1.0 - h["lr"] * decay) if cls.decoupled else (decay, 1.0)
         factor = -unscale if h["maximize"] else unscale
-        return factor, l2, decoupled, h["clip_value"] or math.inf, h["clip_norm"] or math.inf
+        limits = (h[key] or math.inf for key in ("clip_value", "clip_norm", "clip_ratio"))
+        return factor, l2, decoupled, *limits
 
     @classmethod
     def settings(cls, rule: str, h: Hyper, t: int, unscale: float) -> tuple[Any, ...]:
@@ -219,6 +231,7 @@ class Held:
         params: list[Stored] = []
         arrays: list[tuple[Stored, ...]] = []
         owners: list[int] = []
+        rows: list[int] = []
         storage = self.storage
         for k, (group, h, rule) in enumerate(zip(self.param_groups, hypers, rules, strict=True)):
             for name, p in zip(self._names[k], group["params"], strict=True):
@@ -235,6 +248,7 @@ class Held:
                 arrays.append(tuple(storage.state(p, key, kept) for key in RULES[rule].states))
                 params.append(storage.parameter(p, kept))
                 owners.append(k)
+                rows.append(self._rows.get(id(p), row_of(p.shape, p.strides, p.itemsize)))
         names = [RULES[rules[k]].states for k in owners]
         average = self.average
         plan = Plan(
@@ -253,6 +267,7 @@ class Held:
             nonfinite=self.options["nonfinite"],
             skipped=self._skipped,
             seed=storage.seed,
+            rows=rows,
         )
         self.state, self._rules, self._steps = MappingProxyType(state), rules, steps
         self._plan = plan

@@ -19,7 +19,7 @@ Array = NDArray[Any]
 
 
 class Options(TypedDict, total=False):
-    """What every optimizer takes by keyword, beside its hyper-parameters.
+    r"""What every optimizer takes by keyword, beside its hyper-parameters.
 
     Attributes
     ----------
@@ -35,6 +35,9 @@ class Options(TypedDict, total=False):
     clip_value : float
         The most that an element of the gradients may be, either way.  A hyper-parameter as well.
         Comes after ``clip_norm`` if both are given, so that both bounds hold.
+    clip_ratio : float
+        The most that the norm of each unit of the gradients may be, as a multiple of the norm of
+        its parameters: adaptive gradient clipping.  A hyper-parameter as well; see Notes.
     nonfinite : {"propagate", "skip", "raise"}
         What to do with gradients that hold an infinity or NaN: use them; leave parameters, states,
         step counts and averages as they are and count the step in ``skipped``; or leave all as it
@@ -59,12 +62,37 @@ class Options(TypedDict, total=False):
         Parameters with fewer elements keep the states as they are computed with.
     seed : int
         Of rounding by chance, which follows from it, the step and the element alone.
+
+    Notes
+    -----
+    ``clip_ratio`` = λ scales the unit :math:`G_i` of a gradient, its parameters being
+    :math:`W_i`, by
+
+    .. math::
+        \min\left(1, \; \lambda \, \frac{\max(\|W_i\|, 10^{-3})}{\|G_i\|}\right)
+
+    Units are the rows along the first axis of arrays of two or more dimensions, ``(n_out, n_in)``
+    or ``(n_out, n_in, height, width)`` as PyTorch keeps weights: all that leads to one output.
+    Arrays of less are a unit each.  Weights kept as ``(n_in, n_out)`` are clipped by inputs then,
+    which is something else.  Rows have to be pieces of memory, as in C order.
+
+    The paper clips by 0.01, and everything but a classifier's last layer: put that into a group
+    without.  Norms are measured in double precision, that of parameters as they are before the step
+    (of their master, if they have one), that of gradients after ``grad_scale`` and ``clip_norm``
+    and before ``clip_value`` and L2 decay: λ bounds the gradient that the loss has.  What isn't
+    finite spreads in its unit.
+
+    References
+    ----------
+    Brock, De, Smith and Simonyan, "High-performance large-scale image recognition without
+    normalization", 2021, arXiv:2102.06171 (``clip_ratio``).
     """
 
     grads: object
     clip_norm: _groups.Scalar | None
     clip_by: str
     clip_value: _groups.Scalar | None
+    clip_ratio: _groups.Scalar | None
     nonfinite: str
     average: float | EMA | None
     copy_to: object
@@ -80,6 +108,7 @@ class Options(TypedDict, total=False):
 HYPER: dict[str, _groups.Domain] = {
     "clip_norm": _groups.limit,
     "clip_value": _groups.limit,
+    "clip_ratio": _groups.limit,
 }
 
 CLIP_BY = ("all", "group", "tensor")

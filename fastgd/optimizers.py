@@ -52,8 +52,8 @@ class SGD(Optimizer):
         Ascend instead of descend.
     **options
         What every optimizer takes: ``grads`` to be bound, ``clip_norm``, ``clip_by``,
-        ``clip_value``, ``nonfinite``, ``average``, ``copy_to``, ``zero_grads``; see
-        `fastgd.Options`.
+        ``clip_value``, ``clip_ratio``, ``nonfinite``, ``average``, ``copy_to``, ``zero_grads``;
+        see `fastgd.Options`.
 
     Raises
     ------

@@ -152,7 +152,7 @@ class Optimizer(theirs.Optimizer):
         if bound.average is not None:
             kept = min((1.0 + t) / (10.0 + t), 0.9999)
             average = kept, 1.0 - kept
-        settings = rule, coefficients, (1.0, penalty, factor, inf, clip)
+        settings = rule, coefficients, (1.0, penalty, factor, inf, clip, inf)
         bound.plan.step(g, lambda *_: settings, 1.0, average=average, zero=True)
         if g is not gradient:
             gradient[...] = 0

@@ -32,7 +32,8 @@ typedef struct {
 } fastgd_scratch;
 
 /* The stages around a rule.  SCALE to DECOUPLED_DECAY come before it, the next three after; STORED
- * says that some array is not kept in the type that is computed with. */
+ * says that some array is not kept in the type that is computed with; SCALE_UNITS comes in the place
+ * of SCALE. */
 enum {
     FASTGD_SCALE = 1,
     FASTGD_CLIP_VALUE = 2,
@@ -41,7 +42,8 @@ enum {
     FASTGD_AVERAGE = 16,
     FASTGD_COPY = 32,
     FASTGD_ZERO_GRADIENT = 64,
-    FASTGD_STORED = 128
+    FASTGD_STORED = 128,
+    FASTGD_SCALE_UNITS = 256
 };
 
 /* What the tensors of one group at the same step count share. */
@@ -74,7 +76,9 @@ typedef struct {
     ptrdiff_t n;
     int ahead; /* whether memory is to be asked for ahead, as it isn't in cache */
     int flags;
-    double factor; /* of the gradient */
+    double factor; /* of the gradient, */
+    const double *factors; /* or of each of its units, */
+    ptrdiff_t unit;        /* which have so many elements, from the tensor's first on */
     void *average;
     int average_size;    /* bytes of an element, or 0: there is none */
     int n_states;

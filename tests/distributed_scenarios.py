@@ -535,6 +535,46 @@ def flat_parameters_are_refused_where_norms_are_wanted():
             opt.step()
         opt.param_groups[0]["clip_norm"] = None
         opt.step()
+        opt.param_groups[0]["clip_ratio"] = 0.1
+        with pytest.raises(
+            ValueError, match=r"params\[0\]\[0\].*: clip_ratio: expected None for sh"
+        ):
+            opt.step()
+
+
+@scenario(2)
+def norms_of_units_are_refused_of_shards():
+    model = sharded()
+    with pytest.raises(
+        ValueError, match=r"^params\[0\]\[0\]: clip_ratio: expected None for shards"
+    ):
+        SGD(model.parameters(), lr=0.5, clip_ratio=0.1)
+    opt = SGD(model.parameters(), lr=0.5)
+    train(model, opt, 1)
+    opt.param_groups[0]["clip_ratio"] = 0.1
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(
+        ValueError, match=r"^params\[0\]\[0\]: clip_ratio: expected None for shards"
+    ):
+        opt.step()
+    assert all(
+        torch.equal(whole(p), whole(q)) for p, q in zip(model.parameters(), before, strict=True)
+    )
+
+
+@scenario()
+def norms_of_units_where_parameters_are_whole():
+    """By DistributedDataParallel, and split among processes one by one."""
+    for options in ({"clip_ratio": 0.25}, {"clip_ratio": 0.25, "clip_norm": 2.0}):
+        other, *_ = alone(SGD, 3, lr=0.5, **options)
+        for split in (False, True):
+            model = DistributedDataParallel(Model())
+            if split:
+                opt = ZeroRedundancyOptimizer(model.parameters(), SGD, lr=0.5, **options)
+            else:
+                opt = SGD(model.parameters(), lr=0.5, **options)
+            train(model, opt, 3)
+            assert_same(model.module, other)
 
 
 # -------------------------------------------------------------------------------- checkpoints

@@ -44,7 +44,7 @@ from fastgd._storage import EVERY_STATE
 
 OPTIMIZERS = ("SGD", "Momentum", "Adagrad", "RMSprop", "Adam", "AdamW")
 OPTIONS = ("clip_by", "nonfinite", "zero_grads", "state_dtype", "master", "rounding", "min_8bit_size",
-           "seed", "average", "clip_norm", "clip_value")  # fmt: skip
+           "seed", "average", "clip_norm", "clip_value", "clip_ratio")  # fmt: skip
 FINE = {
     "clip_by": ("all", "group", "tensor"), "nonfinite": ("propagate", "skip", "raise"),
     "zero_grads": (True,), "state_dtype": ("bfloat16", "8bit", {"exp_avg": "float16"}),

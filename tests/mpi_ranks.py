@@ -386,6 +386,9 @@ def bad_arguments(folder):
     raises(ValueError, f"rank 0 of {RANKS}: lr: ", Sharded, fastgd.SGD, np.ones(3), lr=-1.0)
     raises(ValueError, "copy_to: expected without it",
            Sharded, fastgd.SGD, np.ones(3), copy_to=np.ones(3, F32))  # fmt: skip
+    raises(ValueError, "clip_ratio: expected None", Sharded, fastgd.SGD, np.ones(3), clip_ratio=0.1)
+    raises(ValueError, "clip_ratio: expected None",
+           Sharded, fastgd.SGD, [{"params": np.ones(3), "clip_ratio": 0.1}])  # fmt: skip
     raises(ValueError, who + "timeout: ", Sharded, fastgd.SGD, np.ones(3), timeout=only(-1, 1))
     raises(TypeError, "nonsense", Sharded, fastgd.SGD, np.ones(3), nonsense=1)
     raises(TypeError, "comm: ", Sharded, fastgd.SGD, np.ones(3), comm=3)
@@ -455,6 +458,9 @@ def bad_arguments(folder):
     opt.lr = lambda step: only(0.3, 0.1)
     refused(ValueError, f"rank {last}: expected lr: 0.1, as on rank 0, found lr: 0.3")
     opt.lr = 0.1
+    opt.param_groups[0]["clip_ratio"] = only(0.1, None)
+    refused(ValueError, who + "clip_ratio: expected None")
+    opt.param_groups[0]["clip_ratio"] = None
     opt.param_groups[0]["amsgrad"] = True
     refused(TypeError, who + "grad_scale", grad_scale=only("1", 1.0))
     assert all("max_exp_avg_sq" not in entry for entry in opt.state.values())

@@ -41,7 +41,7 @@ KERNELS = "fastgd/kernels"
 SOURCES = {".py", ".pyx", ".pxi", ".pxd", ".h", ".c", ".in"}
 # Whatever says something of what is computed.
 TESTS = (
-    "kernels", "optimizers", "sweep", "engine", "storage", "codecs", "averages", "state_dict",
+    "kernels", "optimizers", "sweep", "clip_ratio", "engine", "storage", "codecs", "averages", "state_dict",
     "bad_input", "numbers", "buffers", "packing", "random_words", "machine", "out_of_cache",
     "formats",
 )  # fmt: skip

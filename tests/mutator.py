@@ -23,6 +23,7 @@ PLACES = {
     "fastgd/kernels/_fused.pxi": "",
     "fastgd/kernels/_layout.pxi": "__dealloc__",
     "fastgd/kernels/_arrays.pxi": "",
+    "fastgd/kernels/_measured.pxi": "__dealloc__",
     "fastgd/kernels/_global_norm.pxi": "__dealloc__",
     "fastgd/kernels/_engine.pyx": "__repr__",
     "src_c/codecs.h": "",

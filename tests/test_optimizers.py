@@ -448,6 +448,7 @@ def test_defaults():
         "maximize": False,
         "clip_norm": None,
         "clip_value": None,
+        "clip_ratio": None,
     }
 
 

@@ -190,8 +190,8 @@ def test_constants_do_what_numbers_do(name, options):
     a, p, draw = made(name, options)
     domains = OPTIMIZERS[name].domains
     b, q, _ = made(name, options)
-    a.param_groups[0].update(clip_norm=1.5, clip_value=0.5)
-    b.param_groups[0].update(clip_norm=1.5, clip_value=0.5)
+    a.param_groups[0].update(clip_norm=1.5, clip_value=0.5, clip_ratio=0.2)
+    b.param_groups[0].update(clip_norm=1.5, clip_value=0.5, clip_ratio=0.2)
     for key, value in a.param_groups[0].hyper().items():
         # A momentum of 0 picks another rule, which rounds elsewhere; a dampening contradicts nesterov.
         special = (key == "momentum" and value == 0) or (

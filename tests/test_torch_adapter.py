@@ -104,7 +104,7 @@ def test_state_dicts_look_alike(name, options):
         for key, value in entry.items():
             torch.testing.assert_close(ours["state"][i][key], value, check_stride=True)
     for a, b in zip(ours["param_groups"], theirs["param_groups"], strict=True):
-        assert a.keys() - b.keys() <= {"eps_root", "clip_norm", "clip_value"}
+        assert a.keys() - b.keys() <= {"eps_root", "clip_norm", "clip_value", "clip_ratio"}
         assert not b.keys() - a.keys()
         assert {key: a[key] for key in b} == b
 

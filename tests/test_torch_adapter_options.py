@@ -62,18 +62,21 @@ CASES = {
     "norm of groups": {"clip_by": "group", "limits": [{"clip_norm": 0.5}, {"clip_norm": 2.0}]},
     "norm of tensors": {"clip_norm": 0.5, "clip_by": "tensor"},
     "value": {"clip_value": 0.1},
+    "ratio": {"clip_ratio": 0.1},
+    "ratio of a group": {"limits": [{"clip_ratio": 0.1}, {}], "clip_norm": 2.0},
     "average": {"average": 0.9},
     "zeroed": {"zero_grads": True},
-    "all": {"clip_norm": 1.0, "clip_value": 0.2, "average": 0.9, "zero_grads": True},
+    "all": {"clip_norm": 1.0, "clip_value": 0.2, "clip_ratio": 0.2, "average": 0.9,
+            "zero_grads": True},
     "8 bits": {"state_dtype": "8bit", "seed": 3},
     "bfloat16": {"state_dtype": "bfloat16", "seed": 4, "average": 0.5},
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("case", CASES)
 def test_options_do_as_on_arrays(case, name):
-    opt, params, bare, arrays = pair(name, 2 if "groups" in case else 1, lr=0.01, **CASES[case])
+    opt, params, bare, arrays = pair(name, 2 if "group" in case else 1, lr=0.01, **CASES[case])
     for t in range(6):
         grads = draw(params, t, scale=3.0)
         record = bare.step(nested(grads, bare))
@@ -101,6 +104,81 @@ def test_clipping_changes_with_the_group():
     opt.param_groups[0]["clip_value"] = -1.0
     with pytest.raises(ValueError, match="clip_value: expected"):
         opt.step()
+
+
+def test_units_are_rows_in_any_memory_format():
+    make = torch.Generator().manual_seed(0)
+    p, q = (torch.randn(4, 3, 5, 5, generator=make.manual_seed(0)) for _ in range(2))
+    p = torch.nn.Parameter(p.to(memory_format=torch.channels_last))
+    q = torch.nn.Parameter(q)
+    p.grad = torch.randn(4, 3, 5, 5, generator=make).to(memory_format=torch.channels_last)
+    q.grad = p.grad.contiguous()
+    before = q.detach().clone()
+    SGD([p], lr=1.0, clip_ratio=0.1).step()
+    SGD([q], lr=1.0, clip_ratio=0.1).step()
+    torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+    for k in range(4):
+        factor = 0.1 * before[k].norm() / q.grad[k].norm()
+        assert factor < 0.2
+        torch.testing.assert_close(q[k], before[k] - q.grad[k] * factor, rtol=1e-5, atol=1e-6)
+
+
+def test_rows_that_are_no_pieces_of_memory_are_refused():
+    p = torch.nn.Parameter(torch.zeros(3, 2).t())
+    q = torch.nn.Parameter(torch.zeros(3, 2))
+    match = r"clip_ratio: expected None, or rows .* strides \(1, 2\) for shape \(2, 3\)"
+    with pytest.raises(ValueError, match=r"^params\[0\]\[1\]: " + match):
+        SGD([q, p], clip_ratio=0.1)
+    opt = SGD([{"params": [("V", q)], "clip_ratio": 0.25}, {"params": [("W", p)]}], lr=1.0)
+    q.grad, p.grad = torch.ones(3, 2), torch.ones(3, 2).t()
+    opt.step()
+    q.grad = None
+    opt.param_groups[1]["clip_ratio"] = 0.5
+    before = p.detach().clone(), copy.deepcopy(opt.state_dict())
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"^params\[1\]\[0\] \(W\): " + match):
+            opt.step()
+    assert torch.equal(p, before[0])
+    assert str(opt.state_dict()) == str(before[1])
+    opt.param_groups[1]["clip_ratio"] = None
+    opt.step()
+    assert (p == -2).all()
+    # Frozen, it may be anything.
+    r = torch.nn.Parameter(torch.zeros(3, 2).t(), requires_grad=False)
+    opt = SGD([q, r], lr=1.0, clip_ratio=0.25)
+    q.grad = torch.ones(3, 2)
+    opt.step()
+    r.grad = torch.ones(3, 2).t()
+    with pytest.raises(ValueError, match=r"^params\[0\]\[1\]: " + match):
+        opt.step()
+
+
+def test_a_ratio_that_comes_later_is_of_rows():
+    p = torch.nn.Parameter(torch.tensor([[4.0, 0.0], [1.0, 0.0]]))
+    opt = SGD([p], lr=1.0)
+    p.grad = torch.tensor([[0.0, 8.0], [0.0, 8.0]])
+    opt.step()
+    p.data = torch.tensor([[4.0, 0.0], [1.0, 0.0]])
+    opt.param_groups[0]["clip_ratio"] = 0.5
+    opt.step()
+    assert p.tolist() == [[4.0, -2.0], [1.0, -0.5]]
+    opt.param_groups[0]["clip_ratio"] = 0.25
+    p.data = torch.tensor([[4.0, 0.0], [1.0, 0.0]])
+    opt.step()
+    assert p.tolist() == [[4.0, -1.0], [1.0, -0.25]]
+
+
+def test_units_are_clipped_in_backward():
+    models = [torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    opts = [SGD(model.parameters(), lr=1.0, clip_ratio=0.05) for model in models]
+    x = torch.ones(8, 3)
+    with step_in_backward(models[0], opts[0]):
+        models[0](x).square().sum().backward()
+    models[1](x).square().sum().backward()
+    opts[1].step()
+    for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(p, q)
 
 
 def test_nonfinite_gradients():

@@ -49,6 +49,7 @@ class Plan:
         nonfinite: str = "propagate",
         skipped: NDArray[int64] | None = None,
         seed: int = 0,
+        rows: list[int] | None = None,
     ) -> Plan: ...
     def step(
         self,

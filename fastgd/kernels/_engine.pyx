@@ -12,8 +12,8 @@ cimport cython
 cimport numpy as cnp
 import numpy as np
 from cython.parallel cimport prange
-from libc.math cimport copysign, isfinite, isinf, sqrt
-from libc.stdlib cimport calloc, free, realloc
+from libc.math cimport copysign, fabs, isfinite, isinf, isnan, sqrt
+from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
 from cpython.pycapsule cimport PyCapsule_CheckExact, PyCapsule_GetPointer
@@ -53,6 +53,7 @@ include "_machine.pxi"
 include "_norms.pxi"
 include "_arrays.pxi"
 include "_layout.pxi"
+include "_measured.pxi"
 include "_global_norm.pxi"
 
 
@@ -71,7 +72,7 @@ cdef class StepRecord:
         to clip by it, or to see whether gradients are finite.
     clip_factor : float or None
         What gradients were multiplied by to clip their norm, the smallest if several were; 1 if
-        none was too large, None if none is clipped.
+        none was too large, None if none is clipped.  Norms of rows (``clip_ratio``) don't count.
     """
 
     cdef readonly long long step
@@ -83,7 +84,7 @@ cdef class StepRecord:
                 f"grad_norm={self.grad_norm}, clip_factor={self.clip_factor})")
 
 
-cdef class Plan(Layout):
+cdef class Plan(Measured):
     """The step over all tensors of a `Layout`, whose arguments it takes."""
 
     def step(self, grads, configure, double unscale, *, tuple average=None, bint zero=False,
@@ -142,7 +143,8 @@ cdef class Plan(Layout):
                                tuple reset, cnp.ndarray tally, double amount, combine):
         cdef dict rules = _rules
         cdef StepRecord record = StepRecord.__new__(StepRecord)
-        cdef bint finite = True
+        cdef bint finite = True, norms
+        cdef Sum* total
         cdef int j
         if not PyCapsule_CheckExact(grads):    # else they were looked at with the gradients
             self.check_unmoved()
@@ -153,12 +155,15 @@ cdef class Plan(Layout):
             self.common.beta, self.common.gamma = average
         for j in range(2):
             self.common.staged[j] = _staged[j]
-        configured, clips = self.configure(rules, configure, unscale)
-        if clips or self.nonfinite or combine is not None:
-            finite = self.measure(rules, held)
+        configured, clips, units = self.configure(rules, configure, unscale)
+        norms = clips or self.nonfinite or combine is not None
+        if norms or units:
+            self.measure(rules, held, norms, units)
+        if norms:
             if combine is not None:
-                finite = self.combine_sums(combine)
-            record.grad_norm = norm_of(&self.sums[self.n + self.n_groups]) * unscale
+                self.combine_sums(combine)
+            total = &self.sums[self.n + self.n_groups]
+            finite, record.grad_norm = is_finite(total), norm_of(total) * unscale
         if not finite and self.nonfinite == <int> NONFINITE["raise"]:
             self.refuse_nonfinite(self.given_arrays() if held is None else held)
         self.mark_stages(rules, record, configured, clips, unscale, zero)
@@ -186,14 +191,14 @@ cdef class Plan(Layout):
     cdef tuple configure(self, dict rules, configure, double unscale):
         """Work out the settings of each distinct (group, step count), and point tensors there.
 
-        Returns them, and whether one of them clips a norm.
+        Returns them, and whether one of them clips a norm, and whether one clips those of units.
         """
         cdef Py_ssize_t i, group = -1
         cdef cnp.int64_t step = -1
         cdef Tensor* t
         cdef dict known = {}
         cdef list configured = []
-        cdef bint clips = False
+        cdef bint clips = False, units = False
         for i in range(self.n):
             t = &self.tensors[i]
             if t.g == NULL:
@@ -209,6 +214,7 @@ cdef class Plan(Layout):
                     row = configure(group, step + 1, unscale)
                     read_setting(&self.settings[<Py_ssize_t> setting], rules, row)
                     clips |= not isinf(self.settings[<Py_ssize_t> setting].clip_norm)
+                    units |= not isinf(self.settings[<Py_ssize_t> setting].clip_ratio)
                     configured.append(row)
             t.setting = setting
             if not t.is_double and not self.settings[t.setting].in_float_range:
@@ -216,61 +222,12 @@ cdef class Plan(Layout):
                                  f"a coefficient out of float32's range: {configured[setting]}")
             if self.settings[t.setting].stages.n_states != t.n_states:
                 raise RuntimeError(f"params{self.labels[i]}: its states do not fit the rule")
-        return configured, clips
-
-    cdef bint measure(self, dict rules, list held) except -1:
-        """Sum up the squares of each gradient, of each group's and of all; False if not finite.
-
-        Gradients that aren't finite make a sum that isn't, and so does nothing else.
-        """
-        cdef Py_ssize_t i, k = 0, elements = 0
-        cdef Tensor* t
-        cdef Sum* total
-        if self.sums == NULL:
-            for i in range(self.n):
-                k += cut_blocks(NULL, NULL, self.tensors[i].n, 0)
-            free(self.blocks)
-            self.blocks = <Block*> calloc(max(k, 1), sizeof(Block))
-            self.sums = <Sum*> calloc(self.n + self.n_groups + 1, sizeof(Sum))
-            if self.blocks == NULL or self.sums == NULL:
-                free(self.sums)
-                self.sums = NULL
-                raise MemoryError
-        k = 0
-        for i in range(self.n):
-            t = &self.tensors[i]
-            if t.g != NULL:
-                k += cut_blocks(self.blocks + k, t.g, t.n, t.g_codec)
-                elements += t.n
-        add_up_blocks(rules, self.blocks, k, elements, held, 1.0)
-        total = &self.sums[self.n + self.n_groups]
-        memset(&self.sums[0], 0, (self.n + self.n_groups + 1) * sizeof(Sum))
-        k = 0
-        for i in range(self.n):
-            t = &self.tensors[i]
-            if t.g != NULL:
-                sum_of(rules, self.blocks + k, cut_blocks(NULL, NULL, t.n, 0),
-                       None if held is None else held[i], &self.sums[i])
-                k += cut_blocks(NULL, NULL, t.n, 0)
-                add_to(&self.sums[self.n + t.group], &self.sums[i])
-                add_to(total, &self.sums[i])
-        return is_finite(total)
-
-    cdef bint combine_sums(self, combine) except -1:
-        """Let somebody put the sums over all pieces in the place of those over ours."""
-        cdef Py_ssize_t rows = self.n + self.n_groups + 1
-        cdef cnp.ndarray sums = np.empty((rows, 2))
-        memcpy(cnp.PyArray_DATA(sums), self.sums, rows * sizeof(Sum))
-        combine(sums)
-        memcpy(self.sums, cnp.PyArray_DATA(sums), rows * sizeof(Sum))
-        return is_finite(&self.sums[rows - 1])
-
-    cdef refuse_nonfinite(self, list held):
-        for i in range(self.n):
-            if held[i] is not None and not is_finite(&self.sums[i]):
-                checks.refuse_nonfinite(held[i], f"grads{self.labels[i]}")
-        raise FloatingPointError("grads: expected finite numbers, found others in the part of "
-                                 "another process")
+            t.unit, t.n_units = t.n, 1
+            if not isinf(self.settings[t.setting].clip_ratio):
+                if t.row == 0:
+                    raise RuntimeError(f"params{self.labels[i]}: its rows are no pieces of memory")
+                t.unit, t.n_units = t.row, t.n // t.row
+        return configured, clips, units
 
     cdef int mark_stages(self, dict rules, StepRecord record, list configured, bint clips,
                          double unscale, bint zero) except -1:
@@ -302,6 +259,9 @@ cdef class Plan(Layout):
                     if not setting.clip_norm / (norm * unscale) >= least:
                         least = setting.clip_norm / (norm * unscale)
             t.flags |= setting.stages.flags | (SCALE if t.factor != 1.0 else 0)
+            # Where the factor is NaN all of the gradient becomes that.
+            if not (isinf(setting.clip_ratio) or isnan(t.factor)) and self.clip_units(i, rules):
+                t.flags = t.flags & ~SCALE | SCALE_UNITS
             if t.coded or t.g_codec != t.is_double:
                 t.flags |= STORED
                 for k in range(t.n_words):
@@ -354,7 +314,10 @@ cdef class Plan(Layout):
                 stages = reference.Stages(t.factor, *stages[1:])
                 keys = [self.common.beside[i].key[k] for k in range(t.n_words)]
                 g = stored.as_stored(held[i])
-                reference.step_stored(name, p, g, states, coefficients, stages, keys)
+                units = None
+                if t.flags & SCALE_UNITS:
+                    units = np.array([t.factors[k] for k in range(t.n_units)])
+                reference.step_stored(name, p, g, states, coefficients, stages, keys, units)
             if t.flags & AVERAGE:
                 reference.average(self.averages[i], p, *average)
             if t.flags & COPY:
@@ -384,7 +347,7 @@ cdef int read_setting(Setting* setting, dict rules, tuple row) except -1:
         setting.c32[j] = <float> setting.c64[j]
     setting.stages.n_states = <int> len(rule.states)
     (setting.factor, setting.stages.weight_decay, setting.stages.decoupled,
-     setting.stages.clip_value, setting.clip_norm) = stages
+     setting.stages.clip_value, setting.clip_norm, setting.clip_ratio) = stages
     # A factor that float32 rounds to 0 would quietly drop all gradients.
     setting.in_float_range = (<float> setting.factor != 0
                               and isfinite(<float> setting.factor)

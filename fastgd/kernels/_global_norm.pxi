@@ -4,11 +4,13 @@ cdef class Measure:
     """Arrays of a tree, cut into blocks, whose norm is wanted."""
 
     cdef Block* blocks
+    cdef double* totals
     cdef Py_ssize_t n, capacity, elements
     cdef list arrays
 
     def __dealloc__(self):
         free(self.blocks)
+        free(self.totals)
 
     cdef int add(self, tree, path, key) except -1:
         """Take in the arrays of a tree, which stands at a key of what is at a path."""
@@ -39,28 +41,40 @@ cdef class Measure:
         cdef Py_ssize_t n = cnp.PyArray_SIZE(x)
         cdef Py_ssize_t more = n // BLOCK + 1
         cdef Block* blocks
+        cdef Block whole = Block(cnp.PyArray_BYTES(x), NULL, codec_of(x), n, BLOCK, NULL)
         if self.n + more > self.capacity:
             more += 2 * self.capacity + 64
             blocks = <Block*> realloc(self.blocks, (self.n + more) * sizeof(Block))
             if blocks == NULL:
                 raise MemoryError
             self.blocks, self.capacity = blocks, self.n + more
-        self.n += cut_blocks(self.blocks + self.n, cnp.PyArray_BYTES(x), n, codec_of(x))
+        self.n += cut_blocks(self.blocks + self.n, &whole, n)
         self.elements += n
         self.arrays.append(x)
 
     cdef double norm(self) except? -1:
         cdef Sum total, one
-        cdef Py_ssize_t k = 0, n
+        cdef Block whole
+        cdef Py_ssize_t k
         cdef cnp.ndarray x
         cdef dict rules = _rules    # the same to the end, whoever sets another backend
-        add_up_blocks(rules, self.blocks, self.n, self.elements, self.arrays, 1.0)
+        self.totals = <double*> malloc(max(self.n, 1) * sizeof(double))
+        if self.totals == NULL:
+            raise MemoryError
+        for k in range(self.n):
+            self.blocks[k].totals = self.totals + k
+        if rules is not None:
+            add_up_blocks(self.blocks, self.n, self.elements)
         total.plain = total.scaled = 0.0
+        k = 0
         for x in self.arrays:
-            n = cut_blocks(NULL, NULL, cnp.PyArray_SIZE(x), 0)
-            sum_of(rules, self.blocks + k, n, x, &one)
+            whole = Block(cnp.PyArray_BYTES(x), NULL, codec_of(x), cnp.PyArray_SIZE(x), BLOCK,
+                          self.totals + k)
+            if rules is None:
+                add_up_by_reference(x, whole.n, whole.totals, 1.0)
+            sum_of(rules, &whole, whole.n, 0, &one)
             add_to(&total, &one)
-            k += n
+            k += n_pieces(whole.n)
         return norm_of(&total)
 
 

@@ -38,6 +38,9 @@ cdef class Layout:
         The number of steps skipped; counted up in place.
     seed : int
         What the random words of stochastic rounding follow from, with step and element.
+    rows : list of int, optional
+        How many elements each row of a parameter has, of which the norms may be clipped: pieces of
+        memory one after the other.  0 where it isn't so.  By default parameters are one row each.
 
     Raises
     ------
@@ -63,8 +66,6 @@ cdef class Layout:
     cdef Chunk* chunks
     cdef Setting* settings
     cdef Common common
-    cdef Block* blocks          # of all gradients, made when first needed
-    cdef Sum* sums              # of each tensor's gradient, then of each group's
     cdef size_t* spans          # start, end of all that a step writes, by address
     cdef list span_labels
     cdef bint busy
@@ -72,7 +73,8 @@ cdef class Layout:
     def __cinit__(self, structure, params, list labels, list groups, states,
                   list state_names, cnp.ndarray steps, grads=None, *, list averages=None,
                   cnp.ndarray average_steps=None, copies=None, clip_by="all",
-                  nonfinite="propagate", cnp.ndarray skipped=None, unsigned long long seed=0):
+                  nonfinite="propagate", cnp.ndarray skipped=None, unsigned long long seed=0,
+                  list rows=None):
         cdef Py_ssize_t i, k
         self.structure, self.labels = structure, labels
         self.kept = [(*map(stored.as_stored, states[i]), stored.as_stored(params[i]))
@@ -94,6 +96,7 @@ cdef class Layout:
         for i in range(self.n):
             written += self.arrays_of(i, state_names[i])
             self.plan_tensor(i, groups[i])
+            self.tensors[i].row = max(self.tensors[i].n, 1) if rows is None else rows[i]
         self.cut_chunks()
 
         spans = checks.check_disjoint(written)
@@ -118,8 +121,6 @@ cdef class Layout:
         free(self.chunks)
         free(self.settings)
         free(self.common.beside)
-        free(self.blocks)
-        free(self.sums)
         free(self.spans)
 
     cdef list arrays_of(self, Py_ssize_t i, names):

@@ -15,7 +15,12 @@ cdef struct Tensor:
     int order                  # the contiguity flag that parameter and gradient share
     int flags                  # this step's stages
     double factor              # of this step's gradient
+    double* factors            # of its units: their norms until these are known
+    double* totals             # sums of squares of its units' pieces, then of the parameter's
     Py_ssize_t n
+    Py_ssize_t row             # elements of each row, or 0: rows are no pieces of memory
+    Py_ssize_t unit            # elements of what this step measures the norms of,
+    Py_ssize_t n_units         # and how many of these there are
     Py_ssize_t group
     Py_ssize_t setting         # this step's
     unsigned char p_codec      # how each array is kept, as rows of `codec_rows`
@@ -61,6 +66,7 @@ cdef struct Setting:
     Stages stages
     double factor              # of the gradient, before its norm is clipped
     double clip_norm           # infinite: not to be clipped
+    double clip_ratio          # likewise
     bint in_float_range        # whether float32 can hold all of these
 
 # What all tensors share in a step.
@@ -157,6 +163,7 @@ cdef void run_staged(Tensor* t, Chunk* chunk, Setting* setting, Common* common) 
     if t.fusable_in_tile:
         part.fused_in_tile = setting.fused[t.fusable_in_tile - 1][0]
     part.n, part.flags, part.factor = chunk.n, t.flags, t.factor
+    part.factors, part.unit = t.factors, t.unit
     part.beta, part.gamma, part.ahead = common.beta, common.gamma, common.ahead
     part.n_words, part.offset = t.n_words, beside.origin + chunk.offset
     for j in range(t.n_words):

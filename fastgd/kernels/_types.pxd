@@ -21,6 +21,7 @@ cdef extern from "numeric.h" nogil:
     const int ZERO_GRADIENT "FASTGD_ZERO_GRADIENT"
 
     const int STORED "FASTGD_STORED"
+    const int SCALE_UNITS "FASTGD_SCALE_UNITS"
 
     ctypedef struct Scratch "fastgd_scratch":
         unsigned char tile[7][2048]
@@ -55,6 +56,8 @@ cdef extern from "numeric.h" nogil:
         int ahead
         int flags
         double factor
+        const double* factors
+        Py_ssize_t unit
         void* average
         int average_size
         int n_states
@@ -77,8 +80,8 @@ ctypedef void (*staged_f64)(const void*, const Part*, const double*, const Stage
 # g, n, scale
 ctypedef double (*sum_f32)(const float*, Py_ssize_t, double) noexcept nogil
 ctypedef double (*sum_f64)(const double*, Py_ssize_t, double) noexcept nogil
-# load, code, n, scale: of what is kept in fewer bytes
-ctypedef double (*sum_coded)(const void*, const void*, Py_ssize_t, int, double) noexcept nogil
+# array, n, scale: of what is kept in fewer bytes
+ctypedef double (*sum_coded)(const Stored*, Py_ssize_t, double) noexcept nogil
 # The loops of codecs: out, code, beside, n
 ctypedef void (*load_f32)(float*, const void*, const void*, Py_ssize_t) noexcept nogil
 ctypedef void (*load_f64)(double*, const void*, const void*, Py_ssize_t) noexcept nogil

@@ -280,6 +280,9 @@ class Stages(NamedTuple):
         The most that an element of the gradient may be, either way.
     clip_norm : float
         The most that the gradients' norm may be; the engine turns it into a factor.
+    clip_ratio : float
+        The most that the norm of a unit of the gradient may be, as a multiple of its parameters';
+        the engine turns it into the factors of units.
     """
 
     factor: float = 1.0
@@ -287,11 +290,18 @@ class Stages(NamedTuple):
     decoupled: float = 1.0
     clip_value: float = math.inf
     clip_norm: float = math.inf
+    clip_ratio: float = math.inf
 
 
 def scale(g: Array, factor: Scalar) -> Array:
     """The gradient times a factor."""
     scaled: Array = factor * g
+    return scaled
+
+
+def scale_units(g: Array, factors: Array) -> Array:
+    """The gradient times the factor of each of its units, which follow each other in memory."""
+    scaled: Array = np.repeat(factors, g.size // factors.size) * g
     return scaled
 
 
@@ -320,8 +330,11 @@ def step(
     states: Sequence[Array],
     coefficients: Sequence[float],
     stages: Stages = Stages(),  # noqa: B008 - immutable
+    units: Array | None = None,
 ) -> None:
     """A step of one tensor: scale → value clipping → L2 decay → decoupled decay → rule.
+
+    Scaled are all elements alike, or each unit by a factor of its own.
 
     Parameters
     ----------
@@ -337,10 +350,14 @@ def step(
         The coefficients in the rule's order, not yet rounded.
     stages : Stages
         What the stages are given, not yet rounded; the factor that clips a norm is in its factor.
+    units : ndarray of float64, shape (units,), optional
+        The factor of each unit, in the place of `stages.factor`.
     """
     to = p.dtype.type
     with np.errstate(all="ignore"):
-        if stages.factor != 1.0:
+        if units is not None:
+            g = scale_units(g, units.astype(to))
+        elif stages.factor != 1.0:
             g = scale(g, to(stages.factor))
         if stages.clip_value != math.inf:
             g = clip_value(g, to(stages.clip_value))
@@ -361,12 +378,13 @@ def step_stored(
     coefficients: Sequence[float],
     stages: Stages,
     keys: Sequence[int],
+    units: Array | None = None,
 ) -> None:
     """`step` of arrays that may be kept in other types than is computed with: load → step → store.
 
     Parameters
     ----------
-    name, coefficients, stages
+    name, coefficients, stages, units
         As for `step`.
     p, g : Stored
         The parameter and its gradient.
@@ -378,7 +396,7 @@ def step_stored(
     dtype = np.float64 if p.codec == "float64" else np.float32
     kept = [*states, p]
     *loaded, x = [a.load(dtype) for a in kept]
-    step(name, x, g.load(dtype), loaded, coefficients, stages)
+    step(name, x, g.load(dtype), loaded, coefficients, stages, units)
     words = [random_words(key, p.origin, x.size) for key in keys]
     for a, values, shift in zip(kept, [*loaded, x], shifts(kept), strict=True):
         if shift < 0:
@@ -405,21 +423,25 @@ LANES = 16  # sums that run side by side
 BLOCK = 32768  # elements after which they are added up
 
 
-def sums_of_squares(x: Array, factor: float = 1.0) -> list[float]:
+def sums_of_squares(x: Array | Stored, factor: float = 1.0, unit: int = 0) -> Array:
     """The sum of (factor·x)² over each block of an array, in memory's order, in double precision.
 
     A block's elements go to its lanes in turn, and lanes are added up as a binary tree: so the bits
-    depend on neither vectors nor threads.
+    depend on neither vectors nor threads.  Each `unit` elements, by default all, have blocks of
+    their own, the last of which is shorter.
     """
-    sums = []
     flat = as_stored(x).load(np.float64)
+    rows = flat.reshape(-1, unit or max(flat.size, 1))
+    sums = np.empty((len(rows), -(-rows.shape[1] // BLOCK)))
     with np.errstate(all="ignore"):
-        for start in range(0, flat.size, BLOCK):
-            y = factor * flat[start : start + BLOCK]
-            square = np.zeros(-(-y.size // LANES) * LANES)
-            square[: y.size] = y * y
-            lane = np.add.accumulate(square.reshape(-1, LANES), axis=0)[-1]
-            while lane.size > 1:
-                lane = lane[: lane.size // 2] + lane[lane.size // 2 :]
-            sums.append(float(lane[0]))
-    return sums
+        for k in range(sums.shape[1]):
+            y = factor * rows[:, k * BLOCK : (k + 1) * BLOCK]
+            turns = -(-y.shape[1] // LANES)
+            square = np.zeros((len(y), turns * LANES))
+            square[:, : y.shape[1]] = y * y
+            lane = np.add.accumulate(square.reshape(len(y), turns, LANES), axis=1)[:, -1]
+            while lane.shape[1] > 1:
+                middle = lane.shape[1] // 2
+                lane = lane[:, :middle] + lane[:, middle:]
+            sums[:, k] = lane[:, 0]
+    return sums.ravel()

@@ -21,6 +21,7 @@ Array = NDArray[Any]
 # Options that are for the whole of a parameter; what becomes of them here.
 REFUSED = {
     "copy_to": "expected without it, as each rank updates only its pieces; copy after the step",
+    "clip_ratio": "expected None, as each rank has only parts of the rows whose norms it is about",
 }
 
 
@@ -195,6 +196,14 @@ def _written(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return f"({', '.join(map(_written, value))})"
     return repr(value)
+
+
+def refuse_units(opt: Optimizer) -> None:
+    """Raise ValueError if norms of units are to be clipped, which a rank may have parts of."""
+    for k, group in enumerate(opt.param_groups):
+        if group["clip_ratio"] is not None:
+            label = f"param_groups[{k}]: " if len(opt.param_groups) > 1 else ""
+            raise ValueError(f"{label}clip_ratio: {REFUSED['clip_ratio']}")
 
 
 def step_lines(opt: Optimizer) -> list[str]:

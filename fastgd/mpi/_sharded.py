@@ -54,8 +54,8 @@ class Sharded(Collective):
     bucket_bytes : int
         How much is sent at a time, above 0; four times as much is kept for it.
     **options
-        The class's hyper-parameters and `fastgd.Options`, alike on all ranks, less ``copy_to``.
-        ``average`` is a number here.
+        The class's hyper-parameters and `fastgd.Options`, alike on all ranks, less ``copy_to`` and
+        ``clip_ratio``.  ``average`` is a number here.
 
     Attributes
     ----------
@@ -195,7 +195,7 @@ class Sharded(Collective):
         self._parameters = parameters
         # What the optimizer refuses it refuses here, where no parameter has been changed yet.
         empty = [np.zeros(0, p.dtype) for p in parameters.arrays]
-        opt_class(parameters.with_arrays(empty), **options)
+        _params.refuse_units(opt_class(parameters.with_arrays(empty), **options))
         self._weight = float(link.size) if reduction == "mean" else 1.0
         self._exchange = Exchange(link, self._spaces, parameters.arrays, size, ordered)
         how = [f"reduction: {reduction}", f"ordered: {ordered}", f"bucket_bytes: {size}"]
@@ -311,6 +311,7 @@ class Sharded(Collective):
                 step = call == "step"
                 held = _params.read_grads(self._parameters, given, self._zero and step, step)
                 bits = np.array([g is not None for g in held])
+            _params.refuse_units(self.shard)
             self._followed = self.shard._follow_rules()
             lines += [f"{name}: {number!r}", f"accumulated: {self._pending()!r}"]
             lines += _params.step_lines(self.shard)

@@ -33,7 +33,7 @@ torch's words for how to compute are taken where they are true: ``fused`` may be
 
 By keyword there are fastgd's options (`fastgd.Options` has their meaning):
 
-- ``clip_norm`` and ``clip_value``, which are hyper-parameters of groups; ``clip_by``;
+- ``clip_norm``, ``clip_value`` and ``clip_ratio``, hyper-parameters of groups; ``clip_by``;
   ``nonfinite="skip"`` or ``"raise"``; ``zero_grads``, which leaves zeros in each ``p.grad``.
   ``opt.record`` says what the last step did, ``opt.skipped`` how many were skipped.
 - ``average``, a decay or an `EMA`: ``opt.average.swapped()`` puts the averages in the place of the
@@ -65,6 +65,8 @@ the rounding of sums over processes, and but for what is rounded by chance (see 
   with any collective: where one raises before, say at a gradient that doesn't fit, the others wait
   for the timeout of their process group.  ``FullyShardedDataParallel`` (FSDP1) doesn't tell who
   has the other shards: there, these two are refused.
+- ``clip_ratio`` is about whole rows: it is refused for DTensors and in FSDP1, and works with
+  the others.
 - What is rounded by chance, with ``rounding="stochastic"`` or ``state_dtype``, is another draw than
   one process's in a ``ZeroRedundancyOptimizer`` and with DTensors: just as likely, but not the same
   bits.  Chance follows from a parameter's place in this process's optimizer, and an element's in

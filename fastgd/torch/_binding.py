@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from fastgd import Optimizer
+from fastgd._rows import row_of
 from fastgd._storage import Storage
 from fastgd.kernels._engine import StepRecord
 from fastgd.kernels._tensors import Watch
@@ -104,13 +105,20 @@ class Binding:
         self._constant = all(map(is_constant, self._given))
         self._hyper = [hyper_of(section.group, setup.keys) for section in sections]
         tensors = [[self._memory(s, i, state) for i in range(len(s.params))] for s in sections]
-        groups = [
-            {"params": [NOBODY if t is None else _tensors.flat(t) for t in section or [None]]}
-            | hyper
-            for section, hyper in zip(tensors, self._hyper, strict=True)
+        arrays = [
+            [NOBODY if t is None else _tensors.flat(t) for t in section or [None]]
+            for section in tensors
         ]
-        make: Any = setup.kind
-        self._inner: Optimizer = make(groups, **setup.options.given)
+        groups = [{"params": a} | h for a, h in zip(arrays, self._hyper, strict=True)]
+        inner: Any = setup.kind.__new__(setup.kind)
+        inner._rows = {
+            id(a): row_of(t.shape, t.stride())
+            for section, own in zip(tensors, arrays, strict=True)
+            for t, a in zip(section, own, strict=False)
+            if t is not None
+        }
+        inner.__init__(groups, **setup.options.given)
+        self._inner: Optimizer = inner
         self._rules = [setup.kind.rule(group) for group in self._inner.param_groups]
         self._watch = Watch(
             _tensors.API,
@@ -133,10 +141,9 @@ class Binding:
         grad = p.grad
         if grad is None and not p.requires_grad and not state.get(p):
             return None
-        tensor = _tensors.local(p)
-        error = _tensors.fault(tensor)
+        error = _tensors.fault_in(p, section.group)
         if error is None:
-            return tensor
+            return _tensors.local(p)
         if grad is None:
             return None
         raise type(error)(f"params{section.name(i)}: {error}")
@@ -310,7 +317,7 @@ class Binding:
         return [section.group[key] for section in self._sections for key in keys]
 
     def _follow(self) -> bool:
-        """Take hyper-parameters that were changed; False if they pick another rule."""
+        """Take hyper-parameters that were changed; False if they ask for another binding."""
         given = self._values()
         if self._constant and all(map(is_, given, self._given)):
             return True
@@ -322,7 +329,8 @@ class Binding:
                 before = self._hyper[k]
                 inner[k].update({key: hyper[key] for key in hyper if hyper[key] != before[key]})
                 self._hyper[k] = hyper
-                if self._kind.rule(inner[k]) != self._rules[k]:
+                clips = before["clip_ratio"] is None and hyper["clip_ratio"] is not None
+                if clips or self._kind.rule(inner[k]) != self._rules[k]:
                     return False
                 self._share()
         return True

@@ -121,7 +121,7 @@ class Optimizer(torch.optim.Optimizer):
             self._check_group(group, k)
             section = Section(k, group, 0, group["params"])
             for i, p in enumerate(group["params"]):
-                error = _tensors.fault(_tensors.local(p)) if p.requires_grad else None
+                error = _tensors.fault_in(p, group) if p.requires_grad else None
                 if error is not None:
                     raise type(error)(f"params{section.name(i)}: {error}")
                 if p.requires_grad:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 
+from fastgd._rows import row_of
 from fastgd.kernels import _tensors
 
 # The table of C functions through which tensors say where their memory is.
@@ -61,6 +63,25 @@ def fault(tensor: Any) -> Exception | None:
         return ValueError(
             "expected memory without holes or overlaps, found strides "
             f"{tuple(tensor.stride())} for shape {tuple(tensor.shape)}"
+        )
+    return None
+
+
+def fault_in(p: Any, group: Mapping[str, Any]) -> Exception | None:
+    """What keeps a step from touching a parameter of a group, likewise."""
+    error = fault(local(p))
+    if error is not None or group["clip_ratio"] is None:
+        return error
+    if is_sharded(p) or getattr(p, "_fsdp_flattened", False):
+        return ValueError(
+            "clip_ratio: expected None for shards, as other processes may have parts of the units "
+            f"whose norms it is about, found {group['clip_ratio']}"
+        )
+    if not row_of(p.shape, p.stride()):
+        return ValueError(
+            "clip_ratio: expected None, or rows along the first axis that are pieces of memory, "
+            f"found {group['clip_ratio']} and strides {tuple(p.stride())} for shape "
+            f"{tuple(p.shape)}"
         )
     return None
 

@@ -39,6 +39,7 @@ def results(backend, dtype):
         if k % 2 == 0:
             around = {"copy_to": [np.zeros(n, np.float32) for n in SIZES], "average": 0.9}
             around |= {"clip_norm": 0.1, "clip_value": 0.01, "zero_grads": True}
+            around |= {"clip_ratio": 0.01} if k % 4 == 0 else {}
             around |= {"nonfinite": "skip", "clip_by": ("all", "group", "tensor")[k // 2 % 3]}
         opt = make(params, **around)
         seen.add(opt._rules[0])
