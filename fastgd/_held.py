@@ -360,8 +360,10 @@ class Held:
             self.state, self._rules, self._steps, self._plan = before
 
     @contextmanager
-    def _following(self) -> Iterator[None]:
-        """Follow the rules while nobody else steps; if the block raises, all is as before."""
+    def _following(self, keep: bool = True) -> Iterator[None]:
+        """Follow the rules while nobody else steps; after a block that raises, or only looks, all is
+        as before.
+        """
         with self._lock:
             before = self._follow_rules()
             try:
@@ -369,6 +371,8 @@ class Held:
             except BaseException:
                 self._go_back(before)
                 raise
+            if not keep:
+                self._go_back(before)
 
     def _configure(self, k: int, t: int, unscale: float) -> tuple[Any, ...]:
         """What the engine asks of group `k` for a parameter's t-th step."""

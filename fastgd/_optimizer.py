@@ -268,7 +268,7 @@ class Optimizer(Held):
         used.  An optimizer that was made with the same schedules resumes them exactly, as they
         depend on step counts alone.
         """
-        with self._following():
+        with self._following(keep=False):
             copies: dict[str, Any] = _state_dict.copied(self._written())
             return copies
 

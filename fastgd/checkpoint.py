@@ -113,7 +113,7 @@ def save(
     content = {"written_by": f"fastgd {__version__}", "optimizer": None, "opt": None}
     content["metadata"] = pack(dict(metadata or {}), ("metadata",), arrays)
     with replacement(file) as new:
-        with nullcontext() if opt is None else opt._following():
+        with nullcontext() if opt is None else opt._following(keep=False):
             _refuse_swapped(opt, "save")
             named = _parameters(opt, params)
             content["params"] = pack(named[0] if len(named) == 1 else named, ("params",), arrays)

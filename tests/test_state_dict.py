@@ -208,3 +208,17 @@ def test_another_optimizers_states_are_refused():
     opt.step(np.ones(2))
     with pytest.raises((ValueError, KeyError)):
         fastgd.Adam(np.zeros(2)).load_state_dict(opt.state_dict())
+
+
+def test_looking_does_not_follow_a_changed_rule(tmp_path):
+    """Momentum that was switched on counts from the next step, whoever asked for states before."""
+    p = np.ones(3, np.float32)
+    opt = fastgd.SGD(p, lr=0.1)
+    opt.step(np.ones(3, np.float32))
+    opt.param_groups[0]["momentum"] = 0.9
+    saved = opt.state_dict()
+    fastgd.save(tmp_path / "opt.safetensors", opt)
+    assert opt.state[0] == {"step": 1}
+    assert saved["state"] == {}
+    opt.step(np.ones(3, np.float32))
+    assert opt.state[0]["momentum_buffer"].tolist() == [1, 1, 1]
