@@ -20,7 +20,7 @@ PLACES = {
     "fastgd/kernels/_norms.pxi": "",
     "fastgd/kernels/_sweep.pxi": "",
     "fastgd/kernels/_codecs.pxi": "",
-    "fastgd/kernels/_fused.pxi": "",
+    "fastgd/kernels/_fused.pxi": "ask_for_next",
     "fastgd/kernels/_layout.pxi": "__dealloc__",
     "fastgd/kernels/_arrays.pxi": "",
     "fastgd/kernels/_measured.pxi": "__dealloc__",
