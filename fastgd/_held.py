@@ -361,9 +361,7 @@ class Held:
 
     @contextmanager
     def _following(self, keep: bool = True) -> Iterator[None]:
-        """Follow the rules while nobody else steps; after a block that raises, or only looks, all is
-        as before.
-        """
+        """Follow the rules while nobody else steps; if the block raises or only looks, go back."""
         with self._lock:
             before = self._follow_rules()
             try:
