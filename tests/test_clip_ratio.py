@@ -500,3 +500,22 @@ def test_averages_copies_and_zeroing():
     assert not g.any()
     with opt.average.swapped(), pytest.raises(RuntimeError):
         opt.step(np.ones_like(g))
+
+
+@pytest.mark.parametrize("backend", COMPILED)
+def test_rows_of_many_tiles_have_their_own_factors(backend):
+    """Each tile in the loop that does all itself is of one row, also those after the first."""
+    rng = np.random.default_rng(5)
+    size = np.geomspace(1e-3, 1e3, 7, dtype=np.float32)[:, None]
+    grads = rng.standard_normal((7, 1024), np.float32) * size
+    found = []
+    for name in ("numpy", backend):
+        fastgd.set_backend(name)
+        p = np.linspace(1, 2, 7 * 1024, dtype=np.float32).reshape(7, 1024)
+        opt = fastgd.SGD(p, lr=0.1, momentum=0.9, clip_ratio=0.01)
+        opt.step(grads)
+        found.append((p, opt.state[0]["momentum_buffer"]))
+    for ours, reference in zip(found[1], found[0], strict=True):
+        assert same_bits(ours, reference)
+    norms = np.linalg.norm(found[0][1].astype(float), axis=1)
+    assert len(np.unique(norms.round(6))) == 7
