@@ -463,3 +463,25 @@ def test_what_was_accumulated_of_16_bits_comes_back(options):
     twin.step()
     for a, b in zip(arrays_of(opt), arrays_of(twin), strict=True):
         assert np.array_equal(bits(a), bits(b))
+
+
+@pytest.mark.parametrize("backend", COMPILED)
+@pytest.mark.parametrize("state_dtype", ["float32", "bfloat16", "8bit"])
+@pytest.mark.parametrize("choice", [{}, {"master": "split"}, {"rounding": "stochastic"}])
+def test_every_quarter_of_a_tile_is_as_in_numpy(backend, state_dtype, choice):
+    """Ways to keep parameter and states together, over some tiles and a rest, for three steps."""
+    rng = np.random.default_rng(3)
+    dtype = ml_dtypes.bfloat16 if choice else np.float32
+    start = rng.standard_normal(1100).astype(dtype)
+    grads = [rng.standard_normal(1100).astype(dtype) for _ in range(3)]
+    found = []
+    for name in ("numpy", backend):
+        fastgd.set_backend(name)
+        p = start.copy()
+        opt = fastgd.AdamW(p, lr=1e-2, state_dtype=state_dtype, min_8bit_size=0, **choice)
+        for g in grads:
+            opt.step(g, grad_scale=4)
+        arrays = [np.asarray(a) for key, a in opt.state_dict()["state"][0].items() if key != "step"]
+        found.append([p, *arrays])
+    assert len(found[0]) > 2
+    assert [a.tobytes() for a in found[0]] == [a.tobytes() for a in found[1]]
