@@ -138,9 +138,9 @@ def numpy_step(case, params, grads):
     def step():
         nonlocal t
         t += 1
-        _, *settings = opt.settings(name, h, t, 1.0)
+        _, coefficients, stages = opt.settings(name, h, t, 1.0)
         for p, g, s in zip(params, grads, states, strict=True):
-            reference.step(name, p, g, s, *settings)
+            reference.step(name, p, g, s, coefficients, reference.Stages(*stages))
 
     return step, lambda: params
 

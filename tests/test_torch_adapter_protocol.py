@@ -814,3 +814,42 @@ stop.set()
 worker.join()
 """)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("key", "value"), [("lr", -1.0), ("clip_norm", 0.0), ("betas", (0.9, 2.0))])
+def test_what_is_refused_once_is_refused_until_mended(key, value):
+    """Steps after a refused one don't go on with what was before."""
+    p = one(grad=1.0)
+    opt = Adam([p], lr=0.1)
+    opt.step()
+    before = opt.param_groups[0][key]
+    opt.param_groups[0][key] = value
+    kept = p.item()
+    for _ in range(2):
+        with pytest.raises(ValueError, match=key):
+            opt.step()
+        assert p.item() == kept
+    opt.param_groups[0][key] = before
+    opt.step()
+    assert p.item() < kept
+
+
+def test_norms_that_could_not_be_shared_are_asked_for_again(monkeypatch):
+    """A step whose processes can't be found out about is no step without them the next time."""
+    p = one(grad=3.0)
+    opt = SGD([p], lr=0.1)
+    opt.step()
+    kept = p.item()
+
+    def refuse(*_):
+        raise RuntimeError("no processes")
+
+    opt.param_groups[0]["clip_norm"] = 1.0
+    with monkeypatch.context() as patched:
+        patched.setattr("fastgd.torch._binding.Sharing", refuse)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="no processes"):
+                opt.step()
+            assert p.item() == kept
+    opt.step()
+    assert p.item() == pytest.approx(kept - 0.1)

@@ -321,18 +321,21 @@ class Binding:
         given = self._values()
         if self._constant and all(map(is_, given, self._given)):
             return True
-        self._given, self._constant = given, all(map(is_constant, given))
+        # Until all is taken: a step after one that was refused must not go on without.
+        self._constant = False
         inner = self._inner.param_groups
         for k, section in enumerate(self._sections):
             hyper = hyper_of(section.group, self._setup.keys)
             if hyper != self._hyper[k]:
                 before = self._hyper[k]
                 inner[k].update({key: hyper[key] for key in hyper if hyper[key] != before[key]})
-                self._hyper[k] = hyper
                 clips = before["clip_ratio"] is None and hyper["clip_ratio"] is not None
                 if clips or self._kind.rule(inner[k]) != self._rules[k]:
                     return False
-                self._share()
+                self._hyper[k], self._shared = hyper, False
+        if not self._shared:
+            self._share()
+        self._given, self._constant = given, all(map(is_constant, given))
         return True
 
     def _share(self) -> None:
@@ -342,6 +345,7 @@ class Binding:
             names = [[s.name(i) for i in range(len(s.params))] for s in self._sections]
             params = [s.params for s in self._sections]
             self._inner._combine = Sharing(params, names, self._setup.processes) or None
+        self._shared = True
 
     def _shard(self, k: int, i: int, g: Any) -> Any:
         """The shard of a DTensor's gradient, which must be laid out as the parameter is."""
