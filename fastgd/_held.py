@@ -102,8 +102,9 @@ class Held:
         decay = h["weight_decay"]
         l2, decoupled = (0.0, 1.0 - h["lr"] * decay) if cls.decoupled else (decay, 1.0)
         factor = -unscale if h["maximize"] else unscale
-        limits = (h[key] or math.inf for key in ("clip_value", "clip_norm", "clip_ratio"))
-        return factor, l2, decoupled, *limits
+        no = math.inf
+        clip_value, clip_norm, clip_ratio = h["clip_value"], h["clip_norm"], h["clip_ratio"]
+        return factor, l2, decoupled, clip_value or no, clip_norm or no, clip_ratio or no
 
     @classmethod
     def settings(cls, rule: str, h: Hyper, t: int, unscale: float) -> tuple[Any, ...]:

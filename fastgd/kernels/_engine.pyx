@@ -220,7 +220,7 @@ cdef class Plan(Measured):
             if not t.is_double and not self.settings[t.setting].in_float_range:
                 raise ValueError(f"params{self.labels[i]}: its hyper-parameters or grad_scale make "
                                  f"a coefficient out of float32's range: {configured[setting]}")
-            if self.settings[t.setting].stages.n_states != t.n_states:
+            if self.settings[t.setting].n_states != t.n_states:
                 raise RuntimeError(f"params{self.labels[i]}: its states do not fit the rule")
             t.unit, t.n_units = t.n, 1
             if not isinf(self.settings[t.setting].clip_ratio):
@@ -336,7 +336,8 @@ cdef inline cnp.int64_t max_of(cnp.int64_t* values, Py_ssize_t n) noexcept:
 
 cdef int read_setting(Setting* setting, dict rules, tuple row) except -1:
     """Fill a setting from what `configure` returned."""
-    cdef Py_ssize_t j, k
+    cdef Py_ssize_t j
+    cdef bytes fused
     name, coefficients, stages = row
     rule = reference.RULES[name]
     if len(coefficients) != len(rule.coefficients) or len(coefficients) > MAX_COEFFICIENTS:
@@ -345,7 +346,7 @@ cdef int read_setting(Setting* setting, dict rules, tuple row) except -1:
     for j in range(len(coefficients)):
         setting.c64[j] = coefficients[j]
         setting.c32[j] = <float> setting.c64[j]
-    setting.stages.n_states = <int> len(rule.states)
+    setting.n_states = <int> len(rule.states)
     (setting.factor, setting.stages.weight_decay, setting.stages.decoupled,
      setting.stages.clip_value, setting.clip_norm, setting.clip_ratio) = stages
     # A factor that float32 rounds to 0 would quietly drop all gradients.
@@ -362,7 +363,5 @@ cdef int read_setting(Setting* setting, dict rules, tuple row) except -1:
         loops = rules[name]
         for j in range(2):
             setting.rule[j] = <void*> <size_t> loops[j]
-        for j in range(N_FUSED):
-            for k in range(2):
-                row = _fused[FUSED_CODECS[j]].get(name, (0, 0))
-                setting.fused[j][k] = <void*> <size_t> row[k]
+        fused = _fused[name]
+        memcpy(&setting.fused[0], <const char*> fused, sizeof(setting.fused))

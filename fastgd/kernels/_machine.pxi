@@ -9,7 +9,7 @@ cdef extern from "threads.h" nogil:
 
 # The rule loops of the chosen backend, {name: (f32, f64)}, or None for the NumPy reference.
 cdef dict _rules = None
-cdef dict _fused = None
+cdef dict _fused = None        # of the rules, {name: the addresses for a setting's `fused`}
 cdef void* _staged[2]
 cdef void* _sums[3]
 
@@ -55,7 +55,7 @@ def use_backend(module):
     if module is None:
         _rules = None
         return
-    assert list(module.FUSED) == FUSED_CODECS
+    assert list(module.FUSED) == FUSED_CODECS and len(FUSED_CODECS) == N_FUSED
     for j in range(3):
         _sums[j] = <void*> <size_t> module.SUM_OF_SQUARES[j]
     for k in range(N_CODECS):
@@ -67,7 +67,9 @@ def use_backend(module):
                 codec_rows[k].stochastic[j] = <void*> <size_t> stochastic[j]
     for j in range(2):
         _staged[j] = <void*> <size_t> module.STAGED[j]
-    _rules, _fused = module.RULES, module.FUSED
+    _rules = module.RULES
+    _fused = {name: np.array([module.FUSED[kept].get(name, (0, 0)) for kept in FUSED_CODECS],
+                             np.uintp).tobytes() for name in module.RULES}
 
 
 def x86_64_level():

@@ -200,7 +200,7 @@ cdef void staged(const void* rule, const Part* part, const floating* c,
                     and run_fused(part.fused_in_tile, part, p, g, start, c, 1, 1, &scratch)):
                 store[floating](&part.p, p, start, n, &scratch)
             else:
-                for j in range(stages.n_states):
+                for j in range(part.n_states):
                     s[j] = load[floating](&part.s[j], <floating*> scratch.tile[3 + j], start, n)
                 if floating is float:
                     (<rule_f32> rule)(p, g, s, n, c)
@@ -210,7 +210,7 @@ cdef void staged(const void* rule, const Part* part, const floating* c,
                     for j in range(part.n_words):
                         draw(&scratch, part, start, n, <int> j)
                     store[floating](&part.p, p, start, n, &scratch)
-                    for j in range(stages.n_states):
+                    for j in range(part.n_states):
                         store[floating](&part.s[j], s[j], start, n, &scratch)
         if flags & (AVERAGE | COPY):
             # What is kept of it, which may be less than what was computed.

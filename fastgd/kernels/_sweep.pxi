@@ -64,6 +64,7 @@ cdef struct Setting:
     float c32[MAX_COEFFICIENTS]
     double c64[MAX_COEFFICIENTS]
     Stages stages
+    int n_states               # that the rule has
     double factor              # of the gradient, before its norm is clipped
     double clip_norm           # infinite: not to be clipped
     double clip_ratio          # likewise

@@ -30,7 +30,6 @@ cdef extern from "numeric.h" nogil:
 
     ctypedef struct Stages "fastgd_stages":
         int flags
-        int n_states
         double weight_decay
         double decoupled
         double clip_value

@@ -90,7 +90,7 @@ cdef void run_staged(const void* rule, floating* p, const floating* g, floating*
     cdef int j
     memset(&part, 0, sizeof(part))
     part.factor, part.n, part.flags = stages[0], n, flags
-    given.flags, given.n_states = flags, n_states
+    given.flags, part.n_states = flags, n_states
     given.weight_decay, given.decoupled, given.clip_value = stages[1], stages[2], stages[3]
     part.p.code, part.p.size = <char*> p, sizeof(floating)
     part.g.code, part.g.size = <char*> g, sizeof(floating)
