@@ -119,6 +119,12 @@ def one_of(choices: Sequence[str], value: object, name: str) -> str:
     return str(value)
 
 
+def not_an_attribute(name: str) -> AttributeError:
+    """Why a hyper-parameter can't be set as an attribute of an optimizer."""
+    hint = f"opt.param_groups[0][{name!r}] = …"
+    return AttributeError(f"{name}: hyper-parameters but lr are set in groups: {hint}")
+
+
 def is_schedule(value: Any) -> bool:
     """Whether a value, or one of several, has to be worked out for each step."""
     return callable(value) or (isinstance(value, (tuple, list)) and any(map(callable, value)))

@@ -219,8 +219,7 @@ class Optimizer(Held):
     def __setattr__(self, name: str, value: object) -> None:
         # As `opt.lr = …` works, so may others be tried, and would do nothing.
         if name in self.domains and name != "lr":
-            hint = f"opt.param_groups[0][{name!r}] = …"
-            raise AttributeError(f"{name}: hyper-parameters but lr are set in groups: {hint}")
+            raise _groups.not_an_attribute(name)
         super().__setattr__(name, value)
 
     @property

@@ -424,7 +424,7 @@ def bad_arguments(folder):
 
     params = make()
     opt = Sharded(fastgd.Adam, params, lr=0.1)
-    raises(AttributeError, 'betas is set by opt.param_groups[0]["betas"] = ',
+    raises(AttributeError, "betas: hyper-parameters but lr are set in groups",
            setattr, opt, "betas", (0.5, 0.5))  # fmt: skip
     raises(AttributeError, "use opt.swapped()", getattr, opt, "average")
     before = {key: p.copy(order="K") for key, p in params.items()}

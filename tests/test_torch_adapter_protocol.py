@@ -816,7 +816,9 @@ worker.join()
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(("key", "value"), [("lr", -1.0), ("clip_norm", 0.0), ("betas", (0.9, 2.0))])
+@pytest.mark.parametrize(
+    ("key", "value"), [("lr", -1.0), ("clip_norm", 0.0), ("betas", (0.9, 2.0))]
+)
 def test_what_is_refused_once_is_refused_until_mended(key, value):
     """Steps after a refused one don't go on with what was before."""
     p = one(grad=1.0)

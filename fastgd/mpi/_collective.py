@@ -35,15 +35,20 @@ class Collective:
 
     @contextmanager
     def _together(self) -> Iterator[None]:
-        """A collective call: what this rank alone raises in it is told to the others."""
+        """A collective call."""
         self._link.refuse_broken()
-        with self._link.patience(self.timeout):
-            try:
-                yield
-            except BaseException as error:
-                if not is_agreed(error):
-                    self._link.notify(error)
-                raise
+        with self._link.patience(self.timeout), self._telling():
+            yield
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """What this rank alone raises is told to the others."""
+        try:
+            yield
+        except BaseException as error:
+            if not is_agreed(error):
+                self._link.notify(error)
+            raise
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
@@ -79,11 +84,8 @@ class Collective:
                 with self._together():
                     self._exchange.allgather()
                 try:
-                    yield
-                except BaseException as raised:
-                    if not is_agreed(raised):
-                        self._link.notify(raised)
-                    raise
+                    with self._telling():
+                        yield
                 finally:
                     # The others may be elsewhere, having caught what all raised.
                     if self._link.broken is None:
@@ -138,7 +140,7 @@ class Collective:
         """Refuse to set what would be without effect."""
         shard = self.__dict__.get("shard")
         if name != "lr" and shard is not None and name in shard.domains:
-            raise AttributeError(f'{name} is set by opt.param_groups[0]["{name}"] = …')
+            raise _groups.not_an_attribute(name)
         super().__setattr__(name, value)
 
     def __enter__(self) -> Self:
