@@ -27,7 +27,7 @@ lint:
 	cython-lint fastgd
 	mypy
 	$(PYTHON) -m mypy.stubtest --mypy-config-file pyproject.toml --ignore-missing-stub \
-		fastgd.kernels._engine fastgd.kernels._series fastgd.kernels._tensors \
+		fastgd.kernels._engine fastgd.kernels._series fastgd.kernels._watch \
 		fastgd.kernels.c_api
 
 # Random optimizers and operations against the NumPy backend: as many as a night takes.

@@ -56,7 +56,13 @@ KERNELS = "fastgd/kernels"
 # First of all, as the sources that it writes are among those listed next.
 runpy.run_path("src_c/c_api.py")["write"]()
 # An edit to any of these rebuilds everything; there is little to build.
-DEPENDS = sorted([*glob("src_c/*.h"), *glob("fastgd/include/*.h"), *glob(f"{KERNELS}/*.px[di]")])
+DEPENDS = sorted(
+    [
+        *glob("src_c/*.h"),
+        *glob("fastgd/include/*.h"),
+        *glob(f"{KERNELS}/**/*.px[di]", recursive=True),
+    ]
+)
 
 
 class BuildExtensions(build_ext):
@@ -108,7 +114,7 @@ def extension(module, sources, flags=()):
 setup(
     ext_modules=cythonize(
         [extension("_engine", ["src_c/cpu.c"])]
-        + [extension(name, []) for name in ("_series", "_tensors", "c_api")]
+        + [extension(name, []) for name in ("_series", "_watch", "c_api")]
         + [extension(f"_{name}", [], flags) for name, flags in BACKENDS.items()],
         compiler_directives=DIRECTIVES,
         annotate=os.environ.get("FASTGD_ANNOTATE") == "1",

@@ -33,8 +33,8 @@ from pathlib import Path
 import numpy as np
 
 import fastgd
-from fastgd._storage import SQUARES, saved_as
 from fastgd.commands.mlp import init_layers, loss_and_grads
+from fastgd.core.storage import SQUARES, saved_as
 
 F32 = np.float32
 OPTIMIZERS = {

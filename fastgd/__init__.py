@@ -12,9 +12,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fastgd import functional, optimizers
-from fastgd._optimizer import Optimizer
-from fastgd._options import Options
 from fastgd._version import __version__ as __version__
+from fastgd.core.optimizer import Optimizer
+from fastgd.core.options import Options
 from fastgd.kernels import (
     available_backends,
     get_backend,
@@ -60,15 +60,15 @@ if TYPE_CHECKING:
         schedules,
         surfaces,
     )
-    from fastgd._include import get_include
     from fastgd.checkpoint import CheckpointError, load, save
+    from fastgd.kernels.include import get_include
 
 # What not every program needs is imported when it is first asked for: modules, and names of them;
 # `plot`, which needs matplotlib, not even by a star.
 _LATER = ("averages", "checkpoint", "data", "init", "plot", "schedules", "surfaces")
 _LATER_FROM = {
     "CheckpointError": "checkpoint",
-    "get_include": "_include",
+    "get_include": "kernels.include",
     "load": "checkpoint",
     "save": "checkpoint",
 }

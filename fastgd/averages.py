@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgd import _groups
-from fastgd._ema import EMA
-from fastgd.kernels import _series, checks, get_backend, reference
+from fastgd.core import domains
+from fastgd.core.ema import EMA
+from fastgd.kernels import _series, get_backend, reference
+from fastgd.kernels.memory import checks
+from fastgd.kernels.memory.checks import shown
 
 __all__ = ["EMA", "Ewma", "beta_of", "ewma", "window"]
 
@@ -22,7 +24,7 @@ def window(beta: float) -> float:
     >>> round(window(0.9))
     10
     """
-    return 1.0 / (1.0 - _groups.fraction(beta, "beta"))
+    return 1.0 / (1.0 - domains.fraction(beta, "beta"))
 
 
 def beta_of(window: float) -> float:
@@ -31,7 +33,7 @@ def beta_of(window: float) -> float:
     >>> beta_of(50)
     0.98
     """
-    if not _groups.number(window, "window") >= 1:
+    if not domains.number(window, "window") >= 1:
         raise ValueError(f"window: expected a number of at least 1, found {window}")
     return 1.0 - 1.0 / float(window)
 
@@ -112,8 +114,8 @@ def ewma(
     >>> ewma([4.0], beta=0.5, state=state)[0].round(2)
     array([2.6])
     """
-    beta = _groups.fraction(beta, "beta")
-    correct = _groups.flag(bias_correction, "bias_correction")
+    beta = domains.fraction(beta, "beta")
+    correct = domains.flag(bias_correction, "bias_correction")
     try:
         values = np.asarray(x)
     except (TypeError, ValueError) as error:
@@ -127,7 +129,7 @@ def ewma(
     try:
         axis = np.lib.array_utils.normalize_axis_index(axis, values.ndim)
     except (TypeError, OverflowError):
-        raise TypeError(f"axis: expected an index, found {_groups.shown(axis)}") from None
+        raise TypeError(f"axis: expected an index, found {shown(axis)}") from None
     series_shape = values.shape[:axis] + values.shape[axis + 1 :]
     v, weight = _start(state, initial, correct, series_shape, values.dtype)
     if out is not None:
@@ -160,9 +162,7 @@ def _start(
         if initial is not None:
             raise ValueError("initial: expected either this or state, found both")
         if not isinstance(state, Ewma):
-            raise TypeError(
-                f"state: expected an Ewma that ewma returned, found {_groups.shown(state)}"
-            )
+            raise TypeError(f"state: expected an Ewma that ewma returned, found {shown(state)}")
         if state.value.shape != shape or state.value.dtype != dtype:
             raise ValueError(
                 f"state: expected series of shape {shape} and dtype {dtype}, "

@@ -24,9 +24,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgd._groups import flag
-from fastgd._random import Seed, generator, integer
-from fastgd.kernels import checks
+from fastgd.core.domains import flag
+from fastgd.core.seeds import Seed, generator, integer
+from fastgd.kernels.memory import checks
 
 __all__ = ["Batches", "batches"]
 

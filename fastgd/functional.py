@@ -31,12 +31,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from fastgd import optimizers
-from fastgd._groups import shown
-from fastgd._optimizer import Optimizer
-from fastgd._options import HYPER
-from fastgd.kernels import checks
+from fastgd.core.optimizer import Optimizer
+from fastgd.core.options import HYPER
 from fastgd.kernels._engine import Plan
 from fastgd.kernels._engine import global_norm as _global_norm
+from fastgd.kernels.memory import checks
+from fastgd.kernels.memory.checks import shown
 from fastgd.kernels.reference import RULES
 
 # What the optimizers' annotations are where schedules are not taken.

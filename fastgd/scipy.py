@@ -36,12 +36,12 @@ from scipy.optimize import Bounds, OptimizeResult, OptimizeWarning
 from scipy.optimize._numdiff import approx_derivative
 from scipy.optimize._optimize import MemoizeJac
 
-from fastgd import _adapting
-from fastgd._groups import flag, nonnegative
-from fastgd._optimizer import Optimizer
-from fastgd._options import Options
-from fastgd._schedule import whole
+from fastgd.adapters import registry
 from fastgd.averages import EMA
+from fastgd.core.domains import flag, nonnegative
+from fastgd.core.optimizer import Optimizer
+from fastgd.core.options import Options
+from fastgd.schedules.base import whole
 
 Array = NDArray[Any]
 
@@ -114,7 +114,7 @@ class Method:
     def __init__(self, kind: type[Optimizer]) -> None:
         self.kind = kind
         self.__name__ = self.__qualname__ = name = kind.__name__.lower()
-        known = {*_adapting.hyper_of(kind), *Options.__annotations__} - REFUSED
+        known = {*registry.hyper_of(kind), *Options.__annotations__} - REFUSED
         self._known = frozenset(known)
         self.__doc__ = (
             f"`fastgd.{kind.__name__}` as a method of `scipy.optimize.minimize`.\n\n"
@@ -391,11 +391,11 @@ def number(value: Any) -> float:
 
 
 def __getattr__(name: str) -> Method:
-    if name in _adapting.names():
-        globals()[name] = method = Method(_adapting.named(name, "method"))
+    if name in registry.names():
+        globals()[name] = method = Method(registry.named(name, "method"))
         return method
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {__dir__()}")
 
 
 def __dir__() -> list[str]:
-    return ["Method", *sorted(_adapting.names())]
+    return ["Method", *sorted(registry.names())]

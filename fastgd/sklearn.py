@@ -32,9 +32,9 @@ import numpy as np
 import sklearn.neural_network as theirs
 from numpy.typing import NDArray
 
-from fastgd import _adapting
-from fastgd._optimizer import Optimizer
-from fastgd._options import Options
+from fastgd.adapters import registry
+from fastgd.core.optimizer import Optimizer
+from fastgd.core.options import Options
 
 __all__ = ["MLPClassifier", "MLPRegressor"]
 
@@ -70,12 +70,12 @@ def recipe(estimator: Any) -> tuple[type[Optimizer], dict[str, Any]]:
     elif name is None:
         hyper |= {
             "betas": (estimator.beta_1, estimator.beta_2),
-            "eps": _adapting.RawRootEps(estimator.epsilon, estimator.beta_2),
+            "eps": registry.RawRootEps(estimator.epsilon, estimator.beta_2),
         }
-    kind = _adapting.named(name or estimator.solver.replace("lbfgs", "sgd"), "optimizer")
+    kind = registry.named(name or estimator.solver.replace("lbfgs", "sgd"), "optimizer")
     # What the estimator has arguments for is given by these, and a learning rate likewise.
     own = set(hyper) - {"lr"}
-    known = {*_adapting.hyper_of(kind), *Options.__annotations__} - REFUSED - own
+    known = {*registry.hyper_of(kind), *Options.__annotations__} - REFUSED - own
     if unknown := [key for key in given if key not in known]:
         why = "is given by the estimator's own" if unknown[0] in own else "is not taken here"
         raise TypeError(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 REFERENCE = "fastgd/kernels/reference.py"
-OPTIMIZERS = "fastgd/optimizers.py"
+OPTIMIZERS = "fastgd/optimizers/__init__.py"
 FLOATS = {"f32": "float", "f64": "double"}
 # What coefficients may call, by the same name in Python's math and in C's.
 CALLS = ("exp", "log", "sqrt")

@@ -7,7 +7,7 @@ from importlib import import_module
 
 import numpy as np
 
-from fastgd.kernels.codecs import CODECS, TILE
+from fastgd.kernels.spec.codecs import CODECS, TILE
 
 POINTER, SIZE, INT, U64 = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int, ctypes.c_uint64
 LOAD = ctypes.CFUNCTYPE(None, POINTER, POINTER, POINTER, SIZE)

@@ -39,8 +39,8 @@ if __name__ == "__main__":
 else:
     import fastgd
 
-from fastgd._held import Held
-from fastgd._storage import EVERY_STATE
+from fastgd.core.stepper import Held
+from fastgd.core.storage import EVERY_STATE
 
 OPTIMIZERS = ("SGD", "Momentum", "Adagrad", "RMSprop", "Adam", "AdamW")
 OPTIONS = ("clip_by", "nonfinite", "zero_grads", "state_dtype", "master", "rounding", "min_8bit_size",

@@ -11,7 +11,8 @@ import pytest
 
 import fastgd
 from fastgd import kernels
-from fastgd.kernels import _engine, checks
+from fastgd.kernels import _engine
+from fastgd.kernels.memory import checks
 from fastgd.kernels.reference import RULES, Stages
 
 # Around every vector width (2 to 16 elements) and tile edge (256), and beyond two chunks.

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import fastgd
-from fastgd import _container
+from fastgd.checkpoint import container as _container
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fastgd
-from fastgd._optimizer import OPTIMIZERS
+from fastgd.core.optimizer import OPTIMIZERS
 
 F32 = np.float32
 

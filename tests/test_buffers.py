@@ -14,7 +14,7 @@ import pytest
 from test_engine import run_python
 
 import fastgd
-from fastgd.kernels import buffers
+from fastgd.kernels.memory import buffers
 
 F32 = np.float32
 VALUES = np.arange(1, 5, dtype=F32)
@@ -215,7 +215,7 @@ def test_closing_without_the_optimizers_hold_would_crash():
     """What `buffers.lent` is for: the same in a process of its own, without it."""
     code = """
 import mmap, numpy as np, fastgd
-from fastgd.kernels import buffers
+from fastgd.kernels.memory import buffers
 if {without}:
     buffers.lent = lambda a: None
 m = mmap.mmap(-1, 1 << 20)

@@ -25,7 +25,7 @@ from test_engine import run_python
 
 import fastgd
 from fastgd import kernels
-from fastgd._optimizer import OPTIMIZERS
+from fastgd.core.optimizer import OPTIMIZERS
 from fastgd.kernels import c_api, reference
 from fastgd.kernels.reference import RULES
 

@@ -16,7 +16,7 @@ from test_bad_input import assert_unchanged, snapshot
 from test_optimizers import CASES, leaves, made
 
 import fastgd
-from fastgd import _container
+from fastgd.checkpoint import container as _container
 from fastgd.schedules import Cosine, Linear, Warmup
 
 

@@ -14,7 +14,7 @@ import pytest
 from helpers import COMPILED, same_bits
 
 import fastgd
-from fastgd._rows import row_of
+from fastgd.core.rows import row_of
 
 F32, F64, F16, BF16 = np.float32, np.float64, np.float16, ml_dtypes.bfloat16
 

@@ -10,8 +10,8 @@ import pytest
 from compiled_codecs import Compiled, stored
 from helpers import COMPILED, SIZES, same_bits
 
-from fastgd.kernels import codecs
-from fastgd.kernels.codecs import CODECS, TILE
+from fastgd.kernels.spec import codecs
+from fastgd.kernels.spec.codecs import CODECS, TILE
 
 DTYPES = [np.float32, np.float64]
 ALL_16 = np.arange(65536, dtype=np.uint16)

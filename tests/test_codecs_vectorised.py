@@ -8,7 +8,7 @@ import pytest
 from helpers import COMPILED
 from test_vectorised import REGISTERS, disassembly, pytestmark
 
-from fastgd.kernels.codecs import CODECS
+from fastgd.kernels.spec.codecs import CODECS
 
 __all__ = ["disassembly", "pytestmark"]
 

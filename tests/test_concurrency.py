@@ -12,8 +12,8 @@ import pytest
 from helpers import run_python, same_bits
 
 import fastgd
-from fastgd._ema import EMA
-from fastgd._forks import Lost
+from fastgd.core.ema import EMA
+from fastgd.core.fork_locks import Lost
 
 N = 40_000  # enough for two threads inside a step
 SLOWER = 10 if "FASTGD_SANITIZE" in os.environ else 1

@@ -15,7 +15,7 @@ from helpers import Tensors, run_python
 import fastgd
 from fastgd.kernels import _engine
 from fastgd.kernels.reference import Stages
-from fastgd.kernels.stored import Stored
+from fastgd.kernels.spec.coded_array import Stored
 
 needs_openmp = pytest.mark.skipif(not _engine.has_openmp(), reason="built without OpenMP")
 

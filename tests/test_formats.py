@@ -7,8 +7,8 @@ import pytest
 from compiled_codecs import Compiled, stored
 from helpers import COMPILED
 
-from fastgd.kernels.codecs import CODECS, NAN_SCALE, TILE
-from fastgd.kernels.random_words import random_key, random_words
+from fastgd.kernels.spec.codecs import CODECS, NAN_SCALE, TILE
+from fastgd.kernels.spec.random_words import random_key, random_words
 
 STOCHASTIC = [name for name, codec in CODECS.items() if codec.stochastic]
 

@@ -27,9 +27,9 @@ from hypothesis.stateful import (
 from twins import KINDS, SCALES, WRONG, Cycle, Leaf, Spec, Twin, available, outcome
 
 import fastgd
-from fastgd._groups import SCHEDULABLE
-from fastgd._optimizer import OPTIMIZERS
-from fastgd._options import CLIP_BY, HYPER, NONFINITE
+from fastgd.core.domains import SCHEDULABLE
+from fastgd.core.optimizer import OPTIMIZERS
+from fastgd.core.options import CLIP_BY, HYPER, NONFINITE
 
 EXAMPLES = int(os.environ.get("FASTGD_FUZZ", "0"))
 SETTINGS = settings(

@@ -13,7 +13,7 @@ import pytest
 from helpers import COMPILED, same_bits
 
 import fastgd
-from fastgd._optimizer import OPTIMIZERS
+from fastgd.core.optimizer import OPTIMIZERS
 from fastgd.kernels.reference import RULES
 
 # Options that between them reach every rule and every stage, for each class.

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from helpers import same_bits
 
-from fastgd._packing import CODES, FOREIGN, checksum, pack, unpack
+from fastgd.checkpoint.packing import CODES, FOREIGN, checksum, pack, unpack
 
 
 def identical(a, b):

@@ -9,7 +9,7 @@ import pytest
 from compiled_codecs import Compiled
 from helpers import COMPILED
 
-from fastgd.kernels.random_words import TILE, random_key, random_words
+from fastgd.kernels.spec.random_words import TILE, random_key, random_words
 
 N = 1 << 20
 KEY = random_key(0, 1, 0)

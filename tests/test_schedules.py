@@ -14,8 +14,8 @@ from test_optimizers import CASES, leaves, made
 
 import fastgd
 from fastgd import schedules
-from fastgd._groups import SCHEDULABLE, two_fractions
-from fastgd._optimizer import OPTIMIZERS
+from fastgd.core.domains import SCHEDULABLE, two_fractions
+from fastgd.core.optimizer import OPTIMIZERS
 from fastgd.schedules import (
     Constant,
     Cosine,

@@ -11,13 +11,13 @@ import pytest
 from helpers import COMPILED, run_python, same_bits
 
 import fastgd
-from fastgd._optimizer import OPTIMIZERS
-from fastgd._storage import SQUARES, Piece
 from fastgd.averages import EMA
+from fastgd.core.optimizer import OPTIMIZERS
+from fastgd.core.storage import SQUARES, Piece
 from fastgd.functional import global_norm
-from fastgd.kernels.codecs import CODECS
-from fastgd.kernels.random_words import random_key, random_words
-from fastgd.kernels.stored import as_stored
+from fastgd.kernels.spec.codecs import CODECS
+from fastgd.kernels.spec.coded_array import as_stored
+from fastgd.kernels.spec.random_words import random_key, random_words
 
 F32, F64, F16, BF16 = np.float32, np.float64, np.float16, ml_dtypes.bfloat16
 SIZES = [0, 1, 7, 255, 256, 257, 1000, 4095, 4096, 5000, 70_001]

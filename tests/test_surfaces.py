@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import fastgd
-from fastgd import _data_surfaces, surfaces
+from fastgd import surfaces
 from fastgd.surfaces import SURFACES, quadratic
+from fastgd.surfaces import data as data_surfaces
 
 ROTATION = np.array([[0.6, -0.8], [0.8, 0.6]])
 MADE = {
@@ -269,7 +270,7 @@ def test_a_grid_in_parts_is_the_grid(monkeypatch):
     made = MADE["two columns"]()
     points = draw(made, (7, 5))
     whole = made.value(points), made.gradient(points)
-    monkeypatch.setattr(_data_surfaces, "BLOCK", 3 * made.n_samples)
+    monkeypatch.setattr(data_surfaces, "BLOCK", 3 * made.n_samples)
     parts = made.value(points), made.gradient(points)
     for a, b in zip(whole, parts, strict=True):
         assert a == pytest.approx(b, rel=1e-13)

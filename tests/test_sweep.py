@@ -15,8 +15,8 @@ import pytest
 from helpers import COMPILED, SIZES, same_bits
 
 import fastgd
-from fastgd._optimizer import OPTIMIZERS
 from fastgd.averages import EMA
+from fastgd.core.optimizer import OPTIMIZERS
 from fastgd.functional import global_norm
 
 F32, F64 = np.float32, np.float64

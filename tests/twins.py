@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import fastgd
-from fastgd._optimizer import OPTIMIZERS
 from fastgd.averages import EMA
+from fastgd.core.optimizer import OPTIMIZERS
 from fastgd.kernels.reference import RULES
 
 

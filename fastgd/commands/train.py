@@ -19,9 +19,9 @@ from sklearn.model_selection import train_test_split
 
 import fastgd
 from fastgd import plot
-from fastgd._optimizer import OPTIMIZERS
 from fastgd.commands import output
 from fastgd.commands.mlp import accuracy, fit, init_layers
+from fastgd.core.optimizer import OPTIMIZERS
 
 SIZES = (64, 96, 32, 10)
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from fastgd._version import __version__
 from fastgd.kernels import _engine
-from fastgd.kernels.checks import shown
+from fastgd.kernels.memory.checks import shown
 
 __all__ = [
     "available_backends",

@@ -7,7 +7,7 @@ from typing import Any, final
 from numpy import float64, int64
 from numpy.typing import NDArray
 
-from fastgd.kernels.stored import Stored
+from fastgd.kernels.spec.coded_array import Stored
 
 def use_backend(module: ModuleType | None) -> None: ...
 def x86_64_level() -> int: ...

@@ -18,10 +18,12 @@ from libc.string cimport memcpy, memset
 
 from cpython.pycapsule cimport PyCapsule_CheckExact, PyCapsule_GetPointer
 
-from fastgd.kernels._given cimport GIVEN, Given
+from fastgd.kernels._grad_pointers cimport GIVEN, Given
 from fastgd.kernels._types cimport *
 
-from fastgd.kernels import buffers, checks, codecs, reference, stored
+from fastgd.kernels import reference
+from fastgd.kernels.memory import buffers, checks
+from fastgd.kernels.spec import codecs, coded_array
 
 cdef extern from "codecs.h" nogil:
     cnp.uint64_t fastgd_random_key(cnp.uint64_t, cnp.uint64_t, cnp.uint64_t)
@@ -48,13 +50,13 @@ cdef object _MISSING = object()
 cdef dict CLIP_BY = {"all": 0, "group": 1, "tensor": 2}
 cdef dict NONFINITE = {"propagate": 0, "skip": 1, "raise": 2}
 
-include "_sweep.pxi"
-include "_machine.pxi"
-include "_norms.pxi"
-include "_arrays.pxi"
-include "_layout.pxi"
-include "_measured.pxi"
-include "_global_norm.pxi"
+include "engine/sweep.pxi"
+include "engine/backend.pxi"
+include "engine/norms/sums.pxi"
+include "engine/arrays.pxi"
+include "engine/layout.pxi"
+include "engine/norms/plan.pxi"
+include "engine/norms/tree.pxi"
 
 
 @cython.freelist(8)
@@ -313,7 +315,7 @@ cdef class Plan(Measured):
                 name, coefficients, stages = configured[t.setting]
                 stages = reference.Stages(t.factor, *stages[1:])
                 keys = [self.common.beside[i].key[k] for k in range(t.n_words)]
-                g = stored.as_stored(held[i])
+                g = coded_array.as_stored(held[i])
                 units = None
                 if t.flags & SCALE_UNITS:
                     units = np.array([t.factors[k] for k in range(t.n_units)])
@@ -321,7 +323,7 @@ cdef class Plan(Measured):
             if t.flags & AVERAGE:
                 reference.average(self.averages[i], p, *average)
             if t.flags & COPY:
-                reference.copy(stored.as_stored(self.copies[i]), p)
+                reference.copy(coded_array.as_stored(self.copies[i]), p)
             if t.flags & ZERO_GRADIENT:
                 held[i][...] = 0
 

@@ -4,7 +4,7 @@ from libc.math cimport sqrt, sqrtf
 
 from fastgd.kernels._types cimport *
 
-include "_rules.pxi"
-include "_codecs.pxi"
-include "_fused.pxi"
-include "_stages.pxi"
+include "loops/rules.pxi"
+include "loops/codecs.pxi"
+include "loops/fused.pxi"
+include "loops/stages.pxi"

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgd.kernels.random_words import random_words
-from fastgd.kernels.stored import Stored, as_stored, shifts
+from fastgd.kernels.spec.coded_array import Stored, as_stored, shifts
+from fastgd.kernels.spec.random_words import random_words
 
 Array = NDArray[Any]
 Squares = Array  # a state that is never negative

@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastgd import checkpoint
-from fastgd._groups import shown
-from fastgd._optimizer import Optimizer
-from fastgd._packing import pack
-from fastgd._state_dict import copied
 from fastgd.checkpoint import CheckpointError
-from fastgd.kernels.codecs import TILE
+from fastgd.checkpoint.packing import pack
+from fastgd.core.optimizer import Optimizer
+from fastgd.core.state_dict import copied
+from fastgd.kernels.memory.checks import shown
+from fastgd.kernels.spec.codecs import TILE
 from fastgd.mpi._link import NO_BITS, Link, RankError
 from fastgd.mpi._space import pieces, spaces
 

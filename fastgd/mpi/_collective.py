@@ -9,9 +9,10 @@ from typing import Any, NoReturn, Self
 
 from numpy.typing import NDArray
 
-from fastgd import _groups
-from fastgd._optimizer import Optimizer
-from fastgd._trees import Name
+from fastgd.core import domains
+from fastgd.core.groups import ParamGroup, not_an_attribute
+from fastgd.core.optimizer import Optimizer
+from fastgd.core.trees import Name
 from fastgd.mpi._exchange import Exchange
 from fastgd.mpi._link import NO_BITS, Link, is_agreed
 
@@ -96,7 +97,7 @@ class Collective:
                 p[...] = own
 
     @property
-    def param_groups(self) -> tuple[_groups.ParamGroup, ...]:
+    def param_groups(self) -> tuple[ParamGroup, ...]:
         """The groups, whose ``"params"`` are this rank's pieces."""
         return self.shard.param_groups
 
@@ -121,7 +122,7 @@ class Collective:
         return self.shard.lr
 
     @lr.setter
-    def lr(self, value: _groups.Scalar) -> None:
+    def lr(self, value: domains.Scalar) -> None:
         self.shard.lr = value
 
     @property
@@ -140,7 +141,7 @@ class Collective:
         """Refuse to set what would be without effect."""
         shard = self.__dict__.get("shard")
         if name != "lr" and shard is not None and name in shard.domains:
-            raise _groups.not_an_attribute(name)
+            raise not_an_attribute(name)
         super().__setattr__(name, value)
 
     def __enter__(self) -> Self:

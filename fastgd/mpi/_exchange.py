@@ -10,7 +10,7 @@ import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
 
-from fastgd.kernels.stored import as_stored, computed
+from fastgd.kernels.spec.coded_array import as_stored, computed
 from fastgd.mpi._link import Link
 from fastgd.mpi._space import Bucket, Segment, Space, buckets, flat
 

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgd._groups import shown
-from fastgd._optimizer import Optimizer
-from fastgd._trees import Name, Path, Structure, flatten, name_of, unflatten
-from fastgd.kernels import buffers, checks
-from fastgd.kernels.stored import as_stored
+from fastgd.core.optimizer import Optimizer
+from fastgd.core.trees import Name, Path, Structure, flatten, name_of, unflatten
+from fastgd.kernels.memory import buffers, checks
+from fastgd.kernels.memory.checks import shown
+from fastgd.kernels.spec.coded_array import as_stored
 
 Array = NDArray[Any]
 

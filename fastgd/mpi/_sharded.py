@@ -10,11 +10,13 @@ import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
 
-from fastgd import _groups, _storage
-from fastgd._ema import EMA
-from fastgd._optimizer import OPTIMIZERS, Optimizer
-from fastgd._trees import unflatten
+from fastgd.core import domains
+from fastgd.core import storage as _storage
+from fastgd.core.ema import EMA
+from fastgd.core.optimizer import OPTIMIZERS, Optimizer
+from fastgd.core.trees import unflatten
 from fastgd.kernels._engine import StepRecord
+from fastgd.kernels.memory.checks import shown
 from fastgd.mpi import _checkpoint, _params
 from fastgd.mpi._collective import Collective
 from fastgd.mpi._exchange import Exchange
@@ -126,12 +128,12 @@ class Sharded(Collective):
         if comm is None:
             comm = MPI.COMM_WORLD
         if not isinstance(comm, MPI.Intracomm) or comm == MPI.COMM_NULL:
-            raise TypeError(f"comm: expected an intracommunicator, found {_groups.shown(comm)}")
+            raise TypeError(f"comm: expected an intracommunicator, found {shown(comm)}")
         error: Exception | None = None
         lines: list[str] = []
         self.timeout = TIMEOUT
         try:
-            self.timeout = _groups.positive(timeout, "timeout")
+            self.timeout = domains.positive(timeout, "timeout")
         except Exception as caught:
             error = caught
         self._link = link_of(comm, self.timeout)
@@ -167,13 +169,11 @@ class Sharded(Collective):
         if not (isinstance(opt_class, type) and issubclass(opt_class, Optimizer)) or (
             opt_class.__name__ not in OPTIMIZERS
         ):
-            raise TypeError(
-                f"opt_class: expected a class as fastgd.Adam, found {_groups.shown(opt_class)}"
-            )
+            raise TypeError(f"opt_class: expected a class as fastgd.Adam, found {shown(opt_class)}")
         if reduction not in ("mean", "sum"):
-            raise ValueError(f"reduction: expected mean or sum, found {_groups.shown(reduction)}")
-        ordered = _groups.flag(ordered, "ordered")
-        size = _groups.whole(bucket_bytes, "bucket_bytes", 2**31)
+            raise ValueError(f"reduction: expected mean or sum, found {shown(reduction)}")
+        ordered = domains.flag(ordered, "ordered")
+        size = domains.whole(bucket_bytes, "bucket_bytes", 2**31)
         if not size:
             raise ValueError("bucket_bytes: expected a number above 0, found 0")
         for key, problem in _params.REFUSED.items():
@@ -183,7 +183,7 @@ class Sharded(Collective):
         if isinstance(options.get("average"), EMA):
             raise TypeError("average: expected a number, as each rank averages only its pieces")
         self._bound = options.pop("grads", None)
-        self._zero = _groups.flag(options.pop("zero_grads", False), "zero_grads")
+        self._zero = domains.flag(options.pop("zero_grads", False), "zero_grads")
         parameters = _params.read(params)
         if self._bound is not None:
             _params.read_grads(parameters, self._bound, self._zero)
@@ -300,7 +300,7 @@ class Sharded(Collective):
         try:
             if self.shard.average is not None:
                 self.shard.average.refuse_swapped(call)
-            check = _groups.number if name == "grad_scale" else _groups.positive
+            check = domains.number if name == "grad_scale" else domains.positive
             number = check(number, name)
             if may_lack and grads is not None:
                 raise RuntimeError("step: gradients were accumulated that no step has taken yet")

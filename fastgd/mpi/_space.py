@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from fastgd.kernels.stored import as_stored
+from fastgd.kernels.spec.coded_array import as_stored
 
 Array = NDArray[Any]
 

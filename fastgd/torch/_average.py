@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastgd import _groups
 from fastgd import averages as arrays
+from fastgd.core import domains
 from fastgd.torch._states import AVERAGE, AVERAGE_STEP, count_of
 
 
@@ -54,9 +54,9 @@ class EMA:
     def __init__(
         self, decay: float = 0.999, bias_correction: bool = True, warmup: bool = False
     ) -> None:
-        self.decay = _groups.fraction(decay, "decay")
-        self.bias_correction = _groups.flag(bias_correction, "bias_correction")
-        self.warmup = _groups.flag(warmup, "warmup")
+        self.decay = domains.fraction(decay, "decay")
+        self.bias_correction = domains.flag(bias_correction, "bias_correction")
+        self.warmup = domains.flag(warmup, "warmup")
         if warmup and bias_correction:
             raise ValueError("warmup: expected without bias_correction, which does the same")
         self.steps: NDArray[np.int64] = np.zeros(1, np.int64)
@@ -70,7 +70,7 @@ class EMA:
             return None
         if isinstance(value, arrays.EMA):
             raise TypeError("average: expected fastgd.torch.EMA, found fastgd.averages.EMA")
-        average = value if isinstance(value, cls) else cls(_groups.fraction(value, "average"))
+        average = value if isinstance(value, cls) else cls(domains.fraction(value, "average"))
         if average._opt not in (None, opt):
             raise ValueError("average: expected an EMA of its own, found one bound already")
         average._opt = opt

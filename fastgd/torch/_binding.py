@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from fastgd import Optimizer
-from fastgd._rows import row_of
-from fastgd._storage import Storage
+from fastgd.core.rows import row_of
+from fastgd.core.storage import Storage
 from fastgd.kernels._engine import StepRecord
-from fastgd.kernels._tensors import Watch
+from fastgd.kernels._watch import Watch
 from fastgd.torch import _tensors
 from fastgd.torch._average import EMA
 from fastgd.torch._handles import HANDLES

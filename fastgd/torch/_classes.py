@@ -9,7 +9,7 @@ import torch
 
 from fastgd import Optimizer as FastgdOptimizer
 from fastgd import optimizers
-from fastgd._options import HYPER
+from fastgd.core.options import HYPER
 from fastgd.torch._optimizer import HOW, Optimizer
 from fastgd.torch._options import FIXED, PARAMETERS, refuse_absent
 

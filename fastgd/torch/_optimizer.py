@@ -11,8 +11,8 @@ import torch
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from fastgd import Optimizer as FastgdOptimizer
-from fastgd import _forks
-from fastgd._groups import ParamGroup
+from fastgd.core import fork_locks
+from fastgd.core.groups import ParamGroup
 from fastgd.kernels._engine import StepRecord
 from fastgd.kernels.reference import RULES
 from fastgd.torch import _sharing, _tensors
@@ -66,7 +66,7 @@ class Optimizer(torch.optim.Optimizer):
     def _reset(self) -> None:
         self._binding: Binding | None = None
         self._lock = RLock()
-        _forks.guard(self, "_lock")
+        fork_locks.guard(self, "_lock")
         self._skipped = np.zeros(1, np.int64)
         self.record: StepRecord | None = None
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from inspect import Parameter
 from typing import Any
 
-from fastgd import _options, _storage
+from fastgd.core import options as _options
+from fastgd.core import storage as _storage
 
 # What may be given beside the hyper-parameters, and what it is if it isn't.
 FIXED: dict[str, Any] = {

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastgd._groups import whole
-from fastgd._storage import Storage
-from fastgd.kernels.stored import codec_of
+from fastgd.core.domains import whole
+from fastgd.core.storage import Storage
+from fastgd.kernels.spec.coded_array import codec_of
 from fastgd.torch._states import AVERAGE, AVERAGE_STEP
 
 

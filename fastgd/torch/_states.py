@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastgd._groups import number
-from fastgd._storage import Storage, saved_as
-from fastgd.kernels.codecs import CODECS, TILE
+from fastgd.core.domains import number
+from fastgd.core.storage import Storage, saved_as
 from fastgd.kernels.reference import RULES
-from fastgd.kernels.stored import codec_of, computed
+from fastgd.kernels.spec.codecs import CODECS, TILE
+from fastgd.kernels.spec.coded_array import codec_of, computed
 from fastgd.torch import _tensors
 
 Array = NDArray[Any]

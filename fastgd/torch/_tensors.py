@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from fastgd._rows import row_of
-from fastgd.kernels import _tensors
+from fastgd.core.rows import row_of
+from fastgd.kernels import _watch
 
 # The table of C functions through which tensors say where their memory is.
 API = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
@@ -57,7 +57,7 @@ def fault(tensor: Any) -> Exception | None:
         return TypeError(f"expected dtype {known}, found {tensor.dtype}")
     if tensor.is_inference():
         return ValueError("expected a tensor made outside inference mode, found one made inside")
-    if _tensors.flat(API, tensor, None) is None:
+    if _watch.flat(API, tensor, None) is None:
         return TypeError(f"expected a tensor with memory of its own, found {type(tensor).__name__}")
     if not is_dense(tensor):
         return ValueError(
@@ -103,7 +103,7 @@ def flat(tensor: Any) -> NDArray[Any]:
     The array keeps that memory, though not the tensor's hold on it: ``tensor.data = ...`` leaves it
     behind.  Unlike ``tensor.numpy()`` this lets the storage still be resized by its owner.
     """
-    array = _tensors.flat(API, tensor, tensor.detach())
+    array = _watch.flat(API, tensor, tensor.detach())
     if array is None:
         raise RuntimeError("a tensor without fault has no memory")
     return array

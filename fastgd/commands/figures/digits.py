@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 
-from fastgd._optimizer import OPTIMIZERS
 from fastgd.commands import train
 from fastgd.commands.figures.picture import Picture
+from fastgd.core.optimizer import OPTIMIZERS
 
 EPOCHS = 30
 

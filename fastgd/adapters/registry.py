@@ -1,0 +1,69 @@
+"""What the adapters to other libraries share: optimizers by name, and conventions not ours."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import sqrt
+
+from fastgd.core.optimizer import OPTIMIZERS, Optimizer
+
+
+def names() -> list[str]:
+    """The names of all optimizers, in lower case as in `fastgd.functional`."""
+    return [name.lower() for name in OPTIMIZERS]
+
+
+def named(name: object, what: str) -> type[Optimizer]:
+    """The optimizer of a name in lower case.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it isn't a name, or that of no optimizer; the message begins with `what`.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"{what}: expected the name of an optimizer, found {name!r}")
+    for known, kind in OPTIMIZERS.items():
+        if known.lower() == name:
+            return kind
+    raise ValueError(f"{what}: expected one of {', '.join(names())}, found {name!r}")
+
+
+def hyper_of(kind: type[Optimizer]) -> dict[str, inspect.Parameter]:
+    """The hyper-parameters of an optimizer by name, as its constructor declares them."""
+    arguments = inspect.signature(kind.__init__).parameters
+    return {key: argument for key, argument in arguments.items() if key in kind.domains}
+
+
+@dataclass(frozen=True)
+class RawRootEps:
+    r"""The schedule of Adam's ``eps`` for those who add it to the root that isn't corrected.
+
+    scikit-learn, thinc and Keras compute
+    :math:`\alpha \sqrt{c_2} / c_1 \cdot m / (\sqrt{v} + \epsilon)`, with
+    :math:`c_i = 1 - \beta_i^t`, the efficient form at the end of section 2 of Kingma and Ba, 2015;
+    torch and fastgd add ε to the corrected root.  With :math:`\epsilon / \sqrt{c_2}` for ε the two
+    are the same.
+
+    Parameters
+    ----------
+    eps : float
+        ε.
+    beta2 : float or callable
+        β₂, or its schedule.
+
+    Examples
+    --------
+    >>> RawRootEps(1e-8, 0.75)(0)
+    2e-08
+    """
+
+    eps: float
+    beta2: float | Callable[[int], float]
+
+    def __call__(self, step: int) -> float:
+        """ε for a step, the first being 0."""
+        beta2 = self.beta2(step) if callable(self.beta2) else self.beta2
+        return self.eps / sqrt(1.0 - beta2 ** (step + 1))

@@ -1,0 +1,314 @@
+"""Checkpoints: an optimizer, its parameters and what else a run needs, in one file and back.
+
+The file is in the format of safetensors, so that other programs can read its arrays: the parameters
+are named ``params.…`` there, the states ``opt.state.…``.  All else is JSON in its metadata, see
+`fastgd.checkpoint.container`.  Nothing in it is code.
+"""
+
+from __future__ import annotations
+
+import os
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastgd._version import __version__
+from fastgd.checkpoint import container as _container
+from fastgd.checkpoint.atomic import replacement
+from fastgd.checkpoint.packing import Stored, pack
+from fastgd.core.optimizer import Optimizer
+from fastgd.core.state_dict import _match
+from fastgd.core.trees import Name, flatten, name_of
+from fastgd.kernels.memory import checks
+
+__all__ = ["CheckpointError", "load", "save"]
+
+Array = NDArray[Any]
+Named = dict[Name, Any]
+
+
+class CheckpointError(ValueError):
+    """A file that is no checkpoint, is damaged, or doesn't fit what it is to be loaded into.
+
+    The message begins with the file's path, and says what was expected and found.
+    """
+
+
+def save(
+    path: str | os.PathLike[str],
+    opt: Optimizer | None = None,
+    *,
+    params: object = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Write an optimizer and its parameters to a file, which is replaced whole or not at all.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file.  If there is one, it is the old checkpoint until the new one is safely on the
+        disk; what a symbolic link leads to is replaced, and permissions are kept.
+    opt : Optimizer, optional
+        Whose hyper-parameters, states and step counts to save.
+    params : array, nested lists and dicts of arrays, or groups, optional
+        The parameters, by default those of `opt`.  Give a model's whole tree if it also has arrays
+        that are not trained; an empty list saves none.
+    metadata : dict, optional
+        Whatever else the run needs, say the epoch or a generator's ``bit_generator.state``:
+        numbers, strings, None, arrays, and lists, tuples and dicts of these.
+
+    Raises
+    ------
+    OSError
+        If the file can't be written; a full disk, for one.
+    TypeError, ValueError
+        If there is something in `params` or `metadata` that can't be saved, or nothing to save.
+    RuntimeError
+        If the optimizer's averages stand in the place of the weights.
+    ImportError
+        Without safetensors.
+
+    Notes
+    -----
+    Whatever is raised, and if the process is killed at any moment, the old checkpoint stays or the
+    new one is complete: it is written beside the old one, flushed to the disk (fsync), opened for
+    a check, and renamed.  A killed process leaves a file ``.fastgd-….tmp``, which the next save
+    into the folder removes.
+
+    Steps that other threads take wait while the file is written, not while it is flushed to the
+    disk.  Schedules are code, and saved as the numbers they were last.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, fastgd
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> file = f"{folder.name}/run.safetensors"
+    >>> params = {"W": np.ones(2)}
+    >>> opt = fastgd.Adam(params, lr=0.1)
+    >>> _ = opt.step({"W": np.ones(2)})
+    >>> fastgd.save(file, opt, metadata={"epoch": 3})
+
+    And in another process:
+
+    >>> params = {"W": np.zeros(2)}
+    >>> opt = fastgd.Adam(params)
+    >>> fastgd.load(file, opt)
+    {'epoch': 3}
+    >>> params["W"], opt.lr, int(opt.state["W"]["step"])
+    (array([0.9, 0.9]), 0.1, 1)
+    >>> folder.cleanup()
+    """
+    safetensors = _container.library("fastgd.save")
+    file = _as_path(path)
+    _check_optimizer(opt)
+    if opt is None and params is None:
+        raise ValueError("params: expected parameters or an optimizer to save, found neither")
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise TypeError(f"metadata: expected a dict, found {type(metadata).__name__}")
+    arrays: dict[str, Stored] = {}
+    content = {"written_by": f"fastgd {__version__}", "optimizer": None, "opt": None}
+    content["metadata"] = pack(dict(metadata or {}), ("metadata",), arrays)
+    with replacement(file) as new:
+        with nullcontext() if opt is None else opt._following(keep=False):
+            _refuse_swapped(opt, "save")
+            named = _parameters(opt, params)
+            content["params"] = pack(named[0] if len(named) == 1 else named, ("params",), arrays)
+            if opt is not None:
+                content["optimizer"] = type(opt).__name__
+                content["opt"] = pack(opt._written(), ("opt",), arrays)
+            _container.write(new, content, arrays)
+        _container.check(new.name, file, safetensors)
+
+
+def load(
+    path: str | os.PathLike[str], opt: Optimizer | None = None, *, params: object = None
+) -> dict[str, Any]:
+    """Take an optimizer and its parameters back from a file that `save` wrote, in place.
+
+    Make parameters and optimizer as for a new run, with the same schedules, and load: the steps
+    that follow give the same bits as if the run had never stopped.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file.
+    opt : Optimizer, optional
+        Takes hyper-parameters, states and step counts; of the same class as the one that was
+        saved, and with parameters of the same names, shapes and dtypes.
+    params : array, nested lists and dicts of arrays, or groups, optional
+        Where to put the parameters, by default those of `opt`; in the form in which they were
+        saved.  They are matched as `Optimizer.load_state_dict` does it: by name where both sides
+        have names, else by order.  An empty list takes none, if none were saved.
+
+    Returns
+    -------
+    dict
+        The metadata given to `save`; empty without.
+
+    Raises
+    ------
+    CheckpointError
+        A ValueError: if the file is something else or damaged, or doesn't fit `opt` and `params`.
+    OSError
+        If the file can't be read, or isn't there.
+    TypeError
+        If there is something else than arrays in `params`.
+    RuntimeError
+        If the optimizer's averages stand in the place of the weights.
+    ImportError
+        Without safetensors.
+
+    Notes
+    -----
+    Everything is read and checked, each bit by a checksum, before the first write: if anything is
+    raised, optimizer and parameters are as they were.
+
+    With `params` alone, only these are loaded, say to use a model without training it; with
+    neither, the file is checked and its metadata returned.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, fastgd
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> file = f"{folder.name}/run.safetensors"
+    >>> fastgd.save(file, params=[np.arange(3.0)])
+    >>> w = np.zeros(3)
+    >>> fastgd.load(file, params=[w])
+    {}
+    >>> w
+    array([0., 1., 2.])
+    >>> fastgd.load(file, params=[np.zeros(4)])  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    fastgd.checkpoint.CheckpointError: ...: params[0]: expected shape (4,), found (3,)
+    >>> folder.cleanup()
+    """
+    file = _as_path(path)
+    _check_optimizer(opt)
+    targets = None if opt is None and params is None else _parameters(opt, params)
+    content = _read(file)
+    with nullcontext() if opt is None else opt._lock:
+        _refuse_swapped(opt, "load")
+        try:
+            pairs = [] if targets is None else _matched(targets, content["params"])
+            if opt is not None:
+                if content["optimizer"] != type(opt).__name__:
+                    expected, found = type(opt).__name__, content["optimizer"] or "none"
+                    raise ValueError(f"optimizer: expected {expected}, found {found}")
+                opt.load_state_dict(content["opt"])
+        except (TypeError, ValueError, KeyError) as error:
+            # str() of a KeyError has quotes around it.
+            raise CheckpointError(f"{file}: {error.args[0] if error.args else error}") from error
+        for target, saved in pairs:
+            target[...] = saved
+        if opt is not None:
+            opt._copy_out()
+    metadata: dict[str, Any] = content["metadata"]
+    return metadata
+
+
+def _as_path(path: Any) -> str:
+    try:
+        return os.fsdecode(path)
+    except TypeError:
+        found = type(path).__name__
+        raise TypeError(f"path: expected a string or a path, found {found}") from None
+
+
+def _refuse_swapped(opt: Optimizer | None, what: str) -> None:
+    """Neither averages are to be saved as weights, nor weights to be loaded and then put back."""
+    if opt is not None and opt.average is not None:
+        opt.average.refuse_swapped(what)
+
+
+def _check_optimizer(opt: object) -> None:
+    if opt is not None and not isinstance(opt, Optimizer):
+        raise TypeError(f"opt: expected an optimizer, found {type(opt).__name__}")
+
+
+def _read(file: str) -> dict[str, Any]:
+    """The content of a file, as far as it can be checked without knowing what it is for."""
+    safetensors = _container.library("fastgd.load")
+    try:
+        content = _container.read(file, safetensors)
+        expected = {"written_by", "optimizer", "opt", "params", "metadata"}
+        if not isinstance(content, dict) or set(content) != expected:
+            found = reprlib.repr(content)
+            raise ValueError(f"content: expected a dict of {sorted(expected)}, found {found}")
+        if not isinstance(content["metadata"], dict):
+            found = type(content["metadata"]).__name__
+            raise ValueError(f"metadata: expected a dict, found a {found}")
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+    return content
+
+
+# ------------------------------------------------------------------------------ the parameters
+
+
+def _parameters(opt: Optimizer | None, params: object) -> list[Named]:
+    """The arrays of each group by name; a tree counts as one group."""
+    if params is None:
+        assert opt is not None
+        groups = opt.param_groups
+        return [dict(zip(g["param_names"], g["params"], strict=True)) for g in groups]
+    if isinstance(params, Iterator):
+        params = list(params)
+    if isinstance(params, (list, tuple)) and any(
+        isinstance(entry, Mapping) and "params" in entry for entry in params
+    ):
+        for k, group in enumerate(params):
+            if not isinstance(group, Mapping) or "params" not in group:
+                found = reprlib.repr(group)
+                raise TypeError(f"params[{k}]: expected a dict with 'params', found {found}")
+        return [_named(group["params"], (k,)) for k, group in enumerate(params)]
+    return [_named(params, ())]
+
+
+def _named(tree: object, prefix: tuple[object, ...]) -> Named:
+    named: Named = {}
+    for path, leaf in flatten(tree)[1]:
+        name, label = name_of(path), checks.label((*prefix, *path))
+        if name in named:
+            raise ValueError(f"params: expected names of their own, found {name!r} twice")
+        named[name] = checks.as_array(leaf, f"params{label}")
+    return named
+
+
+def _matched(targets: Sequence[Named], saved: Any) -> list[tuple[Array, Array]]:
+    """Each array with what it is to take, checked."""
+    groups = saved if isinstance(saved, list) else [saved]
+    if not all(isinstance(group, dict) for group in groups):
+        raise ValueError(f"params: expected arrays by name, found {reprlib.repr(saved)}")
+    if len(groups) != len(targets):
+        raise ValueError(f"params: expected {len(targets)} groups, found {len(groups)}")
+    pairs = []
+    for k, (ours, theirs) in enumerate(zip(targets, groups, strict=True)):
+        prefix = (k,) if len(targets) > 1 else ()
+        if len(ours) != len(theirs):
+            where = f"params{checks.label(prefix)}"
+            raise ValueError(f"{where}: expected {len(ours)} parameters, found {len(theirs)}")
+        # The very rule by which states find their parameters.
+        names = {"params": list(theirs.values()), "param_names": list(theirs)}
+        try:
+            matched = _match(list(ours), names)
+        except ValueError as error:
+            raise ValueError(str(error).replace("state_dict:", "params:", 1)) from None
+        for name, found in matched.items():
+            pairs.append((ours[name], found))
+            _check_pair(ours[name], found, f"params{checks.label((*prefix, name))}")
+    return pairs
+
+
+def _check_pair(target: Array, found: Any, label: str) -> None:
+    if not isinstance(found, np.ndarray):
+        raise ValueError(f"{label}: expected an array, found {reprlib.repr(found)}")
+    if target.dtype.newbyteorder("=") != found.dtype.newbyteorder("="):
+        raise ValueError(f"{label}: expected dtype {target.dtype}, found {found.dtype}")
+    if target.shape != found.shape:
+        raise ValueError(f"{label}: expected shape {target.shape}, found {found.shape}")
+    if not target.flags.writeable:
+        raise ValueError(f"{label}: expected a writeable array to load into, found a read-only one")

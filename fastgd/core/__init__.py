@@ -1,0 +1,1 @@
+"""What every optimizer is made of: groups, states, options, storage, steps."""

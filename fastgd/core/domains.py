@@ -1,0 +1,132 @@
+"""What values hyper-parameters and arguments may take, and the words that refuse others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from operator import index
+from typing import Any, TypeVar
+
+import numpy as np
+
+from fastgd.kernels.memory.checks import shown
+
+# From a hyper-parameter's value and what to call it to the clean value; raises if it isn't one.
+Domain = Callable[[Any, str], Any]
+
+# What a hyper-parameter may be given as: a number, or a schedule, from a step to a number.
+Scalar = float | Callable[[int], float]
+Pair = tuple[Scalar, Scalar] | Callable[[int], tuple[float, float]]
+
+# The domains of what every step uses afresh, which may therefore change from step to step.
+SCHEDULABLE: set[Domain] = set()
+_D = TypeVar("_D", bound=Domain)
+
+
+def schedulable(domain: _D) -> _D:
+    """Let the hyper-parameters of a domain be schedules; of pairs, (0, 0) has to be in it."""
+    SCHEDULABLE.add(domain)
+    return domain
+
+
+def number(value: Any, name: str) -> float:
+    """Any finite number."""
+    try:
+        if isinstance(value, (bool, np.bool, str)):
+            raise TypeError
+        result = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected a number, found {shown(value)}") from None
+    except OverflowError:
+        raise ValueError(f"{name}: expected a finite number, found {shown(value)}") from None
+    if not math.isfinite(result):
+        raise ValueError(f"{name}: expected a finite number, found {value}")
+    return result
+
+
+@schedulable
+def nonnegative(value: Any, name: str) -> float:
+    """A finite number of at least 0."""
+    result = number(value, name)
+    if result < 0:
+        raise ValueError(f"{name}: expected a number of at least 0, found {value}")
+    return result
+
+
+def positive(value: Any, name: str) -> float:
+    """A finite number above 0."""
+    result = number(value, name)
+    if result <= 0:
+        raise ValueError(f"{name}: expected a number above 0, found {value}")
+    return result
+
+
+def whole(value: Any, name: str, end: int) -> int:
+    """An integer from 0 to below `end`."""
+    try:
+        result = index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, found {shown(value)}") from None
+    if not 0 <= result < end:
+        raise ValueError(f"{name}: expected a number from 0 to below {end}, found {shown(value)}")
+    return result
+
+
+@schedulable
+def limit(value: Any, name: str) -> float | None:
+    """A finite number above 0, or None for no limit."""
+    return None if value is None else positive(value, name)
+
+
+def start(value: Any, name: str) -> float:
+    """A finite number of at least 0 that is used once, so that a schedule makes no sense."""
+    return nonnegative(value, name)
+
+
+@schedulable
+def fraction(value: Any, name: str) -> float:
+    """The weight of an exponential average: at least 0, below 1."""
+    result = number(value, name)
+    if not 0 <= result < 1:
+        raise ValueError(f"{name}: expected a number from 0 to below 1, found {value}")
+    return result
+
+
+@schedulable
+def two_fractions(value: Any, name: str) -> tuple[float, float]:
+    """The weights of two exponential averages."""
+    if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, str):
+        raise TypeError(f"{name}: expected two numbers, found {shown(value)}")
+    values = tuple(fraction(v, f"{name}[{k}]") for k, v in enumerate(value))
+    if len(values) != 2:
+        raise ValueError(f"{name}: expected two numbers, found {len(values)}")
+    return values
+
+
+def flag(value: Any, name: str) -> bool:
+    """True or False."""
+    if not isinstance(value, (bool, np.bool)):
+        raise TypeError(f"{name}: expected True or False, found {shown(value)}")
+    return bool(value)
+
+
+def one_of(choices: Sequence[str], value: object, name: str) -> str:
+    """One of several words."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected a str, found {shown(value)}")
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, found {shown(value)}")
+    return str(value)
+
+
+def is_schedule(value: Any) -> bool:
+    """Whether a value, or one of several, has to be worked out for each step."""
+    return callable(value) or (isinstance(value, (tuple, list)) and any(map(callable, value)))
+
+
+def check_schedule(value: Any, domain: Domain, name: str) -> Any:
+    """Check what can be checked of a schedule before its steps: the numbers beside it."""
+    if callable(value):
+        return value
+    checked = domain([0 if callable(v) else v for v in value], name)
+    return tuple(v if callable(v) else c for v, c in zip(value, checked, strict=True))

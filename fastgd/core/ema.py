@@ -1,0 +1,282 @@
+"""The exponentially weighted average of a model's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from threading import RLock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastgd.core import domains, fork_locks
+from fastgd.core.trees import Name, flatten, name_of
+from fastgd.kernels._engine import Plan
+from fastgd.kernels.memory import checks
+from fastgd.kernels.memory.alloc import zeros_beside
+from fastgd.kernels.memory.checks import shown
+from fastgd.kernels.reference import Stages
+from fastgd.kernels.spec.coded_array import as_stored, computed
+
+Array = NDArray[Any]
+
+
+def _like(p: Array) -> Array:
+    """Zeros like a parameter, of the type that it is computed with."""
+    return zeros_beside(p, computed(p.dtype))
+
+
+def _set(to: Array, values: Array) -> None:
+    """Set an array of any dtype of floats to the values of another, rounded to nearest."""
+    as_stored(to).store(as_stored(values).load(computed(values.dtype)).copy())
+
+
+class EMA:
+    r"""The exponentially weighted average of a model's weights, over all its arrays in one call.
+
+    .. math::
+        A_t = \beta_t A_{t-1} + (1 - \beta_t) W_t
+
+    Parameters
+    ----------
+    params : array, nested lists and dicts of arrays
+        The weights; float32 or float64, contiguous. They are only read, but for `swapped`.
+    decay : float
+        β, from 0 to below 1.
+    bias_correction : bool
+        Start from nothing, as an average of the weights seen so far:
+        :math:`\beta_t = \beta (1 - \beta^{t-1}) / (1 - \beta^t)`, so that :math:`A_1 = W_1`.
+        Otherwise start from the weights as they are now, as torch's ``AveragedModel`` does.
+    warmup : bool
+        Let the past count for less at first: β at most (1 + t)/(10 + t) at the t-th update.
+        Instead of bias correction, not with it.
+
+    Attributes
+    ----------
+    averages : dict
+        The averaged arrays by the name of their parameter.
+    step : int
+        The number of updates.
+    bound : bool
+        Whether an optimizer's steps update it, and nobody else.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter or `decay` is not usable; the message names it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> params = {"W": np.zeros(2)}
+    >>> ema = EMA(params, decay=0.9)
+    >>> for k in range(3):
+    ...     params["W"] += 1.0
+    ...     ema.update()
+    >>> with ema.swapped():
+    ...     print(params["W"].round(2))
+    [2.07 2.07]
+    >>> params["W"]
+    array([3., 3.])
+    """
+
+    def __init__(
+        self,
+        params: object,
+        decay: float = 0.999,
+        bias_correction: bool = True,
+        warmup: bool = False,
+    ) -> None:
+        self.decay = domains.fraction(decay, "decay")
+        self.bias_correction = domains.flag(bias_correction, "bias_correction")
+        self.warmup = domains.flag(warmup, "warmup")
+        if warmup and bias_correction:
+            raise ValueError("warmup: expected without bias_correction, which does the same")
+        _, leaves = flatten(params)
+        if not leaves:
+            raise ValueError("params: expected at least one parameter, found none")
+        self._labels = [checks.label(path) for path, _ in leaves]
+        self._params = [
+            checks.check_parameter(leaf, f"params{label}", checks.ANY)
+            for (_, leaf), label in zip(leaves, self._labels, strict=True)
+        ]
+        names = [name_of(path) for path, _ in leaves]
+        start = [_like(p) for p in self._params]
+        self.averages = dict(zip(names, start, strict=True))
+        if len(self.averages) != len(names):
+            raise ValueError(f"params: expected names of their own, found {names}")
+        if not self.bias_correction:
+            for average, p in zip(start, self._params, strict=True):
+                _set(average, p)
+        self.steps = np.zeros(len(names), np.int64)
+        self.lock = RLock()
+        fork_locks.guard(self, "lock")
+        self._swapped = False
+        self.bound = False
+        self._make_plan()
+
+    def refuse_others(self, params: Sequence[Array]) -> None:
+        """Raise ValueError unless an optimizer of these parameters may bind this average."""
+        if self.bound:
+            raise ValueError("average: expected an EMA of its own, found one bound already")
+        if len(params) != len(self._params) or any(
+            p.ctypes.data != q.ctypes.data or p.shape != q.shape or p.dtype != q.dtype
+            for p, q in zip(params, self._params, strict=True)
+        ):
+            raise ValueError("average: expected an EMA of the optimizer's parameters, in its order")
+
+    def bind(self, params: Mapping[Name, Array]) -> None:
+        """Leave updates to the optimizer of these parameters, and call them by its names."""
+        self.averages = dict(zip(params, self.averages.values(), strict=True))
+        self._params, self.bound = list(params.values()), True
+
+    def extend(self, params: Mapping[Name, Array]) -> None:
+        """Average more parameters, which count as having stood still so far."""
+        self.averages = self.averages | {name: _like(p) for name, p in params.items()}
+        for name, p in params.items():
+            _set(self.averages[name], p)
+        self._params = [*self._params, *params.values()]
+        self._labels = [*self._labels, *(checks.label((name,)) for name in params)]
+        self.steps = np.full(len(self._params), self.step, np.int64)
+        self._make_plan()
+
+    def _make_plan(self) -> None:
+        # To the engine the averages are what is updated, and the weights what is only read.
+        count = len(self._params)
+        averages = list(self.averages.values())
+        self._plan = Plan(
+            [None] * count,
+            averages,
+            self._labels,
+            [0] * count,
+            [()] * count,
+            [()] * count,
+            self.steps,
+            self._params,
+        )
+
+    @property
+    def step(self) -> int:
+        """The number of updates."""
+        return int(self.steps[0])
+
+    def update(self) -> None:
+        """Take the weights as they are now into the averages."""
+        with self.lock:
+            if self.bound:
+                raise RuntimeError("update: the optimizer's step updates this average")
+            self.refuse_swapped("update")
+            self._plan.step(None, self._configure, 1.0)
+
+    def refuse_swapped(self, what: str) -> None:
+        """Raise RuntimeError while the averages stand in the place of the weights."""
+        if self._swapped:
+            raise RuntimeError(f"{what}: the averages stand in the place of the weights")
+
+    def weights(self, t: int) -> tuple[float, float]:
+        """What the t-th update weighs the average and the weights by."""
+        beta = self.decay
+        if self.bias_correction:
+            beta = beta * (1.0 - beta ** (t - 1)) / (1.0 - beta**t)
+        elif self.warmup:
+            beta = min(beta, (1.0 + t) / (10.0 + t))
+        return beta, 1.0 - beta
+
+    def _configure(self, group: int, t: int, unscale: float) -> tuple[Any, ...]:
+        return "ema", self.weights(t), Stages()
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """Put the averages in the place of the weights; on leaving, the weights are back.
+
+        Whatever happens in between, and to the bit; it takes memory for a copy of the weights.
+
+        Raises
+        ------
+        ValueError
+            If there was no update yet to average.
+        RuntimeError
+            If entered twice; so does `update` in between.
+        """
+        with self.lock:
+            if not self.step and self.bias_correction:
+                raise ValueError("swapped: expected at least one update before, found none")
+            self.refuse_swapped("swapped")
+            kept = [p.copy() for p in self._params]
+            self._swapped = True
+            try:
+                for p, average in zip(self._params, self.averages.values(), strict=True):
+                    _set(p, average)
+                yield
+            finally:
+                self._put_back(kept)
+
+    def _put_back(self, kept: Sequence[Array]) -> None:
+        """Put the weights back; if interrupted, by an impatient second Ctrl-C say, then again."""
+        interrupt = None
+        for _ in range(9):
+            try:
+                for p, own in zip(self._params, kept, strict=True):
+                    p[...] = own
+                self._swapped = False
+            except KeyboardInterrupt as caught:
+                interrupt = caught
+            else:
+                break
+        if interrupt is not None:
+            raise interrupt
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the plan, which holds addresses, and the lock."""
+        with self.lock:
+            self.refuse_swapped("copy")  # whose weights would never come back
+            return {key: self.__dict__[key] for key in self.__dict__.keys() - {"_plan", "lock"}}
+
+    def __setstate__(self, content: dict[str, Any]) -> None:
+        self.__dict__.update(content, lock=RLock())
+        fork_locks.guard(self, "lock")
+        self._make_plan()
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of the averages, by name, and the number of updates."""
+        with self.lock:
+            return {
+                "step": self.step,
+                "averages": {name: a.copy() for name, a in self.averages.items()},
+            }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take averages and the number of updates from a state dict.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it doesn't fit; nothing has been changed then.
+        """
+        with self.lock:
+            self.take(*self.check_state_dict(state_dict))
+
+    def take(self, step: int, averages: Mapping[Name, Array]) -> None:
+        """Take what `check_state_dict` found."""
+        for name, a in self.averages.items():
+            a[...] = averages[name]
+        self.steps[...] = step
+
+    def check_state_dict(self, state_dict: object) -> tuple[int, dict[Name, Array]]:
+        """The number of updates and copies of the averages of a state dict; raises as above."""
+        if not isinstance(state_dict, Mapping) or not {"step", "averages"} <= set(state_dict):
+            raise ValueError("state_dict: expected a dict with 'step' and 'averages'")
+        step = domains.nonnegative(state_dict["step"], "step")
+        if step != int(step) or step >= 2**53:
+            raise ValueError(f"step: expected a whole number from 0 to 2^53, found {step}")
+        saved = state_dict["averages"]
+        if not isinstance(saved, Mapping) or set(saved) != set(self.averages):
+            raise ValueError(
+                f"averages: expected a dict of {list(self.averages)}, found {shown(saved)}"
+            )
+        checked = {
+            name: checks.check_values(saved[name], a, f"averages[{name!r}]").copy()
+            for name, a in self.averages.items()
+        }
+        return int(step), checked

@@ -1,0 +1,310 @@
+"""State dicts in torch.optim's layout: written from groups and states, and checked against them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastgd.core.domains import flag, number, positive, whole
+from fastgd.core.groups import ParamGroup
+from fastgd.core.trees import Name
+from fastgd.kernels.memory import checks
+from fastgd.kernels.memory.checks import shown
+from fastgd.kernels.reference import RULES
+from fastgd.kernels.spec.codecs import TILE
+from fastgd.kernels.spec.coded_array import as_stored, codec_of
+
+if TYPE_CHECKING:
+    from fastgd.core.accumulated import Accumulated
+    from fastgd.core.ema import EMA
+    from fastgd.core.storage import Storage
+
+# The step count and the states of a parameter.
+Entry = tuple[int, dict[str, NDArray[Any]]]
+
+# What torch.optim's groups hold beside hyper-parameters: how to compute, not what.
+_TORCH_ONLY = {"foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay"}
+
+
+def steps_taken(entries: Iterable[Mapping[str, Any]]) -> int:
+    """The step count of the parameter that has stepped most."""
+    return max(int(entry["step"]) for entry in entries)
+
+
+def copied(tree: Any) -> Any:
+    """A nested dict or list with copies of its arrays."""
+    if isinstance(tree, dict):
+        return {key: copied(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [copied(value) for value in tree]
+    return tree.copy() if isinstance(tree, np.ndarray) else tree
+
+
+def write(
+    groups: Sequence[ParamGroup],
+    rules: Sequence[str],
+    entries: Sequence[Sequence[Mapping[str, Any]]],
+    eager: Sequence[bool],
+    decoupled: bool,
+    storage: Storage,
+) -> dict[str, Any]:
+    """The state dict of groups that run these rules, with these states, the live arrays.
+
+    A parameter that has not stepped has no entry, as in torch, unless its group is eager, or
+    somebody wrote into its states.  For a schedule stands what the last step used: a number, which
+    everybody can read, and not the next one, where a schedule might have ended.
+    """
+    state: dict[int, dict[str, Any]] = {}
+    param_groups = []
+    first = 0
+    for group, rule, own, always in zip(groups, rules, entries, eager, strict=True):
+        for i, (p, entry) in enumerate(zip(group["params"], own, strict=True), first):
+            arrays = {key: entry[key] for key in storage.keys(p, rule)}
+            if entry["step"] or always or any(a.any() for a in arrays.values()):
+                state[i] = {"step": int(entry["step"]), **arrays}
+        packed = group.at(max(steps_taken(own) - 1, 0)) if group.scheduled else group.hyper()
+        packed["decoupled_weight_decay"] = decoupled
+        packed["params"] = list(range(first, first + len(own)))
+        packed["param_names"] = list(group["param_names"])
+        param_groups.append(packed)
+        first += len(own)
+    return {"state": state, "param_groups": param_groups}
+
+
+def read(
+    state_dict: Any,
+    groups: Sequence[ParamGroup],
+    rule: Callable[[Mapping[str, Any]], str],
+    decoupled: bool,
+    live: Iterable[NDArray[Any]],
+    storage: Storage,
+) -> tuple[list[dict[str, Any]], list[list[Entry]]]:
+    """Check a whole state dict; returns each group's new hyper-parameters and its entries.
+
+    Parameters
+    ----------
+    state_dict : dict
+        Somebody's.
+    groups : sequence of ParamGroup
+        What it has to fit.
+    rule : callable
+        From hyper-parameters to the rule's name.
+    decoupled : bool
+        Whether weight decay acts beside the gradient, which the state dict may say of itself.
+    live : iterable of ndarray
+        The optimizer's own states, which may stand in the state dict, and then must be copied
+        before any is written.
+    storage : Storage
+        How the optimizer keeps its states.
+    """
+    if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
+        raise ValueError("state_dict: expected a dict with 'state' and 'param_groups'")
+    saved_groups, saved_state = state_dict["param_groups"], state_dict["state"]
+    if not isinstance(saved_groups, Sequence) or not isinstance(saved_state, Mapping):
+        raise TypeError("state_dict: expected a list of 'param_groups' and a dict of 'state'")
+    if len(saved_groups) != len(groups):
+        raise ValueError(f"state_dict: expected {len(groups)} groups, found {len(saved_groups)}")
+    changes = [
+        _read_group(saved, group, decoupled, f'state_dict["param_groups"][{k}]')
+        for k, (saved, group) in enumerate(zip(saved_groups, groups, strict=True))
+    ]
+
+    numbers = [number for saved in saved_groups for number in saved["params"]]
+    if not _are_distinct(numbers):
+        raise ValueError(
+            f"state_dict: expected params with numbers of their own, found {shown(numbers)}"
+        )
+    if unknown := [key for key in saved_state if key not in numbers]:
+        raise ValueError(f"state_dict: has states of parameters in no group: {shown(unknown)}")
+    memory = {id(array.base) for array in live}
+    entries = []
+    for group, saved, change in zip(groups, saved_groups, changes, strict=True):
+        picked = rule({**group, **change})
+        number_of = _match(group["param_names"], saved)
+        entries.append(
+            [
+                _read_entry(saved_state.get(number_of[name], {}), p, name, picked, memory, storage)
+                for name, p in zip(group["param_names"], group["params"], strict=True)
+            ]
+        )
+    return changes, entries
+
+
+def _read_group(saved: Any, group: ParamGroup, decoupled: bool, where: str) -> dict[str, Any]:
+    """The checked hyper-parameters of a saved group."""
+    if not isinstance(saved, Mapping) or not isinstance(saved.get("params"), list):
+        raise TypeError(f"{where}: expected a dict with a list of 'params', found {shown(saved)}")
+    if len(saved["params"]) != len(group["params"]):
+        raise ValueError(
+            f"{where}: expected {len(group['params'])} parameters, found {len(saved['params'])}"
+        )
+    names = saved.get("param_names")
+    if names is not None and not isinstance(names, (list, tuple)):
+        raise TypeError(f"{where}: expected a list of 'param_names', found {shown(names)}")
+    if flag(saved.get("decoupled_weight_decay", decoupled), f"{where}: decoupled") != decoupled:
+        raise ValueError(
+            f"{where}: expected decoupled_weight_decay to be {decoupled}, found {not decoupled}"
+        )
+    ignored = {*_TORCH_ONLY, "params", "param_names", *group.scheduled}
+    return group.checked({key: saved[key] for key in saved if key not in ignored})
+
+
+def _are_distinct(keys: Sequence[Any]) -> bool:
+    """Whether something can be looked up by keys."""
+    try:
+        return len(set(keys)) == len(keys)
+    except (TypeError, ValueError):  # the latter of a writeable memoryview
+        return False
+
+
+def _match(names: Sequence[Name], saved: Mapping[str, Any]) -> dict[Name, Any]:
+    """Which saved parameter each of ours is: by name if both sides have names, else by order."""
+    theirs = list(saved.get("param_names") or [])
+    positions = re.compile(r"[\d.]+")  # names made up from places in lists
+    if not theirs or any(positions.fullmatch(str(name)) for name in [*names, *theirs]):
+        return dict(zip(names, saved["params"], strict=True))
+    if not _are_distinct(theirs) or set(theirs) != set(names):
+        raise ValueError(
+            f"state_dict: expected parameters {sorted(map(str, names))}, found {shown(theirs)}"
+        )
+    numbers = dict(zip(theirs, saved["params"], strict=True))
+    return {name: numbers[name] for name in names}
+
+
+def _read_entry(
+    entry: Any, p: NDArray[Any], name: Name, rule: str, memory: set[int], storage: Storage
+) -> Entry:
+    """The step count and the states of one parameter, checked against what its rule keeps."""
+    label = f"state[{name!r}]".replace("'", '"')
+    if not isinstance(entry, Mapping):
+        raise TypeError(f"{label}: expected a dict of states, found {shown(entry)}")
+    given = {key: value for key, value in entry.items() if key != "step" and value is not None}
+    expected, known = RULES[rule].states, storage.keys(p, rule)
+    known += [f"{key}_scale" for key in expected] + ["master", "master_low"]
+    if extra := set(given) - set(known):
+        raise ValueError(f"{label}: has {sorted(extra)}, which this optimizer does not keep")
+    if given and (missing := set(expected) - set(given)):
+        raise ValueError(f"{label}: has no {sorted(missing)}")
+    # torch counts the steps of some optimizers in a tensor, of SGD not at all.
+    step = number(entry.get("step", 1 if given else 0), f"{label}: step")
+    if not 0 <= step < 2**53 or step != int(step):
+        raise ValueError(f"{label}: step: expected a whole number from 0 to 2^53, found {step}")
+    arrays = {key: checks.as_array(value, f'{label}["{key}"]') for key, value in given.items()}
+    for key, a in arrays.items():
+        _check_saved(a, arrays, key, p, f'{label}["{key}"]')
+    return int(step), {k: a.copy() if id(a.base) in memory else a for k, a in arrays.items()}
+
+
+def _check_saved(
+    a: NDArray[Any], arrays: Mapping[str, NDArray[Any]], key: str, p: NDArray[Any], label: str
+) -> None:
+    """Check that a saved array can be what its key says, however it was kept."""
+    shape: tuple[int, ...] = p.shape
+    if key.endswith("_scale"):
+        dtypes, shape = "uint8", (-(-p.size // TILE),)
+    elif key == "master_low":
+        dtypes, shape = "int16", (p.size,)
+    elif key == "master":
+        dtypes = "float32"
+    elif a.dtype == np.uint8:
+        dtypes = "uint8"
+        if f"{key}_scale" not in arrays:
+            raise ValueError(f"{label}: has no {key}_scale, which its codes need")
+    elif p.dtype == np.float64:
+        dtypes = "float64, float32, bfloat16 or float16"
+    else:
+        dtypes = "float32, bfloat16 or float16"
+    kind = codec_of(a.dtype.newbyteorder("=")) or a.dtype.name
+    if kind not in dtypes.replace(",", "").split():
+        raise TypeError(f"{label}: expected dtype {dtypes}, found {a.dtype}")
+    if a.shape != shape:
+        raise ValueError(f"{label}: expected shape {shape}, found {a.shape}")
+
+
+# ------------------------------------------------------------------ what torch's state dicts lack
+
+
+class Beside(NamedTuple):
+    """What a state dict holds beside states and hyper-parameters."""
+
+    skipped: int
+    seed: int | None
+    average: tuple[int, Mapping[Name, NDArray[Any]]] | None
+    weight: float
+    sums: list[NDArray[Any] | None]
+
+
+def write_beside(
+    skipped: int,
+    seed: int,
+    average: EMA | None,
+    accumulated: Accumulated | None,
+    names: Sequence[Name],
+) -> dict[str, Any]:
+    """Skipped steps, averages, and the gradients that no step has taken yet."""
+    beside: dict[str, Any] = {"skipped": skipped, "seed": seed}
+    if average is not None:
+        beside["average"] = {"step": average.step, "averages": dict(average.averages)}
+    if accumulated is not None and accumulated.weight[0]:
+        counted = zip(names, accumulated.sums, accumulated.counts.tolist(), strict=True)
+        beside["accumulated"] = {
+            "weight": float(accumulated.weight[0]),
+            "grads": {name: a for name, a, n in counted if n},
+        }
+    return beside
+
+
+def read_beside(
+    state_dict: Mapping[str, Any], params: Mapping[Name, NDArray[Any]], average: EMA | None
+) -> Beside | None:
+    """Check what `write_beside` wrote; None if the state dict is somebody else's."""
+    if "fastgd" not in state_dict:
+        return None
+    beside, where = state_dict["fastgd"], 'state_dict["fastgd"]'
+    if not isinstance(beside, Mapping):
+        raise TypeError(f"{where}: expected a dict, found {type(beside).__name__}")
+    if unknown := set(beside) - {"skipped", "seed", "average", "accumulated", "layouts"}:
+        raise ValueError(f"{where}: has unknown {sorted(map(str, unknown))}")
+    skipped = whole(beside.get("skipped", 0), f'{where}["skipped"]', 2**53)
+    seed = None
+    if "seed" in beside:
+        seed = whole(beside["seed"], f'{where}["seed"]', 2**64)
+    if ("average" in beside) != (average is not None):
+        problem = "has none, which this optimizer has" if average else "this optimizer has none"
+        raise ValueError(f'{where}["average"]: {problem}')
+    layouts = beside.get("layouts", {})
+    if not isinstance(layouts, Mapping):
+        raise TypeError(f'{where}["layouts"]: expected a dict, found {layouts!r}')
+    for name, p in params.items():
+        order = as_stored(p).order
+        if layouts.get(name, order) != order and p.ndim > 1:
+            raise ValueError(
+                f'{where}["layouts"]: expected parameter {name!r} in {order} order, whose 8-bit '
+                f"states have a scale for each 256 elements in memory, found {layouts[name]!r}"
+            )
+    averages = None if average is None else average.check_state_dict(beside["average"])
+    weight: float = 0.0
+    sums: list[NDArray[Any] | None] = []
+    if "accumulated" in beside:
+        weight, sums = _read_accumulated(beside["accumulated"], params, f'{where}["accumulated"]')
+    return Beside(skipped, seed, averages, weight, sums)
+
+
+def _read_accumulated(
+    saved: Any, params: Mapping[Name, NDArray[Any]], where: str
+) -> tuple[float, list[NDArray[Any] | None]]:
+    if not isinstance(saved, Mapping) or not isinstance(saved.get("grads"), Mapping):
+        raise TypeError(f"{where}: expected a dict with 'weight' and a dict of 'grads'")
+    weight = positive(saved.get("weight"), f'{where}["weight"]')
+    if unknown := set(saved["grads"]) - set(params):
+        raise ValueError(f"{where}: has gradients of unknown {sorted(map(str, unknown))}")
+    sums: list[NDArray[Any] | None] = []
+    for name, p in params.items():
+        found = saved["grads"].get(name)
+        label = f'{where}["grads"][{name!r}]'
+        sums.append(None if found is None else checks.check_values(found, p, label))
+    return weight, sums

@@ -1,0 +1,38 @@
+"""Types of the compiled watch over tensors; its documentation is in `_watch.pyx`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, final
+
+from numpy import int64
+from numpy.typing import NDArray
+
+def flat(api: Any, tensor: object, owner: object) -> NDArray[Any] | None: ...
+
+@final
+class Watch:
+    members: list[list[Any]]
+    tensors: list[Any]
+    stepped: list[Any]
+    def __new__(
+        cls,
+        api: Any,
+        members: list[list[Any]],
+        tensors: list[list[Any]],
+        local: Callable[[int, int, Any], Any],
+        refuse: Callable[[int, int, Any], None],
+        handles: tuple[Callable[[Any], int], int, int],
+    ) -> Watch: ...
+    def count(self, i: int, count: NDArray[int64]) -> None: ...
+    def show(
+        self,
+        i: int,
+        entry: dict[Any, Any],
+        keys: tuple[str, ...],
+        memory: tuple[Any, ...],
+        complete: bool,
+    ) -> None: ...
+    def note(self, state: dict[Any, Any]) -> None: ...
+    def read(
+        self, groups: Sequence[Mapping[str, Any]] | None, state: dict[Any, Any] | None
+    ) -> object | None: ...
+    def tick(self, skipped: bool = False) -> list[int]: ...

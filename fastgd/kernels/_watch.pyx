@@ -1,0 +1,397 @@
+"""Tensors of another library: where their memory is now, and how it is laid out.
+
+A library that has DLPack's C exchange API says in some 50 ns where a tensor's memory is, without an
+object being made.  So a `Watch` can look at every parameter and gradient before every step, and no
+step ever writes to where a tensor was once.  States, of which there are the most, it holds by
+handles that the library gives out, and asks in some 5 ns.  It knows nothing of the library itself:
+what the tensors are, and the words of errors, are its caller's.
+"""
+
+from inspect import getattr_static
+from types import GetSetDescriptorType
+
+cimport numpy as cnp
+from cpython.dict cimport PyDict_GetItem, PyDict_Next, PyDict_Size
+from cpython.exc cimport PyErr_Clear
+from cpython.object cimport Py_TYPE, PyObject, descrgetfunc
+from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
+from libc.stdint cimport int64_t
+from libc.stdlib cimport calloc, free
+
+from fastgd.kernels._dlpack cimport *
+from fastgd.kernels._grad_pointers cimport GIVEN, Given
+
+cnp.import_array()
+
+# Of a library's functions for handles: 0, or what else went wrong.
+ctypedef int (*where_is)(void* handle, void** data) noexcept nogil
+ctypedef int (*let_go)(void* handle) noexcept nogil
+
+# What is known of a state: its key and value in the library's dict, and its memory.
+cdef struct Part:
+    PyObject* key
+    PyObject* value
+    void* handle
+    char* data
+
+# What is known of a parameter and of its states.
+cdef struct Known:
+    bint bound
+    bint complete          # whether all its states stand where the library's users see them
+    bint stepped           # whether the last reading found a gradient
+    int kind               # NumPy's number of its dtype
+    int ndim
+    char* data
+    Py_ssize_t n
+    int64_t* shape         # and after it the strides
+    Part* parts
+    Py_ssize_t n_parts
+    cnp.int64_t* count     # the engine's step count
+    void* step             # the step count that users see, or NULL
+    int step_bits
+
+include "watch/dlpack_tensor.pxi"
+
+
+cdef class Watch:
+    """Parameters and their states, looked at before every step.
+
+    Parameters
+    ----------
+    api : capsule
+        ``__dlpack_c_exchange_api__`` of the type of tensors.
+    members : list of list
+        The parameters of each group, as the library knows them; their ``grad`` is read.
+    tensors : list of list
+        The tensor that holds a parameter's memory, often itself; None for a parameter that is not
+        bound, which is only asked whether it has a gradient.
+    local : callable
+        From a gradient to the tensor that holds its memory, for a parameter that isn't itself its
+        tensor.
+    refuse : callable
+        ``refuse(k, i, gradient)`` raises what is wrong with the gradient of a parameter.
+    handles : tuple
+        A callable from a tensor to the handle that holds it, and the addresses of the functions
+        that say where its memory is and let it go.
+    """
+
+    cdef Exchange* exchange
+    cdef readonly list members, tensors
+    cdef readonly list stepped     # the parameters with a gradient at the last reading
+    cdef object local, refuse, hold
+    cdef where_is where
+    cdef let_go release
+    cdef list held                 # what lends the gradients
+    cdef list entries, shown, memory, counts
+    cdef list bound                # the parameters that are, in order
+    cdef list order                # the keys and values of the library's dict of states
+    cdef Known* known
+    cdef Given* given
+    cdef int64_t* layouts
+    cdef Py_ssize_t n
+
+    cdef object kind, grad         # the type of all parameters, and its descriptor of `grad`
+    cdef descrgetfunc grad_of_kind  # what reads that one; NULL if types differ
+
+    def __cinit__(self, api, list members, list tensors, local, refuse, tuple handles):
+        cdef Py_ssize_t i = 0, at = 0
+        cdef DLTensor t
+        self.exchange = exchange_of(api)
+        self.members = [list(group) for group in members]
+        # For a group without parameters there is one that is not bound, as the engine has it.
+        self.tensors = [tensor for group in tensors for tensor in group or [None]]
+        self.local, self.refuse = local, refuse
+        self.hold, where, release = handles
+        self.where, self.release = <where_is> <size_t> where, <let_go> <size_t> release
+        self.n = len(self.tensors)
+        self.entries, self.shown, self.memory, self.counts, self.held = (
+            [None] * self.n for _ in range(5))
+        self.order, self.stepped = [], []
+        self.bound = [p for group, own in zip(members, tensors) for p, tensor in zip(group, own)
+                      if tensor is not None]
+        types = {type(p) for group in members for p in group}
+        self.kind = types.pop() if len(types) == 1 else None
+        self.grad = getattr_static(self.kind, "grad", None)
+        if type(self.grad) is GetSetDescriptorType:
+            self.grad_of_kind = Py_TYPE(self.grad).tp_descr_get
+        self.known = <Known*> calloc(self.n + 1, sizeof(Known))
+        self.given = <Given*> calloc(self.n + 1, sizeof(Given))
+        # Of as many axes as there are in all, shape and strides.
+        axes = sum(tensor.ndim for tensor in self.tensors if tensor is not None)
+        self.layouts = <int64_t*> calloc(2 * axes + 1, sizeof(int64_t))
+        if self.known == NULL or self.given == NULL or self.layouts == NULL:
+            raise MemoryError
+        for i in range(self.n):
+            if self.tensors[i] is None:
+                continue
+            if not look(self.exchange, self.tensors[i], &t) or not of_floats(kind_of(&t)):
+                raise RuntimeError("a tensor to be watched has no memory of floats")
+            self.known[i].bound = True
+            self.known[i].data, self.known[i].n = <char*> t.data, size_of(&t)
+            self.known[i].kind, self.known[i].ndim = kind_of(&t), t.ndim
+            self.known[i].shape = self.layouts + at
+            for j in range(t.ndim):
+                self.layouts[at + j] = t.shape[j]
+                self.layouts[at + t.ndim + j] = t.strides[j]
+            at += 2 * t.ndim
+
+    def __dealloc__(self):
+        cdef Py_ssize_t i
+        if self.known != NULL:
+            for i in range(self.n):
+                self.forget(&self.known[i])
+        free(self.known)
+        free(self.given)
+        free(self.layouts)
+
+    cdef void forget(self, Known* known) noexcept:
+        """Let go of the states of a parameter."""
+        cdef Py_ssize_t j
+        for j in range(known.n_parts):
+            if known.parts[j].handle != NULL:
+                self.release(known.parts[j].handle)
+        free(known.parts)
+        known.parts, known.n_parts, known.step = NULL, 0, NULL
+
+    def count(self, Py_ssize_t i, cnp.ndarray count):
+        """Take the engine's step count of the i-th parameter of all, an int64 of shape ()."""
+        self.counts[i] = count
+        self.known[i].count = <cnp.int64_t*> cnp.PyArray_DATA(count)
+
+    def show(self, Py_ssize_t i, dict entry, tuple keys, tuple memory, bint complete):
+        """Take the states of the i-th parameter of all, as the library's users see them.
+
+        Parameters
+        ----------
+        i : int
+            Which parameter.
+        entry : dict
+            Where users find the states.
+        keys : tuple of str
+            Their names; ``"step"``, if it is there, is a count in a float.
+        memory : tuple
+            The tensors that hold the memory of the values.
+        complete : bool
+            Whether these are all.
+        """
+        cdef DLTensor t
+        cdef Known* known = &self.known[i]
+        cdef Part* part
+        of = dict(zip(keys, memory, strict=True))
+        # In the order of the dict, in which they are looked at, and with its own keys.
+        order = [key for key in entry if key in of]
+        self.forget(known)
+        self.entries[i] = None
+        known.parts = <Part*> calloc(len(order) + 1, sizeof(Part))
+        if known.parts == NULL:
+            raise MemoryError
+        # Kept, as parts point to them.
+        self.shown[i] = [(key, entry[key]) for key in order]
+        self.memory[i] = [of[key] for key in order]
+        for j, (key, value) in enumerate(self.shown[i]):
+            part = &known.parts[j]
+            if not look(self.exchange, of[key], &t) or kind_of(&t) < 0:
+                raise RuntimeError("a state to be watched has no memory of numbers")
+            part.key, part.value, part.data = <PyObject*> key, <PyObject*> value, <char*> t.data
+            part.handle = <void*> <size_t> self.hold(of[key])
+            known.n_parts = j + 1
+            if self.data_of(part) != part.data:
+                raise RuntimeError("a handle of a state is that of another tensor")
+            if key == "step":
+                known.step, known.step_bits = t.data, t.dtype.bits
+        self.entries[i], known.complete = entry, complete
+
+    cdef inline char* data_of(self, Part* part) noexcept:
+        """Where a state's memory is now."""
+        cdef void* data = NULL
+        return NULL if self.where(part.handle, &data) != 0 else <char*> data
+
+    def note(self, state):
+        """Take the library's dict of states: any key or entry that changes from here on is seen."""
+        self.order = [x for pair in state.items() for x in pair]
+
+    def read(self, groups, state):
+        """This step's gradients.
+
+        Parameters
+        ----------
+        groups : list of dict or None
+            The library's groups; None doesn't look at them.
+        state : dict or None
+            Its states, likewise.
+
+        Returns
+        -------
+        capsule or None
+            The gradients as an array of `Given`; they hold until `tick`.  Or nothing, if a tensor
+            is not the one or not where it was, and all has to be bound again.
+
+        Raises
+        ------
+        Exception
+            What `refuse` raises of a gradient that isn't like its parameter.
+        """
+        cdef Py_ssize_t k, j, i = 0
+        cdef list group
+        cdef bint all_stepped = True
+        if groups is not None and not self.same_groups(groups):
+            return None
+        if state is not None and not self.same_state(state):
+            return None
+        for k in range(len(self.members)):
+            group = <list> self.members[k]
+            for j in range(len(group)):
+                p = group[j]
+                g = self.grad_of(p)
+                self.given[i].data = NULL
+                if not self.known[i].bound:
+                    if g is not None:
+                        return None
+                elif not self.unmoved(i):
+                    return None
+                else:
+                    self.known[i].stepped = g is not None
+                    if g is not None:
+                        self.take_gradient(i, k, j, p, g)
+                    else:
+                        all_stepped = False
+                i += 1
+            i += len(group) == 0
+        self.stepped = self.bound if all_stepped else self.found()
+        return PyCapsule_New(self.given, GIVEN, NULL)
+
+    cdef inline object grad_of(self, p):
+        """The gradient of a parameter; where it can be, without a search for what reads it."""
+        if self.grad_of_kind != NULL and type(p) is self.kind:
+            return self.grad_of_kind(self.grad, p, self.kind)
+        return p.grad
+
+    cdef list found(self):
+        """The parameters that have a gradient."""
+        cdef Py_ssize_t i = 0
+        found = []
+        for group in self.members:
+            for p in group:
+                if self.known[i].bound and self.known[i].stepped:
+                    found.append(p)
+                i += 1
+            i += len(group) == 0
+        return found
+
+    cdef bint same_groups(self, groups) except -1:
+        cdef Py_ssize_t k, j
+        cdef list known, now
+        if len(groups) != len(self.members):
+            return False
+        for k in range(len(self.members)):
+            known, now = self.members[k], groups[k]["params"]
+            if len(known) != len(now):
+                return False
+            for j in range(len(known)):
+                if known[j] is not now[j]:
+                    return False
+        return True
+
+    cdef bint same_state(self, state) except -1:
+        """Whether the dict of states has the same keys and values, by identity and in order."""
+        cdef PyObject* key
+        cdef PyObject* value
+        cdef Py_ssize_t place = 0, at = 0
+        if 2 * PyDict_Size(state) != len(self.order):
+            return False
+        while PyDict_Next(state, &place, &key, &value):
+            if (key != <PyObject*> self.order[at] or value != <PyObject*> self.order[at + 1]):
+                return False
+            at += 2
+        return True
+
+    cdef bint unmoved(self, Py_ssize_t i) except -1:
+        """Whether a parameter and its states are the tensors that they were, where they were."""
+        cdef Known* known = &self.known[i]
+        cdef DLTensor t
+        cdef Py_ssize_t j
+        if not (look(self.exchange, self.tensors[i], &t)
+                and <char*> t.data == known.data and kind_of(&t) == known.kind
+                and same_layout(&t, known.ndim, known.shape, known.n)):
+            return False
+        if known.n_parts == 0:
+            return True
+        if not self.same_entry(known, self.entries[i]):
+            return False
+        for j in range(known.n_parts):
+            if self.data_of(&known.parts[j]) != known.parts[j].data:
+                return False
+        if known.step != NULL:
+            self.read_count(known)
+        return True
+
+    cdef bint same_entry(self, Known* known, entry) except -1:
+        """Whether a parameter's states are the objects that they were, whatever else is there."""
+        cdef PyObject* key
+        cdef PyObject* value
+        cdef Py_ssize_t place = 0, j = 0
+        while j < known.n_parts and PyDict_Next(entry, &place, &key, &value):
+            if key == known.parts[j].key and value == known.parts[j].value:
+                j += 1
+        if j == known.n_parts:
+            return True
+        for j in range(known.n_parts):     # in another order?
+            if PyDict_GetItem(entry, <object> known.parts[j].key) != known.parts[j].value:
+                return False
+        return True
+
+    cdef void read_count(self, Known* known) noexcept:
+        """Take a step count that somebody has changed; one that was only rounded stays exact."""
+        cdef double value, exact
+        if known.step_bits == 32:
+            value, exact = (<float*> known.step)[0], <float> known.count[0]
+        else:
+            value, exact = (<double*> known.step)[0], <double> known.count[0]
+        if value != exact:     # NaN goes where the engine refuses it
+            known.count[0] = <cnp.int64_t> value if 0 <= value < 2.0**53 else -1
+
+    cdef int take_gradient(self, Py_ssize_t i, Py_ssize_t k, Py_ssize_t j, p, g) except -1:
+        """Note where a gradient is that is like its parameter."""
+        cdef Known* known = &self.known[i]
+        cdef DLTensor t
+        tensor = g if self.tensors[i] is p else self.local(k, j, g)
+        if not (look(self.exchange, tensor, &t) and of_floats(kind_of(&t))
+                and same_layout(&t, known.ndim, known.shape, known.n)):
+            self.refuse(k, j, tensor)
+            raise RuntimeError("a gradient was refused without a reason")
+        self.held[i] = tensor
+        # Without elements there is no memory, which would be taken for no gradient.
+        self.given[i].data = <char*> t.data if known.n else <char*> known
+        self.given[i].kind = kind_of(&t)
+
+    def tick(self, bint skipped=False):
+        """Write the engine's step counts where users see them, and let go of the gradients.
+
+        Parameters
+        ----------
+        skipped : bool
+            Whether the step was not taken, so that there is nothing to write.
+
+        Returns
+        -------
+        list of int
+            The parameters that have stepped, and whose states users don't see yet.
+        """
+        cdef Py_ssize_t i
+        cdef Known* known
+        unseen = []
+        for i in range(self.n):
+            known = &self.known[i]
+            if not known.stepped:
+                continue
+            known.stepped = False
+            self.held[i] = None
+            if skipped:
+                continue
+            if not known.complete:
+                unseen.append(i)
+            if known.step != NULL and known.step_bits == 32:
+                (<float*> known.step)[0] = <float> known.count[0]
+            elif known.step != NULL:
+                (<double*> known.step)[0] = <double> known.count[0]
+        return unseen

@@ -1,0 +1,1 @@
+"""The specification, in NumPy: rules, stages, norms, codecs and random words."""
