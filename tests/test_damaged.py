@@ -149,7 +149,7 @@ def test_no_module_of_it_unpickles():
     for path in (*(package / "checkpoint").glob("*.py"), package / "core" / "state_dict.py"):
         code = path.read_text()
         for word in ("pickle", "marshal", "shelve", "np.load", "eval(", "exec(", "literal_eval"):
-            assert word not in code, (name, word)
+            assert word not in code, (path.name, word)
 
 
 # ------------------------------------------------- made with care, so that all checksums are right
