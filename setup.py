@@ -5,10 +5,10 @@ BACKENDS is the list of instruction sets; everything else about the package is i
 
 import os
 import platform
-import runpy
 import sys
 import tempfile
 from glob import glob
+from importlib import import_module
 from pathlib import Path
 
 import numpy
@@ -54,13 +54,15 @@ DIRECTIVES = {
 
 KERNELS = "fastgd/kernels"
 # First of all, as the sources that it writes are among those listed next.
-runpy.run_path("src_c/c_api.py")["write"]()
+sys.path.insert(0, "src_c")
+import_module("generate").write()
 # An edit to any of these rebuilds everything; there is little to build.
 DEPENDS = sorted(
     [
         *glob("src_c/*.h"),
         *glob("fastgd/include/*.h"),
         *glob(f"{KERNELS}/**/*.px[di]", recursive=True),
+        *glob("fastgd/optimizers/*.pxi"),
     ]
 )
 

@@ -34,7 +34,7 @@ import numpy as np
 
 import fastgd
 from fastgd.commands.mlp import init_layers, loss_and_grads
-from fastgd.core.storage import SQUARES, saved_as
+from fastgd.core.storage import saved_as, squares
 
 F32 = np.float32
 OPTIMIZERS = {
@@ -178,7 +178,7 @@ def moments(opt, exact):
     """Sum of an optimizer's second moments over the exact ones', and how many are off by double."""
     found = {True: [], False: []}
     for own, whole in zip(opt.state.values(), exact.state.values(), strict=True):
-        for key in SQUARES & set(own):
+        for key in squares() & set(own):
             found[True].append(saved_as(own, key).load(F32))
             found[False].append(saved_as(whole, key).load(F32))
     if not found[True]:

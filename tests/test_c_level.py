@@ -25,9 +25,9 @@ from test_engine import run_python
 
 import fastgd
 from fastgd import kernels
-from fastgd.core.optimizer import OPTIMIZERS
 from fastgd.kernels import c_api, reference
 from fastgd.kernels.reference import RULES
+from fastgd.optimizers import OPTIMIZERS
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples" / "compiled"

@@ -13,8 +13,8 @@ import pytest
 from helpers import COMPILED, same_bits
 
 import fastgd
-from fastgd.core.optimizer import OPTIMIZERS
 from fastgd.kernels.reference import RULES
+from fastgd.optimizers import OPTIMIZERS
 
 # Options that between them reach every rule and every stage, for each class.
 OPTIONS = {

@@ -15,7 +15,7 @@ from test_optimizers import CASES, leaves, made
 import fastgd
 from fastgd import schedules
 from fastgd.core.domains import SCHEDULABLE, two_fractions
-from fastgd.core.optimizer import OPTIMIZERS
+from fastgd.optimizers import OPTIMIZERS
 from fastgd.schedules import (
     Constant,
     Cosine,
