@@ -33,7 +33,7 @@ OPENMP = [["-fopenmp"], ["-Xpreprocessor", "-fopenmp", "-lomp"]]
 OPENMP = [] if os.environ.get("FASTGD_OPENMP") == "0" else OPENMP
 USES_OPENMP = "#include <omp.h>\nint main(void) { return omp_get_max_threads() == 0; }"
 
-# FASTGD_SANITIZE=address,undefined or thread: what tests/sanitizers/run builds.  Python's own
+# FASTGD_SANITIZE=address,undefined or thread: what tests/tools/sanitizers/run builds.  Python's own
 # flags bring -fwrapv, which would define the signed overflow that is to be found.
 SANITIZE = []
 if os.environ.get("FASTGD_SANITIZE"):

@@ -216,7 +216,7 @@ def optimizers() -> list[Function]:
             functions.append(_optimizer(cls, classes))
         except (
             UntranslatableError
-        ) as error:  # tests/test_c_level.py demands that nobody is left out
+        ) as error:  # tests/kernels/test_c_level.py demands that nobody is left out
             print(f"fastgd: no C function for the coefficients of {name}: {error}")
     return functions
 
