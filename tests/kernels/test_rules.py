@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from helpers import COMPILED, SIZES, Tensors, coefficients_of
+from support.helpers import COMPILED, SIZES, Tensors, coefficients_of
 
 import fastgd
 from fastgd.kernels import reference

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,9 @@ from fastgd import kernels
 from fastgd.kernels import _engine
 from fastgd.kernels.memory import checks
 from fastgd.kernels.reference import RULES, Stages
+
+ROOT = Path(__file__).parents[2]
+SUPPORT = Path(__file__).parent
 
 # Around every vector width (2 to 16 elements) and tile edge (256), and beyond two chunks.
 SIZES = (0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129,
@@ -29,6 +33,12 @@ COMPILED = [
     for name in kernels._LEVELS
     if name != "numpy"
 ]
+
+
+def draw(seed, sizes, dtype=np.float32, scale=1.0):
+    """Normal numbers in arrays of some sizes, the same ones for a seed."""
+    rng = np.random.default_rng(seed)
+    return [(scale * rng.standard_normal(n)).astype(dtype) for n in sizes]
 
 
 def same_bits(a, b):

@@ -1,9 +1,9 @@
 """Changes the kernels and the engine in one place at a time, and shows that the tests go red.
 
-    python tests/mutate.py            # a sample of the mutants
-    python tests/mutate.py --all      # every one
-    python tests/mutate.py --resume   # goes on from what build/mutate.log has: new survivors only
-    python tests/mutate.py --list     # what they are
+    python tests/tools/mutate.py            # a sample of the mutants
+    python tests/tools/mutate.py --all      # every one
+    python tests/tools/mutate.py --resume   # goes on from what build/mutate.log has: new survivors only
+    python tests/tools/mutate.py --list     # what they are
 
 All mutants are compiled into one build in a scratch folder (see mutator.py) and judged by one pytest
 session, which collects the tests once and forks for each mutant.  A mutant is given the tests that
@@ -33,7 +33,7 @@ from typing import Any
 
 from mutator import CYTHON_SWITCH, HEADER, PLACES, SWITCH, THREADS_SWITCH, Mutant, Mutator
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 EXPLAINED = Path(__file__).with_name("mutants.txt")
 LOG = ROOT / "build" / "mutate.log"
 SCRATCH = ROOT / "build" / "mutants"
@@ -41,9 +41,11 @@ KERNELS = "fastgd/kernels"
 SOURCES = {".py", ".pyx", ".pxi", ".pxd", ".h", ".c", ".in"}
 # Whatever says something of what is computed.
 TESTS = (
-    "kernels", "optimizers", "sweep", "clip_ratio", "engine", "storage", "codecs", "averages", "state_dict",
-    "bad_input", "numbers", "buffers", "packing", "random_words", "machine", "out_of_cache",
-    "formats",
+    "kernels/test_rules", "optimizers/test_optimizers", "core/test_stages", "kernels/test_norms",
+    "core/test_clip_ratio", "kernels/test_engine", "core/test_storage", "kernels/test_codecs",
+    "averages/test_averages", "core/test_state_dict", "core/test_bad_input", "kernels/test_fp_modes",
+    "kernels/test_buffers", "checkpoint/test_packing", "kernels/test_random_words",
+    "core/test_stateful", "kernels/test_out_of_cache", "kernels/test_formats",
 )  # fmt: skip
 # Those that measure time, read machine code or need gigabytes.
 NOT_THESE = "not 2_to and not vectorised and not threads_do_the_work and not gil_is_released"
@@ -87,7 +89,7 @@ def digest() -> str:
     """Of all that the build is made of."""
     folders = [ROOT / "fastgd", ROOT / "src_c"]
     files = [f for folder in folders for f in folder.rglob("*.*") if f.suffix in SOURCES]
-    text = "".join(f.read_text() for f in [*sorted(files), ROOT / "tests" / "mutator.py"])
+    text = "".join(f.read_text() for f in [*sorted(files), ROOT / "tests" / "tools" / "mutator.py"])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -175,7 +177,7 @@ def judge(mutator: Mutator, chosen: list[Mutant], jobs: int, seconds: float, log
     os.environ.update(PYTHONDONTWRITEBYTECODE="1", PYTHONPATH=str(SCRATCH), OMP_NUM_THREADS="2",
                       OPENBLAS_NUM_THREADS="1", FASTGD_BACKEND="", FASTGD_FUZZ="0")  # fmt: skip
     os.chdir(SCRATCH)
-    sys.path[:1] = [str(SCRATCH), str(SCRATCH / "tests")]
+    sys.path[:1] = [str(SCRATCH), str(SCRATCH / "tests" / "tools")]
     import pytest
     from mutate_session import Session
 
@@ -183,7 +185,7 @@ def judge(mutator: Mutator, chosen: list[Mutant], jobs: int, seconds: float, log
     failed = pytest.main(
         ["-q", "-s", "--no-header", "--no-summary", "-p", "no:cacheprovider",
             "-p", "no:faulthandler", "-k", NOT_THESE,
-         *(f"tests/test_{name}.py" for name in TESTS)],
+         *(f"tests/{name}.py" for name in TESTS)],
         plugins=[session],
     )  # fmt: skip
     if failed:
