@@ -2,7 +2,8 @@
 #
 # What a rule computes is specified by the function of the same name in reference.py; states `s` and
 # coefficients `c` come in that function's order, and so do the operations, bit for bit.  The loops
-# are plain: the compiler vectorises them for each backend, and tests/kernels/test_vectorised.py watches it.
+# are plain: the compiler vectorises them for each backend, and tests/kernels/test_vectorised.py
+# watches it.
 
 cdef inline floating root(floating x) noexcept nogil:
     if floating is float:
