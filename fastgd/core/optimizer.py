@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from operator import index
 from threading import RLock
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,19 +20,33 @@ from fastgd.core.stepper import Held
 from fastgd.kernels._engine import StepRecord
 from fastgd.kernels.memory.alloc import copy_beside
 
+if TYPE_CHECKING:
+    from inspect import Signature
+
 Array = NDArray[Any]
 Hyper = Mapping[str, Any]
 
-# The subclasses, by name in the order of their definition.
-OPTIMIZERS: dict[str, type[Optimizer]] = {}
+
+class _SignatureOf:
+    """The signature of a class, made from its declarations when somebody asks."""
+
+    def __get__(self, _: object, cls: type[Optimizer]) -> Signature:
+        from inspect import Parameter, Signature, signature
+
+        if cls.__init__ is not Optimizer.__init__:
+            own = signature(cls.__init__)
+            return own.replace(parameters=list(own.parameters.values())[1:])
+        params = Parameter("params", Parameter.POSITIONAL_OR_KEYWORD, annotation="object")
+        options = Parameter("options", Parameter.VAR_KEYWORD, annotation="Unpack[Options]")
+        return Signature([params, *cls.parameters(), options])
 
 
 class Optimizer(Held):
     """Parameters, and the step that updates them in place.
 
-    Not for direct use: each subclass is an optimizer.  It declares its hyper-parameters by the
-    arguments of its ``__init__``, and says with `rule`, `coefficients`, `initial` and `consistent`
-    what a step does with them.
+    Not for direct use: each subclass is an optimizer.  It declares its hyper-parameters, and says
+    with `rule`, `coefficients`, `initial` and `consistent` what a step does with them; see
+    ``docs/architecture.md``.
 
     Attributes
     ----------
@@ -52,13 +66,13 @@ class Optimizer(Held):
         The average of the weights that steps update, if wanted.
     """
 
+    __signature__ = _SignatureOf()
     # Of an optimizer whose parameters are pieces: `Plan.step`'s argument of that name.
     _combine: Callable[[Array], object] | None = None
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        cls.domains = {**cls.__base__.domains, **cls.domains}  # type: ignore[union-attr]
-        OPTIMIZERS[cls.__name__] = cls
+    def __init__(self, params: object, *args: Any, **kwargs: Any) -> None:
+        """Take parameters, hyper-parameters, and `fastgd.Options` by keyword."""
+        super().__init__(params, *self.arguments(args, kwargs))
 
     # --------------------------------------------------------------------------------- the step
 

@@ -17,7 +17,6 @@ from fastgd.core import storage as _storage
 from fastgd.core.accumulated import Accumulated
 from fastgd.core.contract import Contract, Hyper
 from fastgd.core.groups import ParamGroup
-from fastgd.core.rows import row_of
 from fastgd.core.trees import Name, Path, Structure, flatten, name_of, unflatten
 from fastgd.kernels import reference
 from fastgd.kernels._engine import Plan
@@ -25,6 +24,7 @@ from fastgd.kernels.memory import checks
 from fastgd.kernels.memory.checks import shown
 from fastgd.kernels.reference import RULES
 from fastgd.kernels.spec.coded_array import Stored, as_stored
+from fastgd.kernels.spec.norms import unit_length
 
 Array = NDArray[Any]
 
@@ -37,18 +37,16 @@ class Held(Contract):
 
     # Of an optimizer whose parameters are pieces; set on the object before its __init__.
     _pieces: Mapping[int, _storage.Piece] | None = None
-    # Of one whose arrays are flat, though what they stand for isn't: `row_of` each, by id.
+    # Of one whose arrays are flat, though what they stand for isn't: `unit_length` each, by id.
     _rows: Mapping[int, int] = MappingProxyType({})
 
     # ----------------------------------------------------------------------------- construction
 
-    def __init__(self, params: object, arguments: Mapping[str, Any]) -> None:
-        """Take the arguments of a subclass's ``__init__``, its ``locals()``."""
-        options = arguments["options"]
+    def __init__(self, params: object, hyper: dict[str, Any], options: Mapping[str, Any]) -> None:
+        """Take parameters, the hyper-parameters of groups that have none of their own, options."""
         self.options = _options.checked(options, type(self).__name__)
         self.storage = _storage.checked(options)._replace(pieces=self._pieces)
-        given = {**arguments, **dict.fromkeys(_options.HYPER), **options}
-        self.defaults = {key: given[key] for key in given if key in self.domains}
+        self.defaults = hyper
         self.param_groups: tuple[ParamGroup, ...] = ()
         self.state: Mapping[Name, Mapping[str, Array]] = {}
         self._names: tuple[tuple[Name, ...], ...] = ()  # of each group's parameters, in `state`
@@ -175,7 +173,7 @@ class Held(Contract):
                 arrays.append(tuple(storage.state(p, key, kept) for key in RULES[rule].states))
                 params.append(storage.parameter(p, kept))
                 owners.append(k)
-                rows.append(self._rows.get(id(p), row_of(p.shape, p.strides, p.itemsize)))
+                rows.append(self._rows.get(id(p), unit_length(p.shape, p.strides, p.itemsize)))
         names = [RULES[rules[k]].states for k in owners]
         average = self.average
         plan = Plan(

@@ -24,9 +24,16 @@ Array = NDArray[Any]
 
 STATE_DTYPES = ("float32", "float64", "bfloat16", "float16", "8bit")
 ROUNDINGS = ("nearest", "stochastic")
-# States that are never negative, which 8 bits can therefore keep with twice the range.
-SQUARES = frozenset[str]().union(*(rule.squares for rule in RULES.values()))
-EVERY_STATE = frozenset(key for rule in RULES.values() for key in rule.states)
+
+
+def every_state() -> frozenset[str]:
+    """The names of all rules' states."""
+    return frozenset(key for rule in RULES.values() for key in rule.states)
+
+
+def squares() -> frozenset[str]:
+    """States that are never negative, which 8 bits can therefore keep with twice the range."""
+    return frozenset[str]().union(*(rule.squares for rule in RULES.values()))
 
 
 class Piece(NamedTuple):
@@ -110,7 +117,7 @@ class Storage(NamedTuple):
         if wanted is None or (wanted == "8bit" and self.piece(p).whole < self.min_8bit_size):
             return computed(p.dtype).name
         if wanted == "8bit":
-            return "ue5m3" if key in SQUARES else "e4m3"
+            return "ue5m3" if key in squares() else "e4m3"
         return wanted
 
     def new(self, p: Array, key: str, start: float = 0.0) -> dict[str, Array]:
@@ -167,7 +174,7 @@ def checked(given: Mapping[str, Any]) -> Storage:
     wanted = given.get("state_dtype")
     if isinstance(wanted, Mapping):
         wanted = {
-            one_of(sorted(EVERY_STATE), key, "state_dtype"): one_of(
+            one_of(sorted(every_state()), key, "state_dtype"): one_of(
                 STATE_DTYPES, value, f"state_dtype[{shown(key)}]"
             )
             for key, value in wanted.items()
@@ -208,7 +215,7 @@ def saved_as(saved: Mapping[str, Array], key: str) -> Stored:
     """How a state was kept when it was saved: its dtype says so."""
     code = saved[key]
     if code.dtype == np.uint8:
-        return Stored(code, saved[f"{key}_scale"], "ue5m3" if key in SQUARES else "e4m3")
+        return Stored(code, saved[f"{key}_scale"], "ue5m3" if key in squares() else "e4m3")
     return as_stored(code)
 
 

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from fastgd import Optimizer
-from fastgd.core.rows import row_of
 from fastgd.core.storage import Storage
 from fastgd.kernels._engine import StepRecord
 from fastgd.kernels._watch import Watch
+from fastgd.kernels.spec.norms import unit_length
 from fastgd.torch import _tensors
 from fastgd.torch._average import EMA
 from fastgd.torch._handles import HANDLES
@@ -112,7 +112,7 @@ class Binding:
         groups = [{"params": a} | h for a, h in zip(arrays, self._hyper, strict=True)]
         inner: Any = setup.kind.__new__(setup.kind)
         inner._rows = {
-            id(a): row_of(t.shape, t.stride())
+            id(a): unit_length(t.shape, t.stride())
             for section, own in zip(tensors, arrays, strict=True)
             for t, a in zip(section, own, strict=False)
             if t is not None

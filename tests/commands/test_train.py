@@ -9,7 +9,7 @@ from support.helpers import run_python
 import fastgd
 from fastgd.__main__ import main
 from fastgd.commands import mlp
-from fastgd.core.optimizer import OPTIMIZERS
+from fastgd.optimizers import OPTIMIZERS
 
 train = pytest.importorskip("fastgd.commands.train", reason="the extra `train` is not installed")
 from matplotlib.figure import Figure

@@ -7,7 +7,7 @@ import pytest
 from support.snapshots import assert_unchanged, snapshot
 
 import fastgd
-from fastgd.core.optimizer import OPTIMIZERS
+from fastgd.optimizers import OPTIMIZERS
 
 F32 = np.float32
 

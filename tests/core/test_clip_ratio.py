@@ -14,7 +14,7 @@ import pytest
 from support.helpers import COMPILED, same_bits
 
 import fastgd
-from fastgd.core.rows import row_of
+from fastgd.kernels.spec.norms import unit_length
 
 F32, F64, F16, BF16 = np.float32, np.float64, np.float16, ml_dtypes.bfloat16
 
@@ -89,16 +89,16 @@ def test_what_is_a_unit():
     }.items():  # fmt: skip
         for order in "CF":
             a = np.zeros(shape, F32, order=order)
-            found = row_of(a.shape, a.strides, a.itemsize)
+            found = unit_length(a.shape, a.strides, a.itemsize)
             assert found == (row if a.flags.c_contiguous else 0), (shape, order)
     # One row, or rows of one element, are pieces of memory in whatever order.
     for shape in ((1, 3, 4), (6, 1, 1)):
         a = np.zeros(shape, order="F")
-        assert row_of(a.shape, a.strides, a.itemsize) == a.size // shape[0]
+        assert unit_length(a.shape, a.strides, a.itemsize) == a.size // shape[0]
     # The axes within a row may have any order.
     a = np.zeros((2, 3, 4, 5)).transpose(0, 3, 1, 2)
-    assert row_of(a.shape, a.strides, a.itemsize) == 60
-    assert row_of(a.transpose(1, 0, 2, 3).shape, a.transpose(1, 0, 2, 3).strides, 8) == 0
+    assert unit_length(a.shape, a.strides, a.itemsize) == 60
+    assert unit_length(a.transpose(1, 0, 2, 3).shape, a.transpose(1, 0, 2, 3).strides, 8) == 0
 
 
 # ---------------------------------------------------------------------------------- the same bits

@@ -16,8 +16,8 @@ from support.helpers import COMPILED, SIZES, draw, same_bits
 
 import fastgd
 from fastgd.averages import EMA
-from fastgd.core.optimizer import OPTIMIZERS
 from fastgd.functional import global_norm
+from fastgd.optimizers import OPTIMIZERS
 
 F32, F64 = np.float32, np.float64
 

@@ -28,8 +28,8 @@ from support.stateful_pairs import KINDS, SCALES, WRONG, Cycle, Leaf, Spec, Twin
 
 import fastgd
 from fastgd.core.domains import SCHEDULABLE
-from fastgd.core.optimizer import OPTIMIZERS
 from fastgd.core.options import CLIP_BY, HYPER, NONFINITE
+from fastgd.optimizers import OPTIMIZERS
 
 EXAMPLES = int(os.environ.get("FASTGD_FUZZ", "0"))
 SETTINGS = settings(

@@ -12,12 +12,12 @@ from support.helpers import COMPILED, draw, run_python, same_bits
 
 import fastgd
 from fastgd.averages import EMA
-from fastgd.core.optimizer import OPTIMIZERS
-from fastgd.core.storage import SQUARES, Piece
+from fastgd.core.storage import Piece, squares
 from fastgd.functional import global_norm
 from fastgd.kernels.spec.codecs import CODECS
 from fastgd.kernels.spec.coded_array import as_stored
 from fastgd.kernels.spec.random_words import random_key, random_words
+from fastgd.optimizers import OPTIMIZERS
 
 F32, F64, F16, BF16 = np.float32, np.float64, np.float16, ml_dtypes.bfloat16
 SIZES = [0, 1, 7, 255, 256, 257, 1000, 4095, 4096, 5000, 70_001]
@@ -102,7 +102,7 @@ def test_states_show_how_they_are_kept():
     opt = fastgd.SGD([p[0].astype(BF16)], master="split")
     assert opt.state[0]["master_low"].dtype == np.int16
     assert opt.storage.master == "split"
-    assert {"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"} == SQUARES
+    assert {"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"} == squares()
 
 
 def test_memory_of_8bit_states():

@@ -24,9 +24,9 @@ from support.helpers import COMPILED, ROOT, coefficients_of, run_python, same_bi
 
 import fastgd
 from fastgd import kernels
-from fastgd.core.optimizer import OPTIMIZERS
 from fastgd.kernels import c_api, reference
 from fastgd.kernels.reference import RULES
+from fastgd.optimizers import OPTIMIZERS
 
 EXAMPLES = ROOT / "examples" / "compiled"
 DTYPES = {"f32": np.float32, "f64": np.float64}

@@ -8,6 +8,7 @@ import pytest
 from support.helpers import COMPILED
 from support.machine_code import READABLE, REGISTERS, disassembly
 
+from fastgd.kernels.reference import RULES
 from fastgd.kernels.spec.codecs import CODECS
 
 pytestmark = READABLE
@@ -66,10 +67,19 @@ def test_codec_is_vectorised(backend, name, fuse):
     assert not re.search(r"\bvf(n?m(add|sub))\d", body)
 
 
-@pytest.mark.parametrize(("name", "expected"), [("direct", 28), ("in_8_bits", 14)])
+FUSED = [rule for rule in RULES.values() if rule.fused]
+
+
+@pytest.mark.parametrize("name", ["direct", "in_8_bits"])
 @pytest.mark.parametrize("backend", COMPILED)
-def test_fused_loops_are_vectorised(backend, name, expected):
+def test_fused_loops_are_vectorised(backend, name):
     """One for each rule and way to keep parameter, gradient and states; without a scalar rest."""
+    expected = sum(
+        2 * len(rule.fused.params)
+        for rule in FUSED
+        for states in rule.fused.states
+        if (states == "8bit") == (name == "in_8_bits")
+    )
     own = re.compile(rf"(__pyx_fuse_[\d_]*?(\d))__pyx_f_.*_{backend}_({name}|quarter)(\..*)?")
     bodies = {}
     for symbol, body in disassembly(backend).items():
@@ -80,8 +90,7 @@ def test_fused_loops_are_vectorised(backend, name, expected):
     assert len(bodies) == expected
     for (_, rule), body in bodies.items():
         for mark in ("mulps", "sqrtps", "divps"):
-            # Momentum and Nesterov's, the first two rules, have no root.
-            if mark == "mulps" or rule > 1:
+            if mark == "mulps" or "eps" in FUSED[rule].coefficients:
                 assert re.search(rf"\bv?{mark}\s.*%{REGISTERS[backend]}\d", body), mark
         assert not re.search(r"\bv?(mul|sqrt|div)ss\b", body)
         assert not re.search(r"\bvf(n?m(add|sub))\d|\bv?r(sqrt|cp)", body)

@@ -14,8 +14,8 @@ from support.helpers import COMPILED, same_bits
 from support.optimizer_cases import CASES, leaves, made
 
 import fastgd
-from fastgd.core.optimizer import OPTIMIZERS
 from fastgd.kernels.reference import RULES
+from fastgd.optimizers import OPTIMIZERS
 
 
 @pytest.mark.parametrize("backend", COMPILED)

@@ -7,7 +7,7 @@ import pytest
 from support.helpers import same_bits
 
 import fastgd
-from fastgd.core.optimizer import OPTIMIZERS
+from fastgd.optimizers import OPTIMIZERS
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install torch==2.13.0")
 from support.torch_pairs import CASES, OPTIONS

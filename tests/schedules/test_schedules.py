@@ -15,7 +15,7 @@ from support.snapshots import assert_unchanged, snapshot
 import fastgd
 from fastgd import schedules
 from fastgd.core.domains import SCHEDULABLE, two_fractions
-from fastgd.core.optimizer import OPTIMIZERS
+from fastgd.optimizers import OPTIMIZERS
 from fastgd.schedules import (
     Constant,
     Cosine,

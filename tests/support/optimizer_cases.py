@@ -5,34 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import fastgd
-from fastgd.core.optimizer import OPTIMIZERS
+from fastgd.core.variants import variants
+from fastgd.optimizers import OPTIMIZERS
 
-# Options that between them reach every rule and every stage, for each class.
-OPTIONS = {
-    "SGD": [
-        {},
-        {"momentum": 0.9},
-        {"momentum": 0.9, "dampening": 0.3},
-        {"momentum": 0.8, "nesterov": True},
-    ],
-    "Momentum": [{}, {"beta": 0.5}, {"bias_correction": True}],
-    "Adagrad": [{}, {"lr_decay": 0.1}, {"initial_accumulator_value": 0.1, "eps_root": 1e-6}],
-    "RMSprop": [
-        {},
-        {"centered": True},
-        {"momentum": 0.9},
-        {"momentum": 0.9, "centered": True, "eps_root": 1e-6},
-    ],
-    "Adam": [{}, {"amsgrad": True}, {"betas": (0.8, 0.9), "eps": 1e-4, "eps_root": 1e-5}],
-    "AdamW": [{}, {"weight_decay": 0.0}, {"amsgrad": True}],
-}
 COMMON = [{}, {"weight_decay": 0.1}, {"maximize": True}, {"weight_decay": 0.1, "maximize": True}]
 CASES = [
     pytest.param(name, {**options, **common}, id=f"{name}-{i}-{j}")
-    for name in fastgd.optimizers.__all__
-    for i, options in enumerate(OPTIONS.get(name, [{}]))
+    for name, cls in OPTIMIZERS.items()
+    for i, options in enumerate(variants(cls))
     for j, common in enumerate(COMMON)
+    if j in (i % len(COMMON), 0)
 ]
 
 

@@ -15,8 +15,8 @@ import numpy as np
 
 import fastgd
 from fastgd.averages import EMA
-from fastgd.core.optimizer import OPTIMIZERS
 from fastgd.kernels.reference import RULES
+from fastgd.optimizers import OPTIMIZERS
 
 
 class Leaf(NamedTuple):

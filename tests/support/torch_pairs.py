@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 
 import fastgd.torch
+from fastgd.core.variants import variants
+from fastgd.optimizers import OPTIMIZERS
+
+
+def known_to_torch(name):
+    """The option sets of an optimizer that torch's class of that name takes."""
+    theirs = inspect.signature(getattr(torch.optim, name)).parameters
+    return [options for options in variants(OPTIMIZERS[name]) if options.keys() <= theirs.keys()]
+
 
 # Options of torch's classes; every one also runs with weight decay and maximize.
-OPTIONS = {
-    "SGD": [
-        {},
-        {"momentum": 0.9},
-        {"momentum": 0.9, "dampening": 0.3},
-        {"momentum": 0.8, "nesterov": True},
-    ],
-    "Adagrad": [{}, {"lr_decay": 0.1, "initial_accumulator_value": 0.1}],
-    "RMSprop": [
-        {},
-        {"centered": True},
-        {"momentum": 0.9},
-        {"momentum": 0.9, "centered": True, "alpha": 0.9},
-    ],
-    "Adam": [{}, {"amsgrad": True}, {"betas": (0.8, 0.95), "eps": 1e-3}],
-    "AdamW": [{}, {"amsgrad": True, "weight_decay": 0.2}],
-}
+OPTIONS = {name: known_to_torch(name) for name in OPTIMIZERS if hasattr(torch.optim, name)}
 COMMON = [{}, {"weight_decay": 0.1}, {"maximize": True, "weight_decay": 0.01}]
 CASES = [
     pytest.param(name, {"lr": 0.01, **o, **c}, id=f"{name}-{i}-{j}")

@@ -42,10 +42,12 @@ if __name__ == "__main__":
 else:
     import fastgd
 
-from fastgd.core.stepper import Held
-from fastgd.core.storage import EVERY_STATE
+from fastgd.core.storage import every_state
 
-OPTIMIZERS = ("SGD", "Momentum", "Adagrad", "RMSprop", "Adam", "AdamW")
+OPTIMIZERS = tuple(fastgd.optimizers.OPTIMIZERS)
+HYPERS = dict.fromkeys(
+    key for kind in fastgd.optimizers.OPTIMIZERS.values() for key in kind.domains
+)
 OPTIONS = ("clip_by", "nonfinite", "zero_grads", "state_dtype", "master", "rounding", "min_8bit_size",
            "seed", "average", "clip_norm", "clip_value", "clip_ratio")  # fmt: skip
 FINE = {
@@ -67,7 +69,7 @@ NAMES = {"params", "grads", "state", "state_dict", "copy_to", "metadata", "path"
          "grad_scale times weight", "weight", "averages", "average", "swapped", "update", "backend", "n", "p", "g",
          "sum", "out", "x", "axis", "initial", "beta", "window", "arrays", "shape", "dtype", "layout", "seed",
          "accumulate() needs gradients", "step() needs gradients", "add_param_group", "a parameter group always",
-         *OPTIMIZERS, *map(str.lower, OPTIMIZERS), *OPTIONS, *Held.domains, *EVERY_STATE}  # fmt: skip
+         *OPTIMIZERS, *map(str.lower, OPTIMIZERS), *OPTIONS, *HYPERS, *every_state()}  # fmt: skip
 PYTHONS = re.compile(r"[\w.<>]+\(\) (got|missing|takes)|.* object is not|.* argument")
 
 

@@ -1,22 +1,21 @@
-"""Writes the C level of the package, at build time, from the registry and the optimizers.
+"""Writes the C level of the package.
 
-Every rule of `fastgd/kernels/reference.py` gets two functions (float32, float64), every class of
-`fastgd/optimizers.py` one for the coefficients of a step: its `coefficients` put into C's types.
-So a new optimizer appears in C by itself.  Both files are read, not imported, as nothing is built.
-
-Three files come out: declarations for Cython (`c_api.pxd`), what `c_api.pyx` includes
-(`_c_api.pxi`), and the header for C (`fastgd/include/fastgd.h`, from `src_c/fastgd.h.in`).
+Every rule gets two functions (float32, float64), every class of optimizers one for the coefficients
+of a step: its `coefficients` put into C's types.  Three files come out: declarations for Cython
+(`c_api.pxd`), what `c_api.pyx` includes (`_c_api.pxi`), and the header for C
+(`fastgd/include/fastgd.h`, from `src_c/fastgd.h.in`).
 """
 
 from __future__ import annotations
 
 import ast
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-REFERENCE = "fastgd/kernels/reference.py"
-OPTIMIZERS = "fastgd/optimizers/__init__.py"
+from generate.families import Family, Optimizer
+
 FLOATS = {"f32": "float", "f64": "double"}
 # What coefficients may call, by the same name in Python's math and in C's.
 CALLS = ("exp", "log", "sqrt")
@@ -46,37 +45,28 @@ class Function(NamedTuple):
 # --------------------------------------------------------------------------------------- the rules
 
 
-def rules() -> list[Function]:
-    """The functions of all rules, in the order of the registry."""
+def rule_functions(families: list[Family]) -> list[Function]:
+    """The functions of all rules."""
     functions = []
-    tree = ast.parse(Path(REFERENCE).read_text("utf-8"))
-    decorated = [
-        node
-        for node in tree.body
-        if isinstance(node, ast.FunctionDef)
-        and any(isinstance(d, ast.Name) and d.id == "rule" for d in node.decorator_list)
-    ]
-    for k, node in enumerate(decorated):
-        states = [a.arg for a in node.args.args[2:]]
-        letters = [a.arg for a in node.args.kwonlyargs]
+    for k, rule in enumerate(rule for family in families for rule in family.rules):
         for fuse, (suffix, floating) in enumerate(FLOATS.items()):
-            given = f"s, {len(states)}" if states else "NULL, 0"
-            body = [f"cdef {floating}* s[{len(states)}]"] * bool(states)
-            body += [f"s[{j}] = {state}" for j, state in enumerate(states)]
+            given = f"s, {len(rule.states)}" if rule.states else "NULL, 0"
+            body = [f"cdef {floating}* s[{len(rule.states)}]"] * bool(rule.states)
+            body += [f"s[{j}] = {state}" for j, state in enumerate(rule.states)]
             body += [
                 f"run[{floating}](rules[{2 * k + fuse}], p, g, {given}, n, coefficients,"
-                f" {len(letters)}, stages)",
+                f" {len(rule.coefficients)}, stages)",
             ]
             arguments = [
                 (f"{floating} *", "p"),
                 (f"const {floating} *", "g"),
-                *((f"{floating} *", state) for state in states),
+                *((f"{floating} *", state) for state in rule.states),
                 ("size", "n"),
                 ("const double *", "coefficients"),
                 ("const double *", "stages"),
             ]
-            about = f"coefficients: {', '.join(letters)}"
-            functions.append(Function(f"{node.name}_{suffix}", tuple(arguments), body, about))
+            about = f"coefficients: {', '.join(rule.coefficients)}"
+            functions.append(Function(f"{rule.name}_{suffix}", tuple(arguments), body, about))
     return functions
 
 
@@ -140,7 +130,9 @@ def _parts(value: ast.expr, n: int) -> list[ast.expr]:
     return value.elts
 
 
-def _statements(body: list[ast.stmt], to: _Arithmetic, local: list[str], known: set[str]):
+def _statements(
+    body: list[ast.stmt], to: _Arithmetic, local: list[str], known: set[str]
+) -> Iterator[str]:
     """The lines of Cython for statements of Python; notes the variables they set."""
     for node in body:
         if isinstance(node, ast.Assign) and len(node.targets) == 1:
@@ -169,31 +161,32 @@ def _statements(body: list[ast.stmt], to: _Arithmetic, local: list[str], known: 
             raise UntranslatableError(f"line {node.lineno}: {ast.unparse(node)}")
 
 
-def _method(cls: ast.ClassDef, name: str, classes: dict[str, ast.ClassDef]) -> ast.FunctionDef:
-    """A method of a class, or of the one it derives from."""
-    for node in cls.body:
-        if isinstance(node, ast.FunctionDef) and node.name == name:
+def _method(cls: Optimizer, known: dict[str, Optimizer]) -> ast.FunctionDef:
+    """The method `coefficients` of a class, or of the one it derives from."""
+    for node in cls.node.body:
+        if isinstance(node, ast.FunctionDef) and node.name == "coefficients":
             return node
-    return _method(classes[ast.unparse(cls.bases[0])], name, classes)
+    for base in cls.bases:
+        if base in known:
+            return _method(known[base], known)
+    raise UntranslatableError("there is no method coefficients")
 
 
-def _optimizer(cls: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> Function:
+def _coefficients(cls: Optimizer, known: dict[str, Optimizer]) -> Function:
     """The function for the coefficients of an optimizer's step."""
-    init = _method(cls, "__init__", classes).args
-    named = [*init.args[-len(init.defaults) :], *init.kwonlyargs]
-    defaults = dict(zip((a.arg for a in named), [*init.defaults, *init.kw_defaults], strict=True))
     names = {}
-    for key, value in defaults.items():
-        n = len(value.elts) if isinstance(value, ast.Tuple) else 1
+    for key in sorted(cls.hypers, key=lambda key: cls.hypers[key].keyword):
+        default = cls.hypers[key].default
+        n = len(default.elts) if isinstance(default, ast.Tuple) else 1
         names[key] = [key] if n == 1 else [f"{key.removesuffix('s')}{k + 1}" for k in range(n)]
     to = _Arithmetic(names)
-    method = _method(cls, "coefficients", classes)
+    method = _method(cls, known)
     text = ast.unparse(method)
-    known = {name for key in names if f"h['{key}']" in text for name in names[key]}
+    mentioned = {name for key in names if f"h['{key}']" in text for name in names[key]}
     local: list[str] = []
-    lines = list(_statements(method.body, to, local, known))
+    lines = list(_statements(method.body, to, local, mentioned))
     arguments = [
-        ("int" if isinstance(getattr(defaults[key], "value", None), bool) else "double", name)
+        ("int" if cls.hypers[key].domain == "flag" else "double", name)
         for key in names
         if key in to.used
         for name in names[key]
@@ -206,35 +199,30 @@ def _optimizer(cls: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> Function:
     return Function(name, tuple(arguments), [*declared, *lines], about)
 
 
-def optimizers() -> list[Function]:
+def coefficient_functions(families: list[Family]) -> list[Function]:
     """The functions of all optimizers; without those whose Python is more than arithmetic."""
-    tree = ast.parse(Path(OPTIMIZERS).read_text("utf-8"))
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    known = {cls.name: cls for family in families for cls in family.optimizers}
     functions = []
-    for name, cls in classes.items():
+    for name, cls in known.items():
         try:
-            functions.append(_optimizer(cls, classes))
-        except (
-            UntranslatableError
-        ) as error:  # tests/kernels/test_c_level.py demands that nobody is left out
+            functions.append(_coefficients(cls, known))
+        except UntranslatableError as error:  # the tests demand that nobody is left out
             print(f"fastgd: no C function for the coefficients of {name}: {error}")
     return functions
 
 
 # ---------------------------------------------------------------------------------------- the files
 
-NOTE = "Written by src_c/c_api.py when the package is built."
 
-
-def write() -> None:
-    """Write the three files where they differ from what is there, so that little is rebuilt."""
-    ruled, formulas = rules(), optimizers()
-    functions = [*ruled, *formulas]
+def files(families: list[Family], note: str) -> dict[str, str]:
+    """The three files, by path."""
+    ruled = rule_functions(families)
+    functions = [*ruled, *coefficient_functions(families)]
     names = list(dict.fromkeys(f.name.rpartition("_")[0] for f in ruled))
 
-    pxd = [f"# {NOTE}", "# What each function does is said in fastgd.h, beside its prototype.", ""]
+    pxd = [f"# {note}", "# What each function does is said in fastgd.h, beside its prototype.", ""]
     pxi = [
-        f"# {NOTE}",
+        f"# {note}",
         "",
         f"from libc.math cimport {', '.join((*CALLS, 'pow'))}",
         "",
@@ -263,18 +251,10 @@ def write() -> None:
         prototypes += [f"FASTGD_FUNCTION fastgd_{f.name}_t fastgd_{f.name};"]
         rows += [f"    FASTGD_BIND(fastgd_{f.name})"]
     header = Path("src_c/fastgd.h.in").read_text("utf-8")
-    header = header.replace("@NOTE@", NOTE).replace("@BINDINGS@", "\n".join(rows))
+    header = header.replace("@NOTE@", note).replace("@BINDINGS@", "\n".join(rows))
     header = header.replace("@FUNCTIONS@", "\n".join(prototypes).strip())
-    for path, text in {
-        "fastgd/kernels/c_api.pxd": "\n".join(pxd) + "\n",
-        "fastgd/kernels/_c_api.pxi": "\n".join(pxi) + "\n",
+    return {
+        "fastgd/kernels/c_api.pxd": "\n".join([*pxd, ""]),
+        "fastgd/kernels/_c_api.pxi": "\n".join([*pxi, ""]),
         "fastgd/include/fastgd.h": header,
-    }.items():
-        file = Path(path)
-        file.parent.mkdir(exist_ok=True)
-        if not file.exists() or file.read_text("utf-8") != text:
-            file.write_text(text, "utf-8")
-
-
-if __name__ == "__main__":
-    write()
+    }
