@@ -11,14 +11,16 @@ process, as workers of pytest-xdist have to collect the same tests.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from itertools import combinations, product
 from math import prod
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fastgd.kernels.reference import RULES
+from fastgd.optimizers import OPTIMIZERS
 
 HOW_MUCH = os.environ.get("FASTGD_TESTS", "pairs")
 if HOW_MUCH not in ("quick", "pairs", "whole"):
@@ -52,13 +54,44 @@ def rules() -> list[str]:
     return first_of_each(RULES, shape_of)
 
 
-def sampled(**axes: Iterable[Any]) -> pytest.MarkDecorator:
+def picked_shape(name: str, options: Mapping[str, Any]) -> tuple[object, ...]:
+    """The shape of the rule that an optimizer picks for some options."""
+    opt = OPTIMIZERS[name](np.zeros(1), **options)
+    return shape_of(opt.rule(opt.param_groups[0]))
+
+
+def optimizers(names: Iterable[str] = tuple(OPTIMIZERS)) -> list[str]:
+    """The optimizers to test."""
+    return first_of_each(names, lambda name: picked_shape(name, {}))
+
+
+def optimizer_cases(
+    options: Mapping[str, Sequence[dict[str, Any]]], common: Sequence[dict[str, Any]], **always: Any
+) -> list[Any]:
+    """Params (name, options): each optimizer with each of its options and each common one.
+
+    Whole runs have each option with each common one.
+    """
+    found = []
+    for name, own in options.items():
+        sizes = [len(own), len(common)]
+        rows = product(*map(range, sizes)) if HOW_MUCH == "whole" else covering(sizes, 1)
+        found += [
+            pytest.param(name, {**always, **own[i], **common[j]}, id=f"{name}-{i}-{j}")
+            for i, j in rows
+        ]
+    return first_of_each(found, lambda case: picked_shape(*case.values))
+
+
+def sampled(axes: Mapping[str, Iterable[Any]]) -> pytest.MarkDecorator:
     """Parametrize a test by combinations of the values of some axes, in the order of the product.
+
+    As with `pytest.mark.parametrize`, an axis "name, options" has pairs for its values.
 
     A value that its own marks skip here, such as a backend that this processor can't run, takes part
     in a whole product alone: elsewhere one combination has it, so that no pair depends on it.
     """
-    choices = [[_param(value) for value in values] for values in axes.values()]
+    choices = [[_param(value, "," in names) for value in values] for names, values in axes.items()]
     rows = product(*choices) if HOW_MUCH == "whole" else _chosen(choices)
     params = [
         pytest.param(
@@ -68,7 +101,7 @@ def sampled(**axes: Iterable[Any]) -> pytest.MarkDecorator:
         )
         for row in rows
     ]
-    return pytest.mark.parametrize(list(axes), params)
+    return pytest.mark.parametrize(",".join(axes), params)
 
 
 def covering(lengths: Sequence[int], strength: int = 2) -> list[tuple[int, ...]]:
@@ -90,15 +123,8 @@ def covering(lengths: Sequence[int], strength: int = 2) -> list[tuple[int, ...]]
         of, values = next(iter(missing))
         row = dict(zip(of, values, strict=True))
         for i in sorted(set(axes) - set(row), key=lambda i: -lengths[i]):
-
-            def gain(value: int, i: int = i) -> tuple[int, int, int]:
-                if strength == 1:
-                    new = ((i,), (value,)) in missing
-                else:
-                    new = sum(_pair(i, value, j, row[j]) in missing for j in row)
-                return new, -used[i][value], -value
-
-            row[i] = max(range(lengths[i]), key=gain)
+            new = [_new(missing, row, i, value, strength) for value in range(lengths[i])]
+            row[i] = max(range(lengths[i]), key=lambda v, i=i, new=new: (new[v], -used[i][v], -v))
         chosen = tuple(row[i] for i in axes)
         for i in axes:
             used[i][chosen[i]] += 1
@@ -108,8 +134,12 @@ def covering(lengths: Sequence[int], strength: int = 2) -> list[tuple[int, ...]]
     return sorted(rows)
 
 
-def _pair(i: int, value: int, j: int, other: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    return ((i, j), (value, other)) if i < j else ((j, i), (other, value))
+def _new(missing: Container[Any], row: dict[int, int], i: int, value: int, strength: int) -> int:
+    """How many that are missing a row takes along if it has a value at place i."""
+    if strength == 1:
+        return ((i,), (value,)) in missing
+    pairs = (sorted([(i, value), (j, other)]) for j, other in row.items())
+    return sum(((a, b), (v, w)) in missing for (a, v), (b, w) in pairs)
 
 
 def _chosen(choices: list[list[Any]]) -> Iterable[tuple[Any, ...]]:
@@ -124,9 +154,11 @@ def _chosen(choices: list[list[Any]]) -> Iterable[tuple[Any, ...]]:
             yield (*others[:i], skipped, *others[i + 1 :])
 
 
-def _param(value: Any) -> Any:
+def _param(value: Any, several: bool) -> Any:
     """A value of an axis with its marks, as `pytest.param` makes it."""
-    return value if hasattr(value, "marks") and hasattr(value, "values") else pytest.param(value)
+    if hasattr(value, "marks") and hasattr(value, "values"):
+        return value
+    return pytest.param(*value) if several else pytest.param(value)
 
 
 def _skipped(param: Any) -> bool:
@@ -137,5 +169,4 @@ def _skipped(param: Any) -> bool:
 
 
 def _id(param: Any) -> str:
-    (value,) = param.values
-    return param.id or getattr(value, "__name__", None) or str(value)
+    return param.id or "-".join(getattr(v, "__name__", None) or str(v) for v in param.values)
