@@ -56,7 +56,7 @@ def coefficients_of(rule, t=1):
     """Plausible coefficients of a rule by their letters; those of a step vary with t."""
     values = {"alpha": 0.01 / t, "beta": 0.9, "gamma": 0.1, "mu": 0.8, "beta1": 0.9, "gamma1": 0.1,
               "beta2": 0.99, "gamma2": 0.01, "eps": 1e-7, "eps_root": 1e-9}  # fmt: skip
-    return tuple(values[letter] for letter in RULES[rule].coefficients)
+    return tuple(values.get(letter, 0.5) for letter in RULES[rule].coefficients)
 
 
 # Sanitizers slow everything down and keep memory that was freed.

@@ -51,16 +51,21 @@ TESTS = (
 NOT_THESE = "not 2_to and not vectorised and not threads_do_the_work and not gil_is_released"
 
 
-def build() -> Mutator:
+def rewritten() -> tuple[Mutator, dict[str, str]]:
+    """All mutants, and the sources that hold them."""
+    mutator = Mutator()
+    return mutator, {file: mutator.rewrite(file, (ROOT / file).read_text()) for file in PLACES}
+
+
+def build(mutator: Mutator, changed: dict[str, str]) -> None:
     """Copy the project, and build the engine and the baseline backend with all mutants in them.
 
     What was built from the same sources is taken as it is, with the tests of today.
     """
-    mutator, stamp = Mutator(), SCRATCH / "stamp"
-    changed = {file: mutator.rewrite(file, (ROOT / file).read_text()) for file in PLACES}
+    stamp = SCRATCH / "stamp"
     if stamp.exists() and stamp.read_text() == digest():
         shutil.copytree(ROOT / "tests", SCRATCH / "tests", dirs_exist_ok=True)
-        return mutator
+        return
     shutil.rmtree(SCRATCH, ignore_errors=True)
     for name in ("fastgd", "src_c", "tests", "pyproject.toml", "setup.py", "README.md"):
         source = ROOT / name
@@ -82,7 +87,6 @@ def build() -> Mutator:
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(compile_module, ("_engine", "_baseline", "_series")))
     stamp.write_text(digest())
-    return mutator
 
 
 def digest() -> str:
@@ -206,7 +210,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="say what they are, test nothing")
     given = parser.parse_args()
 
-    mutator = build()
+    mutator, changed = rewritten()
     mutants, known, log = mutator.mutants, explained(), Log(given.resume)
     print(f"{len(mutants)} mutants of {len(mutator.functions)} functions", flush=True)
     if stale := set(known) - set(map(str, mutants)):
@@ -220,6 +224,7 @@ def main() -> int:
     if given.list:
         print(*chosen, sep="\n")
         return 0
+    build(mutator, changed)
     survivors = judge(mutator, chosen, given.jobs, given.seconds, log)
     print(f"\n{len(chosen)} mutants, {len(chosen) - len(survivors)} killed, "
           f"{len(survivors)} survive; {len(mutants) - len(unexplained)} more are explained, "
