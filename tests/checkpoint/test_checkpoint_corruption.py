@@ -72,6 +72,7 @@ def test_the_file_itself_loads(file):
 # ------------------------------------------------------------------------------------- damage
 
 
+@pytest.mark.slow
 def test_truncated_at_every_byte(file, target, tmp_path):
     data, part = file.read_bytes(), tmp_path / "part"
     for n in range(len(data)):
@@ -82,6 +83,7 @@ def test_truncated_at_every_byte(file, target, tmp_path):
         target.refuses(part, "expected a whole safetensors file")
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_found(file, target, tmp_path):
     data, flipped = file.read_bytes(), tmp_path / "flipped"
     for n in range(len(data)):
@@ -90,6 +92,7 @@ def test_every_flipped_bit_is_found(file, target, tmp_path):
             target.refuses(flipped)
 
 
+@pytest.mark.slow
 def test_bytes_exchanged_for_others_are_found(file, target, tmp_path, rng):
     data, changed = file.read_bytes(), tmp_path / "changed"
     for _ in range(2000):

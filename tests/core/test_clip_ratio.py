@@ -164,6 +164,7 @@ STORAGES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", range(len(STORAGES)))
 @pytest.mark.parametrize("backend", COMPILED)
 def test_same_bits_in_every_storage(backend, kind):

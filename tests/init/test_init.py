@@ -153,6 +153,7 @@ def test_constant():
     assert init.constant(4, value=0).tolist() == [0, 0, 0, 0]
 
 
+@pytest.mark.slow
 def test_signals_keep_their_size_through_relu_layers(rng):
     x = rng.standard_normal((64, 256))
     for _ in range(30):
@@ -163,6 +164,7 @@ def test_signals_keep_their_size_through_relu_layers(rng):
 # ------------------------------------------------------------------------- seeds, dtypes, arrays
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RANDOM)
 def test_seeds(name):
     a, b = (fill(name, DENSE, seed=seed) for seed in (5, np.random.default_rng(5)))

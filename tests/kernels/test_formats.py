@@ -159,6 +159,7 @@ def test_positive_second_moments_stay_positive():
         assert back[1] == 1.125 * 2.0**-31
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backend", "beta"),
     [("numpy", 0.999), *(pytest.param(*p.values, 0.99, marks=p.marks) for p in COMPILED)],
