@@ -46,15 +46,15 @@ def train(epochs, comm):
     return params, states
 
 
-def train_alone(epochs, parts):
-    """The same in one process, which works out the same parts of each batch one after the other."""
+def train_alone(epochs, ranks):
+    """Train in one process, which accumulates the gradients of each rank's samples in order."""
     train_data, _ = digits()
     params = init_layers(SIZES, np.random.default_rng(1))
     opt = fastgd.AdamW(params, lr=RATE)
     for _ in range(epochs):
         for x, y in batches(train_data, BATCH, seed=2, drop_last=True):
-            for part in range(parts):
-                own = slice(part, None, parts)
+            for rank in range(ranks):
+                own = slice(rank, None, ranks)
                 opt.accumulate(loss_and_grads(params, x[own], y[own])[1])
             opt.step()
     return params, sum(a.nbytes for entry in opt.state.values() for a in entry.values())

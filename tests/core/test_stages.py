@@ -287,10 +287,10 @@ def test_a_bound_average_is_the_steps_alone():
     with opt.average.swapped():
         assert np.allclose(w, (-1 * 0.25 - 2 * 0.5) / 0.75)
         for call in (lambda: opt.step(np.ones(2)), lambda: opt.add_param_group({"params": w})):
-            with pytest.raises(RuntimeError, match="averages stand in the place of the weights"):
+            with pytest.raises(RuntimeError, match="averages are swapped in for the weights"):
                 call()
     assert w.tolist() == [-2, -2]
-    with pytest.raises(ValueError, match="average: expected an EMA of its own"):
+    with pytest.raises(ValueError, match="average: the EMA is bound to another optimizer"):
         fastgd.SGD(w, average=ema)
     with pytest.raises(ValueError, match="average: expected an EMA of the optimizer's parameters"):
         fastgd.SGD(w, average=EMA(np.zeros(2)))
@@ -621,6 +621,6 @@ def test_no_copy_while_averages_are_swapped_in():
     opt.step(np.ones(2))
     with opt.average.swapped():
         for way in (copy.deepcopy, pickle.dumps):
-            with pytest.raises(RuntimeError, match="^copy: the averages stand in the place"):
+            with pytest.raises(RuntimeError, match="^copy: the averages are swapped in"):
                 way(opt)
     copy.deepcopy(opt).step(np.ones(2))
