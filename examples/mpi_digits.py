@@ -3,9 +3,9 @@
     pip install "fastgd[mpi,train]" mpich
     OMP_NUM_THREADS=1 mpiexec -n 4 python examples/mpi_digits.py
 
-Each rank works out the gradients of its part of every batch; `fastgd.mpi.Sharded` averages them and
-updates the parameters, with a quarter of the optimizer's states on each of four ranks.  Rank 0 then
-trains the same network alone, batch part by batch part, and finds the same parameters, to the bit.
+Each rank computes the gradients of its samples of every batch; `fastgd.mpi.Sharded` averages them
+and updates the parameters, with a quarter of the states on each of four ranks.  Rank 0 then trains
+the same network alone, accumulating rank by rank, and finds the same bits.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What a step does beside its update: clipping, skipping, averaging, copying, zeroing, summing up.
+"""What a step does besides its update: clipping, skipping, averaging, copying, zeroing, summing up.
 
 Each against its definition in NumPy or against the separate calls that it stands for; and every
 combination against the NumPy backend, bit for bit.
