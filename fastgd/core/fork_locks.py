@@ -21,7 +21,7 @@ from weakref import ref
 PATIENCE = 10.0
 
 # All owners of locks, in the order of their making, in which every fork then takes the locks.
-_owners: dict[tuple[int, str], ref[Any]] = {}
+_owners: dict[tuple[int, str, str], ref[Any]] = {}
 _serial = count()
 _taken: dict[int, list[Any]] = {}  # by the threads that are forking
 
@@ -42,20 +42,20 @@ class Lost:
         """Never comes."""
 
 
-def guard(owner: Any, attribute: str) -> None:
+def guard(owner: Any, attribute: str, name: str | None = None) -> None:
     """See to the lock in an object's attribute at every fork while the object lives."""
-    key = next(_serial), attribute
+    key = next(_serial), attribute, name or type(owner).__name__
     _owners[key] = ref(owner, lambda _: _owners.pop(key, None))
 
 
-def _locks() -> Iterator[tuple[Any, list[tuple[Any, str]]]]:
-    """Each lock once, and in which attributes of which objects it is."""
-    found: dict[int, tuple[Any, list[tuple[Any, str]]]] = {}
-    for (_, attribute), reference in list(_owners.items()):
+def _locks() -> Iterator[tuple[Any, list[tuple[Any, str, str]]]]:
+    """Each lock once, and in which attributes of which objects it is, and their names."""
+    found: dict[int, tuple[Any, list[tuple[Any, str, str]]]] = {}
+    for (_, attribute, name), reference in list(_owners.items()):
         owner = reference()
         lock = getattr(owner, attribute, None)  # None: the owner is gone
         if lock is not None and not isinstance(lock, Lost):
-            found.setdefault(id(lock), (lock, []))[1].append((owner, attribute))
+            found.setdefault(id(lock), (lock, []))[1].append((owner, attribute, name))
     yield from found.values()
 
 
@@ -69,7 +69,7 @@ def _before() -> None:
                 break
             # While averages are swapped in, the lock is held for as long as the caller likes.
             if monotonic() > deadline or any(
-                getattr(owner, "_swapped", False) for owner, _ in owners
+                getattr(owner, "_swapped", False) for owner, _, _ in owners
             ):
                 break
 
@@ -92,8 +92,8 @@ def _after_in_child() -> None:
             continue
         else:
             new = None
-        for owner, attribute in owners:
-            setattr(owner, attribute, Lost(type(owner).__name__) if new is None else new)
+        for owner, attribute, name in owners:
+            setattr(owner, attribute, Lost(name) if new is None else new)
 
 
 if hasattr(os, "register_at_fork"):

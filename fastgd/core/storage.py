@@ -6,13 +6,15 @@ in fewer bytes is loaded and stored tile by tile in the sweep (`fastgd.kernels.s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastgd.core.domains import one_of, whole
+from fastgd.core.rows import row_of
 from fastgd.core.trees import Name
 from fastgd.kernels.memory.alloc import zeros_beside
 from fastgd.kernels.memory.checks import shown
@@ -29,20 +31,23 @@ SQUARES = frozenset[str]().union(*(rule.squares for rule in RULES.values()))
 EVERY_STATE = frozenset(key for rule in RULES.values() for key in rule.states)
 
 
-class Piece(NamedTuple):
-    """What a parameter is a piece of, where others hold the rest.
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """An array that stands for a parameter of which it is a piece, or a flat view.
 
-    It is kept, and rounded by chance, as the whole parameter's elements would be.
+    It is kept, and rounded stochastically, as the whole parameter's elements would be.
     """
 
-    origin: int  # the elements before it
-    whole: int  # the elements in all
+    array: Array
+    origin: int  # the parameter's elements before it
+    whole: int  # the parameter's elements in all
+    unit: int | None = None  # the elements of each unit of `clip_ratio`, if its shape doesn't tell
 
 
 class Storage(NamedTuple):
     """How an optimizer keeps its arrays; see `fastgd.Options`.
 
-    ``pieces`` tells of the parameters that are only pieces, by their ``id``.
+    ``pieces`` tells of the parameters that are only pieces, by the ``id`` of their array.
     """
 
     state_dtype: str | Mapping[str, str] | None = None
@@ -52,9 +57,19 @@ class Storage(NamedTuple):
     seed: int = 0
     pieces: Mapping[int, Piece] | None = None
 
+    def with_pieces(self, pieces: Iterable[Piece]) -> Storage:
+        """The same, with more of the parameters being pieces."""
+        known = {id(piece.array): piece for piece in pieces}
+        return self._replace(pieces={**(self.pieces or {}), **known}) if known else self
+
     def piece(self, p: Array) -> Piece:
         """Which piece of a parameter this array is, mostly all of it."""
-        return (self.pieces or {}).get(id(p)) or Piece(0, p.size)
+        return (self.pieces or {}).get(id(p)) or Piece(p, 0, p.size)
+
+    def unit(self, p: Array) -> int:
+        """The elements of each unit that `clip_ratio` is about; 0 if they are not contiguous."""
+        unit = self.piece(p).unit
+        return row_of(p.shape, p.strides, p.itemsize) if unit is None else unit
 
     # ------------------------------------------------------------------------------- parameters
 

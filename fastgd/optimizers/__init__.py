@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from math import sqrt
 from typing import Unpack
 
+from fastgd.core.contract import Hyper
 from fastgd.core.domains import Pair, Scalar, flag, fraction, nonnegative, start, two_fractions
-from fastgd.core.optimizer import Hyper, Optimizer
+from fastgd.core.optimizer import Optimizer
 from fastgd.core.options import Options
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Momentum", "RMSprop"]
