@@ -1,7 +1,7 @@
 """The kernels without the object, for those who keep their own states.
 
-There is one function for each optimizer, by its name in lower case: `sgd`, `momentum`, `adagrad`,
-`rmsprop`, `adam`, `adamw`.  Each updates one parameter and its states in place::
+There is one function for each optimizer, by its name in lower case, as `sgd` and `adamw`.  Each
+updates one parameter and its states in place::
 
     fastgd.functional.adam(p, g, exp_avg, exp_avg_sq, step=t, lr=1e-3)
 
@@ -30,17 +30,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fastgd import optimizers
 from fastgd.core.optimizer import Optimizer
 from fastgd.core.options import HYPER
 from fastgd.kernels._engine import Plan
 from fastgd.kernels._engine import global_norm as _global_norm
 from fastgd.kernels.memory import checks
 from fastgd.kernels.memory.checks import shown
-from fastgd.kernels.reference import RULES
-
-# What the optimizers' annotations are where schedules are not taken.
-NUMBERS = {"Scalar": "float", "Pair": "tuple[float, float]"}
+from fastgd.kernels.spec.registry import RULES
+from fastgd.optimizers import OPTIMIZERS
 
 
 class Update(Protocol):
@@ -80,29 +77,26 @@ def global_norm(grads: object) -> float:
 
 
 def __getattr__(name: str) -> Update:
-    for class_name in optimizers.__all__:
-        if class_name.lower() == name:
-            globals()[name] = function = _function(name, getattr(optimizers, class_name))
+    for cls in OPTIMIZERS.values():
+        if cls.__name__.lower() == name:
+            globals()[name] = function = _function(name, cls)
             return function
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {__dir__()}")
 
 
 def __dir__() -> list[str]:
-    return ["global_norm", *sorted(name.lower() for name in optimizers.__all__)]
+    return ["global_norm", *sorted(map(str.lower, OPTIMIZERS))]
 
 
 def _function(name: str, cls: type[Optimizer]) -> Update:
     """The function of an optimizer class, with the class's hyper-parameters and defaults."""
-    arguments = inspect.signature(cls).parameters
-    hyper = [a for key, a in arguments.items() if key in cls.domains]
-    defaults = {a.name: a.default for a in hyper}
-    domains = {key: cls.domains[key] for key in defaults}
+    hypers = cls.hypers
 
     def update(p: Any, g: Any, *states: Any, step: int, **given: Any) -> None:
         p = checks.check_parameter(p, "p")
-        if unknown := [key for key in given if key not in domains]:
-            raise TypeError(f"{name}: unknown {unknown[0]!r}; there are {', '.join(domains)}")
-        h = {key: domains[key](given.get(key, defaults[key]), key) for key in domains}
+        if unknown := [key for key in given if key not in hypers]:
+            raise TypeError(f"{name}: unknown {unknown[0]!r}; there are {', '.join(hypers)}")
+        h = {key: one.domain(given.get(key, one.default), key) for key, one in hypers.items()}
         h |= dict.fromkeys(HYPER)
         cls.consistent(h)
         try:
@@ -125,11 +119,8 @@ def _function(name: str, cls: type[Optimizer]) -> Update:
         plan = Plan(None, [p], [""], [0], [views], [rule.states], np.zeros(1, np.int64))
         plan.step(g, lambda *_: settings, 1.0)
 
-    given = [
-        a.replace(kind=a.KEYWORD_ONLY, annotation=NUMBERS.get(a.annotation, a.annotation))
-        for a in hyper
-    ]
     leading = list(inspect.signature(Update.__call__).parameters.values())[1:-1]
+    given = cls.parameters(schedules=False, keyword=True)
     update.__signature__ = inspect.Signature([*leading, *given], return_annotation=None)  # type: ignore[attr-defined]
     update.__name__ = update.__qualname__ = name
     update.__doc__ = f"""One step of `fastgd.{cls.__name__}` on one parameter, in place.
@@ -144,7 +135,7 @@ def _function(name: str, cls: type[Optimizer]) -> Update:
         The states of the rule that the hyper-parameters ask for, updated in place.
     step : int
         The number of this step, counted from 1.
-    {", ".join(defaults)}
+    {", ".join(hypers)}
         As for `fastgd.{cls.__name__}`.
     """
     return update

@@ -114,7 +114,7 @@ class Method:
     def __init__(self, kind: type[Optimizer]) -> None:
         self.kind = kind
         self.__name__ = self.__qualname__ = name = kind.__name__.lower()
-        known = {*registry.hyper_of(kind), *Options.__annotations__} - REFUSED
+        known = {*kind.hypers, *Options.__annotations__} - REFUSED
         self._known = frozenset(known)
         self.__doc__ = (
             f"`fastgd.{kind.__name__}` as a method of `scipy.optimize.minimize`.\n\n"

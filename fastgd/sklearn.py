@@ -75,7 +75,7 @@ def recipe(estimator: Any) -> tuple[type[Optimizer], dict[str, Any]]:
     kind = registry.named(name or estimator.solver.replace("lbfgs", "sgd"), "optimizer")
     # What the estimator has arguments for is given by these, and a learning rate likewise.
     own = set(hyper) - {"lr"}
-    known = {*registry.hyper_of(kind), *Options.__annotations__} - REFUSED - own
+    known = {*kind.hypers, *Options.__annotations__} - REFUSED - own
     if unknown := [key for key in given if key not in known]:
         why = "is given by the estimator's own" if unknown[0] in own else "is not taken here"
         raise TypeError(

@@ -16,7 +16,7 @@
 #define FASTGD_MAX_STATES 4
 #define FASTGD_MAX_COEFFICIENTS 8
 /* Ways to keep parameter and states for which a backend has loops that load and store themselves. */
-#define FASTGD_N_FUSED 13
+#define FASTGD_N_FUSED 21
 /* Sums run in so many lanes side by side, so that their order is the same for every vector width;
  * and over blocks of so many elements, so that it is the same for every number of threads. */
 #define FASTGD_LANES 16

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
 
-from fastgd.core.optimizer import OPTIMIZERS, Optimizer
+from fastgd.core.optimizer import Optimizer
+from fastgd.optimizers import OPTIMIZERS
 
 
 def names() -> list[str]:
@@ -29,12 +29,6 @@ def named(name: object, what: str) -> type[Optimizer]:
         if known.lower() == name:
             return kind
     raise ValueError(f"{what}: expected one of {', '.join(names())}, found {name!r}")
-
-
-def hyper_of(kind: type[Optimizer]) -> dict[str, inspect.Parameter]:
-    """The hyper-parameters of an optimizer by name, as its constructor declares them."""
-    arguments = inspect.signature(kind.__init__).parameters
-    return {key: argument for key, argument in arguments.items() if key in kind.domains}
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from rich.progress import track
 from rich.table import Table
 
 import fastgd
-from fastgd.core.optimizer import OPTIMIZERS
 from fastgd.kernels.spec.codecs import CODECS
+from fastgd.optimizers import OPTIMIZERS
 
 # Parameters and gradients as float32 or bfloat16, what goes with them, and how states are kept;
 # "random" is rounding by chance, without a master.

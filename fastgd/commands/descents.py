@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fastgd
-from fastgd.core.optimizer import OPTIMIZERS
+from fastgd.optimizers import OPTIMIZERS
 from fastgd.surfaces import Surface
 
 Array = NDArray[Any]

@@ -21,7 +21,7 @@ import fastgd
 from fastgd import plot
 from fastgd.commands import output
 from fastgd.commands.mlp import accuracy, fit, init_layers
-from fastgd.core.optimizer import OPTIMIZERS
+from fastgd.optimizers import OPTIMIZERS
 
 SIZES = (64, 96, 32, 10)
 

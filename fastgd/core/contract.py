@@ -3,38 +3,111 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from fastgd.core import domains
-from fastgd.core import options as _options
-from fastgd.core.rows import row_of
+from fastgd.core.domains import ANNOTATIONS, Domain, flag
+from fastgd.core.options import HYPER
 from fastgd.kernels.memory import checks
-from fastgd.kernels.reference import RULES
+from fastgd.kernels.spec.norms import unit_length
+from fastgd.kernels.spec.registry import RULES
 
+# The hyper-parameters of a group as they are at a step: numbers and words by name.
 Hyper = Mapping[str, Any]
-
-# The hyper-parameters that several optimizers share.
-DOMAINS: dict[str, domains.Domain] = {
-    "lr": domains.nonnegative,
-    "eps": domains.nonnegative,
-    "eps_root": domains.nonnegative,
-    "weight_decay": domains.nonnegative,
-    "maximize": domains.flag,
-    **_options.HYPER,
-}
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
-class Contract:
-    """What a class of optimizers says of itself; `Stepper` does the rest."""
+class HyperParameter(NamedTuple):
+    """A hyper-parameter as a class of optimizers declares it."""
 
-    domains: ClassVar[Mapping[str, domains.Domain]] = DOMAINS  # a subclass adds those of its own
+    domain: Domain
+    default: Any
+    keyword: bool  # whether it is given by keyword alone
+
+
+def hyper(domain: Domain, default: Any, *, keyword: bool = False) -> Any:
+    """Declare a hyper-parameter of a class: by an attribute of its name, in the signature's order.
+
+    Parameters
+    ----------
+    domain : callable
+        One of `fastgd.core.domains`: what values it may take, and whether these may be schedules.
+    default : object
+        Its value where none is given.
+    keyword : bool
+        Whether it is given by keyword alone, as what torch's class of that name doesn't have.
+    """
+    return HyperParameter(domain, default, keyword)
+
+
+class Contract:
+    """What a class of optimizers says of itself.
+
+    A class of a family declares its hyper-parameters (`hyper`), and says with `rule`,
+    `coefficients`, `initial` and `consistent` what a step does with them.
+    """
+
+    # Own and inherited hyper-parameters, in the signature's order; and with those that all have
+    # (`fastgd.core.options.HYPER`) the domain of each.
+    hypers: ClassVar[Mapping[str, HyperParameter]] = {"maximize": hyper(flag, False, keyword=True)}
+    domains: ClassVar[Mapping[str, Domain]] = {"maximize": flag, **HYPER}
+    year: ClassVar[int] = 0  # of the paper: the order in which optimizers are listed
     decoupled: ClassVar[bool] = False  # whether weight decay acts beside the gradient
     restarts: ClassVar[bool] = False  # whether steps count from when states were made
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = {key: h for key, h in vars(cls).items() if isinstance(h, HyperParameter)}
+        for key in own:
+            delattr(cls, key)
+        order = sorted(
+            {**cls.hypers, **own}.items(), key=lambda item: (item[1].keyword, item[0] == "maximize")
+        )
+        cls.hypers = dict(order)
+        cls.domains = {key: h.domain for key, h in order} | HYPER
+
+    @classmethod
+    def arguments(
+        cls, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The hyper-parameters and the options of a call of the class, after its parameters.
+
+        Raises
+        ------
+        TypeError
+            If there are too many by place, or one is given twice.
+        """
+        names = [key for key, h in cls.hypers.items() if not h.keyword]
+        if len(args) > len(names):
+            raise TypeError(
+                f"{cls.__name__}: expected params and at most {len(names)} hyper-parameters by "
+                f"place, found {len(args)}"
+            )
+        given = dict(zip(names, args, strict=False))
+        if twice := [key for key in given if key in kwargs]:
+            raise TypeError(f"{cls.__name__}: {twice[0]} is given twice, by place and by keyword")
+        given |= kwargs
+        hyper = {key: given.pop(key, h.default) for key, h in cls.hypers.items()}
+        hyper |= {key: given.get(key) for key in HYPER}
+        return hyper, given
+
+    @classmethod
+    def parameters(cls, schedules: bool = True, keyword: bool = False) -> list[Any]:
+        """The hyper-parameters as `inspect.Parameter`, with schedules or numbers alone."""
+        from inspect import Parameter
+
+        return [
+            Parameter(
+                key,
+                Parameter.KEYWORD_ONLY if keyword or h.keyword else Parameter.POSITIONAL_OR_KEYWORD,
+                default=h.default,
+                annotation=ANNOTATIONS.get(h.domain, ("Any", "Any"))[not schedules],
+            )
+            for key, h in cls.hypers.items()
+        ]
 
     @staticmethod
     def rule(h: Hyper) -> str:
@@ -67,7 +140,7 @@ class Contract:
         cls.consistent(h)
         if h["clip_ratio"] is not None:
             for name, p in zip(h["param_names"], h["params"], strict=True):
-                if not row_of(p.shape, p.strides, p.itemsize):
+                if not unit_length(p.shape, p.strides, p.itemsize):
                     raise ValueError(
                         f"clip_ratio: expected parameters in C order, whose rows it is about, "
                         f"found params{checks.label((name,))} with strides {p.strides} for shape "
@@ -82,7 +155,7 @@ class Contract:
     @classmethod
     def stages(cls, h: Hyper, unscale: float) -> tuple[float, ...]:
         """The fields of `reference.Stages`: what the stages before the rule are given."""
-        decay = h["weight_decay"]
+        decay = h.get("weight_decay", 0.0)
         l2, decoupled = (0.0, 1.0 - h["lr"] * decay) if cls.decoupled else (decay, 1.0)
         factor = -unscale if h["maximize"] else unscale
         no = math.inf

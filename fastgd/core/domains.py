@@ -110,6 +110,17 @@ def flag(value: Any, name: str) -> bool:
     return bool(value)
 
 
+# How a signature writes what a domain takes, with schedules and without.
+ANNOTATIONS: dict[Domain, tuple[str, str]] = {
+    nonnegative: ("Scalar", "float"),
+    fraction: ("Scalar", "float"),
+    two_fractions: ("Pair", "tuple[float, float]"),
+    limit: ("Scalar | None", "float | None"),
+    start: ("float", "float"),
+    flag: ("bool", "bool"),
+}
+
+
 def one_of(choices: Sequence[str], value: object, name: str) -> str:
     """One of several words."""
     if not isinstance(value, str):

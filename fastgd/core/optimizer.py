@@ -20,20 +20,33 @@ from fastgd.core.trees import Name
 from fastgd.kernels._engine import StepRecord
 
 if TYPE_CHECKING:
+    from inspect import Signature
+
     from fastgd.core.ema import EMA
 
 Array = NDArray[Any]
 
-# The subclasses, by name in the order of their definition.
-OPTIMIZERS: dict[str, type[Optimizer]] = {}
+
+class _SignatureOf:
+    """The signature of a class, made from its declarations when somebody asks."""
+
+    def __get__(self, _: object, cls: type[Optimizer]) -> Signature:
+        from inspect import Parameter, Signature, signature
+
+        if cls.__init__ is not Optimizer.__init__:
+            own = signature(cls.__init__)
+            return own.replace(parameters=list(own.parameters.values())[1:])
+        params = Parameter("params", Parameter.POSITIONAL_OR_KEYWORD, annotation="object")
+        options = Parameter("options", Parameter.VAR_KEYWORD, annotation="Unpack[Options]")
+        return Signature([params, *cls.parameters(), options])
 
 
 class Optimizer(Contract):
     """Parameters, and the step that updates them in place.
 
-    Not for direct use: each subclass is an optimizer.  It declares its hyper-parameters by the
-    arguments of its ``__init__``, and says with `rule`, `coefficients`, `initial` and `consistent`
-    what a step does with them.
+    Not for direct use: each subclass is an optimizer.  It declares its hyper-parameters, and says
+    with `rule`, `coefficients`, `initial` and `consistent` what a step does with them; see
+    ``docs/architecture.md``.
 
     Attributes
     ----------
@@ -53,15 +66,11 @@ class Optimizer(Contract):
         The average of the weights that steps update, if wanted.
     """
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        cls.domains = {**cls.__base__.domains, **cls.domains}  # type: ignore[union-attr]
-        OPTIMIZERS[cls.__name__] = cls
+    __signature__ = _SignatureOf()
 
-    def __init__(self, params: object, arguments: Mapping[str, Any]) -> None:
-        """Take the arguments of a subclass's ``__init__``, its ``locals()``."""
-        hyper = {key: arguments[key] for key in arguments if key in self.domains}
-        self.stepper = Stepper(type(self), params, hyper, arguments["options"])
+    def __init__(self, params: object, *args: Any, **kwargs: Any) -> None:
+        """Take parameters, hyper-parameters, and `fastgd.Options` by keyword."""
+        self.stepper = Stepper(type(self), params, *self.arguments(args, kwargs))
 
     @property
     def param_groups(self) -> tuple[ParamGroup, ...]:

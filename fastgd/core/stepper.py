@@ -54,7 +54,7 @@ class Stepper:
     params : array, nested lists and dicts of arrays, or groups
         As optimizers take them; a `Piece` may stand in the place of an array.
     hyper : mapping
-        Every hyper-parameter.
+        The hyper-parameters of groups that have none of their own.
     options : mapping
         Any of `fastgd.Options`.
     states : mapping of mappings, optional
@@ -99,8 +99,7 @@ class Stepper:
         self.kind = kind
         self.options = _options.checked(options, kind.__name__)
         self.storage = _storage.checked(options)
-        clips = {key: options.get(key, hyper.get(key)) for key in _options.HYPER}
-        self.defaults = {**hyper, **clips}
+        self.defaults = hyper
         self.param_groups: tuple[ParamGroup, ...] = ()
         self.state: Mapping[Name, Mapping[str, Array]] = states or {}
         self.names: tuple[tuple[Name, ...], ...] = ()
@@ -199,7 +198,7 @@ class Stepper:
             self.storage.refuse_unchosen(p, f"params{checks.label(path)}")
         new = ParamGroup(
             {"params": arrays, "param_names": tuple(name_of(path) for path, _ in leaves)},
-            self.defaults | {key: group[key] for key in group if key != "params"},
+            {**self.defaults, **{key: group[key] for key in group if key != "params"}},
             {key: self.kind.domains[key] for key in self.defaults},
             self.kind.fits,
             f"{where}: " if prefix else "",
@@ -242,7 +241,7 @@ class Stepper:
                 arrays.append(tuple(storage.state(p, key, kept) for key in RULES[rule].states))
                 params.append(storage.parameter(p, kept))
                 owners.append(k)
-                units.append(storage.unit(p))
+                units.append(storage.unit_length(p))
         average = self.average
         plan = Plan(
             self.structure,

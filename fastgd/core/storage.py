@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastgd.core.domains import one_of, whole
-from fastgd.core.rows import row_of
 from fastgd.core.trees import Name
 from fastgd.kernels.memory.alloc import zeros_beside
 from fastgd.kernels.memory.checks import shown
 from fastgd.kernels.reference import RULES
+from fastgd.kernels.spec import norms
 from fastgd.kernels.spec.codecs import CODECS
 from fastgd.kernels.spec.coded_array import Stored, as_stored, codec_of, computed
 
@@ -26,9 +26,16 @@ Array = NDArray[Any]
 
 STATE_DTYPES = ("float32", "float64", "bfloat16", "float16", "8bit")
 ROUNDINGS = ("nearest", "stochastic")
-# States that are never negative, which 8 bits can therefore keep with twice the range.
-SQUARES = frozenset[str]().union(*(rule.squares for rule in RULES.values()))
-EVERY_STATE = frozenset(key for rule in RULES.values() for key in rule.states)
+
+
+def every_state() -> frozenset[str]:
+    """The names of all rules' states."""
+    return frozenset(key for rule in RULES.values() for key in rule.states)
+
+
+def squares() -> frozenset[str]:
+    """States that are never negative, which 8 bits can therefore keep with twice the range."""
+    return frozenset[str]().union(*(rule.squares for rule in RULES.values()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +48,7 @@ class Piece:
     array: Array
     origin: int  # the parameter's elements before it
     whole: int  # the parameter's elements in all
-    unit: int | None = None  # the elements of each unit of `clip_ratio`, if its shape doesn't tell
+    unit_length: int | None = None  # that of `norms.unit_length`, where the shape doesn't tell
 
 
 class Storage(NamedTuple):
@@ -66,10 +73,10 @@ class Storage(NamedTuple):
         """Which piece of a parameter this array is, mostly all of it."""
         return (self.pieces or {}).get(id(p)) or Piece(p, 0, p.size)
 
-    def unit(self, p: Array) -> int:
+    def unit_length(self, p: Array) -> int:
         """The elements of each unit that `clip_ratio` is about; 0 if they are not contiguous."""
-        unit = self.piece(p).unit
-        return row_of(p.shape, p.strides, p.itemsize) if unit is None else unit
+        known = self.piece(p).unit_length
+        return norms.unit_length(p.shape, p.strides, p.itemsize) if known is None else known
 
     # ------------------------------------------------------------------------------- parameters
 
@@ -125,7 +132,7 @@ class Storage(NamedTuple):
         if wanted is None or (wanted == "8bit" and self.piece(p).whole < self.min_8bit_size):
             return computed(p.dtype).name
         if wanted == "8bit":
-            return "ue5m3" if key in SQUARES else "e4m3"
+            return "ue5m3" if key in squares() else "e4m3"
         return wanted
 
     def new(self, p: Array, key: str, start: float = 0.0) -> dict[str, Array]:
@@ -182,7 +189,7 @@ def checked(given: Mapping[str, Any]) -> Storage:
     wanted = given.get("state_dtype")
     if isinstance(wanted, Mapping):
         wanted = {
-            one_of(sorted(EVERY_STATE), key, "state_dtype"): one_of(
+            one_of(sorted(every_state()), key, "state_dtype"): one_of(
                 STATE_DTYPES, value, f"state_dtype[{shown(key)}]"
             )
             for key, value in wanted.items()
@@ -223,7 +230,7 @@ def saved_as(saved: Mapping[str, Array], key: str) -> Stored:
     """How a state was kept when it was saved: its dtype says so."""
     code = saved[key]
     if code.dtype == np.uint8:
-        return Stored(code, saved[f"{key}_scale"], "ue5m3" if key in SQUARES else "e4m3")
+        return Stored(code, saved[f"{key}_scale"], "ue5m3" if key in squares() else "e4m3")
     return as_stored(code)
 
 

@@ -16,6 +16,7 @@ from fastgd.core.trees import Name, Path, Structure, flatten, name_of, unflatten
 from fastgd.kernels.memory import buffers, checks
 from fastgd.kernels.memory.checks import shown
 from fastgd.kernels.spec.coded_array import as_stored
+from fastgd.optimizers import OPTIMIZERS
 
 Array = NDArray[Any]
 
@@ -177,8 +178,10 @@ def _walk(structure: Structure, grads: Any, whole: tuple[Structure, object]) -> 
         yield grads
 
 
-def option_lines(name: str, options: Mapping[str, Any]) -> list[str]:
-    """An optimizer's name and options, less what can't be compared in words."""
+def option_lines(kind: type[Optimizer], options: Mapping[str, Any]) -> list[str]:
+    """An optimizer's class and options, less what can't be compared in words."""
+    ours = OPTIMIZERS.get(kind.__name__) is kind
+    name = kind.__name__ if ours else f"{kind.__module__}.{kind.__qualname__}"
     return [f"optimizer: {name}"] + [
         f"{key}: {_written(value)}" for key, value in sorted(options.items())
     ]

@@ -15,7 +15,7 @@ from fastgd.core import domains
 from fastgd.core import storage as _storage
 from fastgd.core.ema import EMA
 from fastgd.core.groups import ParamGroup, not_an_attribute
-from fastgd.core.optimizer import OPTIMIZERS, Optimizer
+from fastgd.core.optimizer import Optimizer
 from fastgd.core.stepper import Layout
 from fastgd.core.trees import Name, unflatten
 from fastgd.kernels._engine import StepRecord
@@ -168,8 +168,9 @@ class Sharded:
         options: dict[str, Any],
     ) -> list[str]:
         """Check what can be checked without the others; returns what they must have alike."""
-        if not (isinstance(opt_class, type) and issubclass(opt_class, Optimizer)) or (
-            opt_class.__name__ not in OPTIMIZERS
+        if (
+            not (isinstance(opt_class, type) and issubclass(opt_class, Optimizer))
+            or opt_class is Optimizer
         ):
             raise TypeError(f"opt_class: expected a class as fastgd.Adam, found {shown(opt_class)}")
         if reduction not in ("mean", "sum"):
@@ -202,7 +203,7 @@ class Sharded:
         self._exchange = Exchange(link, self._spaces, parameters.arrays, size, ordered)
         how = [f"reduction: {reduction}", f"ordered: {ordered}", f"bucket_bytes: {size}"]
         own = {**options, "zero_grads": self._zero}
-        return [*how, *_params.option_lines(opt_class.__name__, own), *parameters.lines()]
+        return [*how, *_params.option_lines(opt_class, own), *parameters.lines()]
 
     def _make_shard(self, opt_class: type[Optimizer], options: Mapping[str, Any]) -> None:
         parameters, rank = self._parameters, self._link.rank

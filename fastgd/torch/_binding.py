@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from fastgd import Optimizer
-from fastgd.core.rows import row_of
 from fastgd.core.stepper import Stepper
 from fastgd.core.storage import Piece, Storage
 from fastgd.kernels._engine import StepRecord
 from fastgd.kernels._watch import Watch
+from fastgd.kernels.spec.norms import unit_length
 from fastgd.torch import _tensors
 from fastgd.torch._average import EMA
 from fastgd.torch._handles import HANDLES
@@ -231,7 +231,9 @@ class Binding:
     @staticmethod
     def _flat(a: Array, tensor: Any) -> Any:
         """The flat array in the place of a tensor, whose rows it doesn't tell."""
-        return a if tensor is None else Piece(a, 0, a.size, row_of(tensor.shape, tensor.stride()))
+        return (
+            a if tensor is None else Piece(a, 0, a.size, unit_length(tensor.shape, tensor.stride()))
+        )
 
     def _show(self, n: int, entry: dict[str, Any], keys: tuple[str, ...]) -> None:
         """Watch what torch's users see of a parameter's states."""

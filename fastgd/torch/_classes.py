@@ -8,26 +8,27 @@ from typing import Any
 import torch
 
 from fastgd import Optimizer as FastgdOptimizer
-from fastgd import optimizers
 from fastgd.core.options import HYPER
+from fastgd.optimizers import OPTIMIZERS
 from fastgd.torch._optimizer import HOW, Optimizer
 from fastgd.torch._options import FIXED, PARAMETERS, refuse_absent
 
 
 def keys_of(kind: type[FastgdOptimizer]) -> tuple[str, ...]:
     """The names of an optimizer's hyper-parameters."""
-    own = (key for key in inspect.signature(kind.__init__).parameters if key in kind.domains)
-    return (*own, *HYPER)
+    return (*kind.hypers, *HYPER)
 
 
 def signature(kind: type[FastgdOptimizer]) -> inspect.Signature:
     """How torch's class of the same name is called, and after it fastgd's further options."""
-    ours = dict(inspect.signature(kind.__init__).parameters)
     theirs = getattr(torch.optim, kind.__name__, None)
-    parameters = dict(inspect.signature(theirs.__init__).parameters if theirs else ours)
-    for name in keys_of(kind):
-        if name not in parameters and name not in HYPER:
-            parameters[name] = ours[name].replace(kind=inspect.Parameter.KEYWORD_ONLY)
+    if theirs is None:
+        self = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        parameters = {"self": self, **inspect.signature(kind).parameters}
+    else:
+        parameters = dict(inspect.signature(theirs.__init__).parameters)
+        for one in kind.parameters(keyword=True):
+            parameters.setdefault(one.name, one)
     parameters.pop("options", None)
     parameters |= {parameter.name: parameter for parameter in PARAMETERS}
     return inspect.Signature(list(parameters.values()))
@@ -108,5 +109,5 @@ def describe(kind: type[FastgdOptimizer]) -> str:
 
 
 CLASSES: dict[str, type[Optimizer]] = {
-    name: make(getattr(optimizers, name), "fastgd.torch") for name in optimizers.__all__
+    name: make(kind, "fastgd.torch") for name, kind in OPTIMIZERS.items()
 }

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from fastgd.core.rows import row_of
 from fastgd.kernels import _watch
+from fastgd.kernels.spec.norms import unit_length
 
 # The table of C functions through which tensors say where their memory is.
 API = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
@@ -77,7 +77,7 @@ def fault_in(p: Any, group: Mapping[str, Any]) -> Exception | None:
             "clip_ratio: expected None for shards, as other processes may have parts of the units "
             f"whose norms it is about, found {group['clip_ratio']}"
         )
-    if not row_of(p.shape, p.stride()):
+    if not unit_length(p.shape, p.stride()):
         return ValueError(
             "clip_ratio: expected None, or rows along the first axis that are pieces of memory, "
             f"found {group['clip_ratio']} and strides {tuple(p.stride())} for shape "

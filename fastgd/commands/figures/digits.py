@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 
 from fastgd.commands import train
 from fastgd.commands.figures.picture import Picture
-from fastgd.core.optimizer import OPTIMIZERS
+from fastgd.optimizers import OPTIMIZERS
 
 EPOCHS = 30
 

@@ -26,9 +26,10 @@ cdef enum:
 # How parameter and states are kept that some rules load and store themselves: the rows of FUSED.
 cdef list FUSED_CODECS = [
     (p, *states)
-    for states in (("float32", "float32"), ("bfloat16", "bfloat16"), ("e4m3", "ue5m3"))
+    for states in (("float32",), ("bfloat16",), ("e4m3",), ("ue5m3",), ("float32", "float32"),
+                   ("bfloat16", "bfloat16"), ("e4m3", "ue5m3"))
     for p in ("float32", "bfloat16", "split")
-] + [("float32", state) for state in ("float32", "bfloat16", "e4m3", "ue5m3")]
+]
 
 cdef Codec codec_rows[N_CODECS]
 cdef list CODEC_NAMES = list(codecs.CODECS)
@@ -55,7 +56,7 @@ def use_backend(module):
     if module is None:
         _rules = None
         return
-    assert list(module.FUSED) == FUSED_CODECS and len(FUSED_CODECS) == N_FUSED
+    assert len(FUSED_CODECS) == N_FUSED
     for j in range(3):
         _sums[j] = <void*> <size_t> module.SUM_OF_SQUARES[j]
     for k in range(N_CODECS):
@@ -68,8 +69,13 @@ def use_backend(module):
     for j in range(2):
         _staged[j] = <void*> <size_t> module.STAGED[j]
     _rules = module.RULES
-    _fused = {name: np.array([module.FUSED[kept].get(name, (0, 0)) for kept in FUSED_CODECS],
-                             np.uintp).tobytes() for name in module.RULES}
+    _fused = {name: fused_rows(module.FUSED.get(name, {})) for name in module.RULES}
+
+
+cdef bytes fused_rows(dict loops):
+    """The addresses of a rule's fused loops, a row for each of FUSED_CODECS; 0 for none."""
+    assert loops.keys() <= set(FUSED_CODECS)
+    return np.array([loops.get(kept, (0, 0)) for kept in FUSED_CODECS], np.uintp).tobytes()
 
 
 def x86_64_level():

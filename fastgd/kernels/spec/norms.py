@@ -1,0 +1,50 @@
+"""Sums of squares in a fixed order, and the units that norms are taken of, in NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+
+from fastgd.kernels.spec.coded_array import Stored, as_stored
+from fastgd.kernels.spec.registry import Array
+
+LANES = 16  # sums that run side by side
+BLOCK = 32768  # elements after which they are added up
+
+
+def sums_of_squares(x: Array | Stored, factor: float = 1.0, unit: int = 0) -> Array:
+    """The sum of (factor·x)² over each block of an array, in memory's order, in double precision.
+
+    A block's elements go to its lanes in turn, and lanes are added up as a binary tree: so the bits
+    depend on neither vectors nor threads.  Each `unit` elements, by default all, have blocks of
+    their own, the last of which is shorter.
+    """
+    flat = as_stored(x).load(np.float64)
+    rows = flat.reshape(-1, unit or max(flat.size, 1))
+    sums = np.empty((len(rows), -(-rows.shape[1] // BLOCK)))
+    with np.errstate(all="ignore"):
+        for k in range(sums.shape[1]):
+            y = factor * rows[:, k * BLOCK : (k + 1) * BLOCK]
+            turns = -(-y.shape[1] // LANES)
+            square = np.zeros((len(y), turns * LANES))
+            square[:, : y.shape[1]] = y * y
+            lane = np.add.accumulate(square.reshape(len(y), turns, LANES), axis=1)[:, -1]
+            while lane.shape[1] > 1:
+                middle = lane.shape[1] // 2
+                lane = lane[:, :middle] + lane[:, middle:]
+            sums[:, k] = lane[:, 0]
+    return sums.ravel()
+
+
+def unit_length(shape: Sequence[int], strides: Sequence[int], itemsize: int = 1) -> int:
+    """How many elements each unit of a contiguous array has; 0 if units are no pieces of memory.
+
+    Units are the rows along axis 0 of arrays of two or more dimensions, whatever the order of the
+    other axes; all of others.
+    """
+    size = prod(shape)
+    rows = shape[0] if len(shape) > 1 and size else 1
+    row = max(size // rows, 1)
+    return row if 1 in (rows, row) or strides[0] == row * itemsize else 0

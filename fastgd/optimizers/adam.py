@@ -1,0 +1,157 @@
+"""Adam and what differs from it by a line: AMSGrad, AdamW."""
+
+from __future__ import annotations
+
+from math import sqrt
+
+import numpy as np
+
+from fastgd.core.contract import Hyper, hyper
+from fastgd.core.domains import flag, nonnegative, two_fractions
+from fastgd.core.optimizer import Optimizer
+from fastgd.kernels.spec.registry import Array, Fused, Scalar, Squares, rule
+
+
+class Adam(Optimizer):
+    r"""Momentum and RMSProp together, both with their bias corrected.
+
+    .. math::
+        m_t &= \beta_1 m_{t-1} + (1 - \beta_1) g_t, &
+        v_t &= \beta_2 v_{t-1} + (1 - \beta_2) g_t^2, \\
+        \hat m_t &= m_t / (1 - \beta_1^t), & \hat v_t &= v_t / (1 - \beta_2^t), \\
+        W_t &= W_{t-1} - \alpha \hat m_t / (\sqrt{\hat v_t + \epsilon_{root}} + \epsilon)
+
+    ``amsgrad`` takes the largest :math:`v` so far for :math:`v_t` in the last two lines.
+
+    Parameters
+    ----------
+    params, lr, weight_decay, maximize, **options
+        As for `SGD`.
+    betas : (float, float)
+        β₁ and β₂.
+    eps, eps_root : float
+        Added to the corrected root, and inside it.
+    amsgrad : bool
+        Never let the scale grow again.
+
+    References
+    ----------
+    Kingma and Ba, "Adam: a method for stochastic optimization", 2015.
+    Reddi, Kale and Kumar, "On the convergence of Adam and beyond", 2018 (amsgrad).
+
+    Examples
+    --------
+    >>> import numpy as np, fastgd
+    >>> params = {"W": np.ones((2, 2), np.float32), "b": np.zeros(2, np.float32)}
+    >>> opt = fastgd.Adam(params, lr=0.1)
+    >>> _ = opt.step({"W": np.ones((2, 2), np.float32), "b": None})
+    >>> params["W"][0], int(opt.state["W"]["step"]), int(opt.state["b"]["step"])
+    (array([0.9, 0.9], dtype=float32), 1, 0)
+    """
+
+    year = 2015
+    lr = hyper(nonnegative, 1e-3)
+    betas = hyper(two_fractions, (0.9, 0.999))
+    eps = hyper(nonnegative, 1e-8)
+    weight_decay = hyper(nonnegative, 0.0)
+    amsgrad = hyper(flag, False)
+    eps_root = hyper(nonnegative, 0.0, keyword=True)
+
+    @staticmethod
+    def rule(h: Hyper) -> str:
+        return "amsgrad" if h["amsgrad"] else "adam"
+
+    @staticmethod
+    def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
+        beta1, beta2 = h["betas"]
+        correction2 = 1.0 - beta2**t
+        root = sqrt(correction2)
+        # The corrections leave the loop: m̂/(√(v̂ + ε_root) + ε) =
+        # √c₂/c₁ · m/(√(v + c₂ε_root) + √c₂ε), where c = 1 − βᵗ.
+        return (
+            h["lr"] * root / (1.0 - beta1**t),
+            beta1,
+            1.0 - beta1,
+            beta2,
+            1.0 - beta2,
+            h["eps"] * root,
+            h["eps_root"] * correction2,
+        )
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay: W ← (1 − αλ)W comes first.
+
+    Parameters
+    ----------
+    params, lr, betas, eps, amsgrad, eps_root, maximize, **options
+        As for `Adam`.
+    weight_decay : float
+        λ, which here does not pass through the gradient.
+
+    References
+    ----------
+    Loshchilov and Hutter, "Decoupled weight decay regularization", 2019.
+    """
+
+    year = 2019
+    decoupled = True
+    weight_decay = hyper(nonnegative, 1e-2)
+
+
+# ---------------------------------------------------------------------------------------- the rules
+
+
+@rule(
+    fused=Fused(
+        params=("float32", "bfloat16", "split"),
+        states=("float32", "bfloat16", "8bit"),
+        gain="GAIN_adam",
+    )
+)
+def adam(
+    p: Array,
+    g: Array,
+    exp_avg: Array,
+    exp_avg_sq: Squares,
+    *,
+    alpha: Scalar,
+    beta1: Scalar,
+    gamma1: Scalar,
+    beta2: Scalar,
+    gamma2: Scalar,
+    eps: Scalar,
+    eps_root: Scalar,
+) -> None:
+    """m ← β₁m + γ₁g; v ← β₂v + γ₂g²; p ← p − αm / (√(v + ε_root) + ε) (Kingma and Ba, 2015).
+
+    γ = 1 − β.  α, ε and ε_root carry the bias corrections of the step (section 2 of the paper).
+    """
+    m, v = exp_avg, exp_avg_sq
+    m[...] = beta1 * m + gamma1 * g
+    v[...] = beta2 * v + gamma2 * (g * g)
+    p[...] = p - alpha * m / (np.sqrt(v + eps_root) + eps)
+
+
+@rule
+def amsgrad(
+    p: Array,
+    g: Array,
+    exp_avg: Array,
+    exp_avg_sq: Squares,
+    max_exp_avg_sq: Squares,
+    *,
+    alpha: Scalar,
+    beta1: Scalar,
+    gamma1: Scalar,
+    beta2: Scalar,
+    gamma2: Scalar,
+    eps: Scalar,
+    eps_root: Scalar,
+) -> None:
+    """Adam by the largest v so far: v̂ ← max(v̂, v) (Reddi, Kale and Kumar, 2018)."""
+    m, v, largest = exp_avg, exp_avg_sq, max_exp_avg_sq
+    m[...] = beta1 * m + gamma1 * g
+    v[...] = beta2 * v + gamma2 * (g * g)
+    largest[...] = np.where(largest > v, largest, v)  # a NaN in v wins
+    p[...] = p - alpha * m / (np.sqrt(largest + eps_root) + eps)

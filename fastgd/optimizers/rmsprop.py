@@ -1,0 +1,150 @@
+"""RMSProp: steps scaled down by the recent size of the gradients, also centered, with momentum."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastgd.core.contract import Hyper, hyper
+from fastgd.core.domains import flag, fraction, nonnegative
+from fastgd.core.optimizer import Optimizer
+from fastgd.kernels.spec.registry import Array, Fused, Scalar, Squares, positive_part, rule
+
+
+class RMSprop(Optimizer):
+    r"""Steps scaled down by the recent size of the gradients.
+
+    .. math::
+        \nu_t = \beta \nu_{t-1} + (1 - \beta) g_t^2, \qquad
+        W_t = W_{t-1} - \frac{\alpha}{\sqrt{\nu_t + \epsilon_{root}} + \epsilon} \, g_t
+
+    ``centered`` takes the variance, ν less the square of the gradients' average, for ν;
+    ``momentum`` feeds the scaled gradients to a heavy ball.
+
+    Parameters
+    ----------
+    params, lr, weight_decay, maximize, **options
+        As for `SGD`.
+    alpha : float
+        β of the formula, by torch's name.
+    eps, eps_root : float
+        Added to the root, and inside it.
+    momentum : float
+        μ of the heavy ball; 0 keeps no velocity.  As a schedule it always keeps one.
+    centered : bool
+        Scale by the variance.  Where rounding makes it negative, it counts as 0.
+
+    References
+    ----------
+    Tieleman and Hinton, "Lecture 6.5: rmsprop", 2012.
+    Graves, "Generating sequences with recurrent neural networks", 2013 (centered).
+    """
+
+    year = 2012
+    lr = hyper(nonnegative, 1e-2)
+    alpha = hyper(fraction, 0.99)
+    eps = hyper(nonnegative, 1e-8)
+    weight_decay = hyper(nonnegative, 0.0)
+    momentum = hyper(nonnegative, 0.0)
+    centered = hyper(flag, False)
+    eps_root = hyper(nonnegative, 0.0, keyword=True)
+
+    @staticmethod
+    def rule(h: Hyper) -> str:
+        centered = "_centered" if h["centered"] else ""
+        return f"rmsprop{centered}" if h["momentum"] == 0 else f"rmsprop{centered}_momentum"
+
+    @staticmethod
+    def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
+        beta = h["alpha"]
+        return h["lr"], beta, 1.0 - beta, h["eps"], h["eps_root"], h["momentum"]
+
+
+# ---------------------------------------------------------------------------------------- the rules
+
+
+@rule(
+    fused=Fused(
+        params=("float32",),
+        states=("float32", "bfloat16", "8bit"),
+        gain="GAIN_rmsprop",
+    )
+)
+def rmsprop(
+    p: Array,
+    g: Array,
+    square_avg: Squares,
+    *,
+    alpha: Scalar,
+    beta: Scalar,
+    gamma: Scalar,
+    eps: Scalar,
+    eps_root: Scalar,
+) -> None:
+    """ν ← βν + γg²; p ← p − αg / (√(ν + ε_root) + ε), γ = 1 − β (Tieleman and Hinton, 2012)."""
+    nu = square_avg
+    nu[...] = beta * nu + gamma * (g * g)
+    p[...] = p - alpha * g / (np.sqrt(nu + eps_root) + eps)
+
+
+@rule
+def rmsprop_momentum(
+    p: Array,
+    g: Array,
+    square_avg: Squares,
+    momentum_buffer: Array,
+    *,
+    alpha: Scalar,
+    beta: Scalar,
+    gamma: Scalar,
+    eps: Scalar,
+    eps_root: Scalar,
+    mu: Scalar,
+) -> None:
+    """RMSProp whose scaled gradients feed a heavy ball: V ← μV + g/(√(ν + ε_root) + ε)."""
+    nu, V = square_avg, momentum_buffer
+    nu[...] = beta * nu + gamma * (g * g)
+    V[...] = mu * V + g / (np.sqrt(nu + eps_root) + eps)
+    p[...] = p - alpha * V
+
+
+@rule
+def rmsprop_centered(
+    p: Array,
+    g: Array,
+    square_avg: Squares,
+    grad_avg: Array,
+    *,
+    alpha: Scalar,
+    beta: Scalar,
+    gamma: Scalar,
+    eps: Scalar,
+    eps_root: Scalar,
+) -> None:
+    """RMSProp by the variance ν − ḡ², ḡ ← βḡ + γg (Graves, 2013); rounding below 0 counts as 0."""
+    nu, mean = square_avg, grad_avg
+    nu[...] = beta * nu + gamma * (g * g)
+    mean[...] = beta * mean + gamma * g
+    p[...] = p - alpha * g / (np.sqrt(positive_part(nu - mean * mean) + eps_root) + eps)
+
+
+@rule
+def rmsprop_centered_momentum(
+    p: Array,
+    g: Array,
+    square_avg: Squares,
+    grad_avg: Array,
+    momentum_buffer: Array,
+    *,
+    alpha: Scalar,
+    beta: Scalar,
+    gamma: Scalar,
+    eps: Scalar,
+    eps_root: Scalar,
+    mu: Scalar,
+) -> None:
+    """Centered RMSProp whose scaled gradients feed a heavy ball."""
+    nu, mean, V = square_avg, grad_avg, momentum_buffer
+    nu[...] = beta * nu + gamma * (g * g)
+    mean[...] = beta * mean + gamma * g
+    V[...] = mu * V + g / (np.sqrt(positive_part(nu - mean * mean) + eps_root) + eps)
+    p[...] = p - alpha * V

@@ -1,0 +1,26 @@
+"""What the build writes of the families of optimizers; see `write`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from generate import c_level, families, loops, stubs
+
+NOTE = "Written by src_c/generate when the package is built."
+
+
+def write() -> None:
+    """Write all files where they differ from what is there, so that little is rebuilt."""
+    found = families.read()
+    files = {
+        f"{loops.FOLDER}/_rules.pxi": loops.rules(found, NOTE),
+        f"{loops.FOLDER}/_fused_rules.pxi": loops.fused_rules(found, NOTE),
+        f"{loops.FOLDER}/_fused_table.pxi": loops.fused_table(found, NOTE),
+        "fastgd/optimizers/__init__.pyi": stubs.optimizers(found, NOTE),
+        **c_level.files(found, NOTE),
+    }
+    for path, text in files.items():
+        file = Path(path)
+        file.parent.mkdir(exist_ok=True)
+        if not file.exists() or file.read_text("utf-8") != text:
+            file.write_text(text, "utf-8")

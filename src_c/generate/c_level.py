@@ -1,0 +1,260 @@
+"""Writes the C level of the package.
+
+Every rule gets two functions (float32, float64), every class of optimizers one for the coefficients
+of a step: its `coefficients` put into C's types.  Three files come out: declarations for Cython
+(`c_api.pxd`), what `c_api.pyx` includes (`_c_api.pxi`), and the header for C
+(`fastgd/include/fastgd.h`, from `src_c/fastgd.h.in`).
+"""
+
+from __future__ import annotations
+
+import ast
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from generate.families import Family, Optimizer
+
+FLOATS = {"f32": "float", "f64": "double"}
+# What coefficients may call, by the same name in Python's math and in C's.
+CALLS = ("exp", "log", "sqrt")
+
+
+class Function(NamedTuple):
+    """A function of the C level: what it is called, takes and does."""
+
+    name: str
+    arguments: tuple[tuple[str, str], ...]  # (type in C, name)
+    body: list[str]  # lines of Cython
+    about: str
+
+    def declared(self, head: str, size: str, tail: str) -> list[str]:
+        """Lines that declare it, with `size` for the type of a number of elements."""
+        arguments = [
+            f"{kind}{name}" if kind.endswith("*") else f"{size if kind == 'size' else kind} {name}"
+            for kind, name in self.arguments
+        ]
+        # Lines break between arguments, and never within one.
+        whole = [text.replace(" ", "\xa0") for text in (head, *arguments, tail)]
+        text = f"{whole[0]}({', '.join(whole[1:-1])}){whole[-1]}"
+        lines = textwrap.wrap(text, 96, subsequent_indent=" " * (len(head) + 1))
+        return [line.replace("\xa0", " ") for line in lines]
+
+
+# --------------------------------------------------------------------------------------- the rules
+
+
+def rule_functions(families: list[Family]) -> list[Function]:
+    """The functions of all rules."""
+    functions = []
+    for k, rule in enumerate(rule for family in families for rule in family.rules):
+        for fuse, (suffix, floating) in enumerate(FLOATS.items()):
+            given = f"s, {len(rule.states)}" if rule.states else "NULL, 0"
+            body = [f"cdef {floating}* s[{len(rule.states)}]"] * bool(rule.states)
+            body += [f"s[{j}] = {state}" for j, state in enumerate(rule.states)]
+            body += [
+                f"run[{floating}](rules[{2 * k + fuse}], p, g, {given}, n, coefficients,"
+                f" {len(rule.coefficients)}, stages)",
+            ]
+            arguments = [
+                (f"{floating} *", "p"),
+                (f"const {floating} *", "g"),
+                *((f"{floating} *", state) for state in rule.states),
+                ("size", "n"),
+                ("const double *", "coefficients"),
+                ("const double *", "stages"),
+            ]
+            about = f"coefficients: {', '.join(rule.coefficients)}"
+            functions.append(Function(f"{rule.name}_{suffix}", tuple(arguments), body, about))
+    return functions
+
+
+# -------------------------------------------------------------------------------- the coefficients
+
+
+class UntranslatableError(Exception):
+    """Python that C's doubles can't say."""
+
+
+class _Arithmetic(ast.NodeTransformer):
+    """Python's arithmetic of floats as C's: hyper-parameters become arguments, `**` becomes pow."""
+
+    def __init__(self, names: dict[str, list[str]]) -> None:
+        self.names = names
+        self.used: set[str] = set()
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        allowed = (ast.Name, ast.Constant, ast.BinOp, ast.UnaryOp, ast.Compare, ast.BoolOp,
+                   ast.IfExp, ast.Tuple, ast.Subscript, ast.Call, ast.operator, ast.unaryop,
+                   ast.cmpop, ast.boolop, ast.expr_context)  # fmt: skip
+        if not isinstance(node, allowed):
+            raise UntranslatableError(f"line {node.lineno}: {ast.unparse(node)}")
+        return super().visit(node)
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
+        key = node.slice.value if isinstance(node.slice, ast.Constant) else None
+        if ast.unparse(node.value) != "h" or key not in self.names:
+            raise UntranslatableError(f"line {node.lineno}: {ast.unparse(node)}")
+        self.used.add(key)
+        names: list[ast.expr] = [ast.Name(name) for name in self.names[key]]
+        return names[0] if len(names) == 1 else ast.Tuple(names)
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        name = ast.unparse(node.func).removeprefix("math.")
+        if name not in CALLS or node.keywords:
+            raise UntranslatableError(f"line {node.lineno}: {ast.unparse(node)}")
+        return ast.Call(ast.Name(name), [self.visit(a) for a in node.args], [])
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+        left, right = self.visit(node.left), self.visit(node.right)
+        if isinstance(node.op, ast.Pow):
+            return ast.Call(ast.Name("pow"), [left, right], [])
+        if not isinstance(node.op, (ast.Add, ast.Sub, ast.Mult, ast.Div)):
+            raise UntranslatableError(f"line {node.lineno}: {ast.unparse(node)}")
+        return ast.BinOp(left, node.op, right)
+
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        return ast.Constant(float(node.value))  # as 1/2 is 0 in C
+
+
+def _parts(value: ast.expr, n: int) -> list[ast.expr]:
+    """The n values of a tuple, or of a choice between tuples."""
+    if n == 1:
+        return [value]
+    if isinstance(value, ast.IfExp):
+        pairs = zip(_parts(value.body, n), _parts(value.orelse, n), strict=True)
+        return [ast.IfExp(value.test, a, b) for a, b in pairs]
+    if not isinstance(value, ast.Tuple) or len(value.elts) != n:
+        raise UntranslatableError(f"a tuple of {n}: {ast.unparse(value)}")
+    return value.elts
+
+
+def _statements(
+    body: list[ast.stmt], to: _Arithmetic, local: list[str], known: set[str]
+) -> Iterator[str]:
+    """The lines of Cython for statements of Python; notes the variables they set."""
+    for node in body:
+        if isinstance(node, ast.Assign) and len(node.targets) == 1:
+            target = node.targets[0]
+            names = [ast.unparse(t) for t in getattr(target, "elts", [target])]
+            values = _parts(to.visit(node.value), len(names))
+            for name, value in zip(names, values, strict=True):
+                later = {n.id for v in values for n in ast.walk(v) if isinstance(n, ast.Name)}
+                if ast.unparse(value) == name:
+                    continue
+                if name in known or (len(names) > 1 and name in later):
+                    raise UntranslatableError(f"line {node.lineno}: sets {name} anew")
+                local += [name] * (name not in local)
+                yield f"{name} = {ast.unparse(value)}"
+        elif isinstance(node, ast.If):
+            yield f"if {ast.unparse(to.visit(node.test))}:"
+            yield from (f"    {line}" for line in _statements(node.body, to, local, known))
+            if node.orelse:
+                yield "else:"
+                yield from (f"    {line}" for line in _statements(node.orelse, to, local, known))
+        elif isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple):
+            for k, value in enumerate(node.value.elts):
+                yield f"out[{k}] = {ast.unparse(to.visit(value))}"
+            yield "return"
+        elif not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
+            raise UntranslatableError(f"line {node.lineno}: {ast.unparse(node)}")
+
+
+def _method(cls: Optimizer, known: dict[str, Optimizer]) -> ast.FunctionDef:
+    """The method `coefficients` of a class, or of the one it derives from."""
+    for node in cls.node.body:
+        if isinstance(node, ast.FunctionDef) and node.name == "coefficients":
+            return node
+    for base in cls.bases:
+        if base in known:
+            return _method(known[base], known)
+    raise UntranslatableError("there is no method coefficients")
+
+
+def _coefficients(cls: Optimizer, known: dict[str, Optimizer]) -> Function:
+    """The function for the coefficients of an optimizer's step."""
+    names = {}
+    for key in sorted(cls.hypers, key=lambda key: cls.hypers[key].keyword):
+        default = cls.hypers[key].default
+        n = len(default.elts) if isinstance(default, ast.Tuple) else 1
+        names[key] = [key] if n == 1 else [f"{key.removesuffix('s')}{k + 1}" for k in range(n)]
+    to = _Arithmetic(names)
+    method = _method(cls, known)
+    text = ast.unparse(method)
+    mentioned = {name for key in names if f"h['{key}']" in text for name in names[key]}
+    local: list[str] = []
+    lines = list(_statements(method.body, to, local, mentioned))
+    arguments = [
+        ("int" if cls.hypers[key].domain == "flag" else "double", name)
+        for key in names
+        if key in to.used
+        for name in names[key]
+    ]
+    arguments += [("long long", "step"), ("double *", "out")]
+    declared = ["cdef double t = <double> step"]
+    declared += [f"cdef double {', '.join(local)}"] * bool(local)
+    about = f"of fastgd.{cls.name}, of whose rules each takes the first so many"
+    name = f"{cls.name.lower()}_coefficients"
+    return Function(name, tuple(arguments), [*declared, *lines], about)
+
+
+def coefficient_functions(families: list[Family]) -> list[Function]:
+    """The functions of all optimizers; without those whose Python is more than arithmetic."""
+    known = {cls.name: cls for family in families for cls in family.optimizers}
+    functions = []
+    for name, cls in known.items():
+        try:
+            functions.append(_coefficients(cls, known))
+        except UntranslatableError as error:  # the tests demand that nobody is left out
+            print(f"fastgd: no C function for the coefficients of {name}: {error}")
+    return functions
+
+
+# ---------------------------------------------------------------------------------------- the files
+
+
+def files(families: list[Family], note: str) -> dict[str, str]:
+    """The three files, by path."""
+    ruled = rule_functions(families)
+    functions = [*ruled, *coefficient_functions(families)]
+    names = list(dict.fromkeys(f.name.rpartition("_")[0] for f in ruled))
+
+    pxd = [f"# {note}", "# What each function does is said in fastgd.h, beside its prototype.", ""]
+    pxi = [
+        f"# {note}",
+        "",
+        f"from libc.math cimport {', '.join((*CALLS, 'pow'))}",
+        "",
+        "cdef tuple RULE_NAMES = (",
+        *(f'    "{name}",' for name in names),
+        ")",
+        f"cdef void* rules[{2 * len(names)}]",
+        f"cdef Entry entries[{len(functions)}]",
+    ]
+    for f in functions:
+        head = f"cdef void fastgd_{f.name}"
+        pxd += f.declared(head, "Py_ssize_t", " noexcept nogil")
+        pxi += ["", "", *f.declared(head, "Py_ssize_t", " noexcept nogil:")]
+        pxi += [f"    {line}" for line in f.body]
+    pxi += ["", "", "cdef void fill_entries() noexcept:"]
+    for k, f in enumerate(functions):
+        pxi += [
+            f'    entries[{k}].name = "fastgd_{f.name}"',
+            f"    entries[{k}].function = <fastgd_function> <void*> fastgd_{f.name}",
+        ]
+
+    prototypes, rows = [], []
+    for f in functions:
+        prototypes += ["", f"/* {f.about} */"]
+        prototypes += f.declared(f"typedef void (*fastgd_{f.name}_t)", "ptrdiff_t", ";")
+        prototypes += [f"FASTGD_FUNCTION fastgd_{f.name}_t fastgd_{f.name};"]
+        rows += [f"    FASTGD_BIND(fastgd_{f.name})"]
+    header = Path("src_c/fastgd.h.in").read_text("utf-8")
+    header = header.replace("@NOTE@", note).replace("@BINDINGS@", "\n".join(rows))
+    header = header.replace("@FUNCTIONS@", "\n".join(prototypes).strip())
+    return {
+        "fastgd/kernels/c_api.pxd": "\n".join([*pxd, ""]),
+        "fastgd/kernels/_c_api.pxi": "\n".join([*pxi, ""]),
+        "fastgd/include/fastgd.h": header,
+    }

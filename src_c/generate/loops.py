@@ -1,0 +1,146 @@
+"""Writes what the backends include: loops over the element functions of all rules, and tables.
+
+``_rules.pxi`` has a plain loop for each rule, float32 and float64; `_fused_rules.pxi` tells the
+fused loops of ``fused.pxi`` which rules there are; ``_fused_table.pxi`` has the addresses of those
+that a family opted into.
+"""
+
+from __future__ import annotations
+
+import os
+import textwrap
+
+from generate.families import Family, Rule
+
+FOLDER = "fastgd/kernels/loops"
+FLOATS = ("float", "double")
+PARAMS = {"float32": "float", "bfloat16": "Bfloat16", "split": "Split"}
+STATES = {"float32": "float", "bfloat16": "Bfloat16"}
+EIGHT_BITS = {"m": "e4m3", "v": "ue5m3"}
+GRADS = ("float", "Bfloat16")
+
+
+def _wrapped(head: str, items: list[str], tail: str) -> list[str]:
+    """A call or signature, its arguments below each other where a line is too short."""
+    whole = [text.replace(" ", "\xa0") for text in items]
+    start = len(head) - len(head.lstrip())
+    text = f"{head.replace(' ', chr(0xA0))}({', '.join(whole)}){tail.replace(' ', chr(0xA0))}"
+    indent = " " * (len(head) + 1 if len(head) < 60 else start + 8)
+    lines = textwrap.wrap(text, 96, subsequent_indent=indent, break_long_words=False)
+    return [line.replace("\xa0", " ") for line in lines]
+
+
+def _plain(rule: Rule) -> list[str]:
+    """The loop over a rule's element function."""
+    lines = _wrapped(
+        f"cdef void {rule.name}",
+        [
+            "floating* restrict p",
+            "const floating* restrict g",
+            "floating** s",
+            "Py_ssize_t n",
+            "const floating* c",
+        ],
+        " noexcept nogil:",
+    )
+    lines += [f"    cdef floating* restrict {s} = s[{j}]" for j, s in enumerate(rule.states)]
+    lines += [f"    cdef floating {c} = c[{j}]" for j, c in enumerate(rule.coefficients)]
+    lines += ["    cdef Py_ssize_t i", "    for i in range(n):"]
+    given = ["p[i]", "g[i]", *(f"&{s}[i]" for s in rule.states), *rule.coefficients]
+    return [*lines, *_wrapped(f"        p[i] = {rule.name}_element", given, "")]
+
+
+def rules(families: list[Family], note: str) -> str:
+    """``_rules.pxi``: the families' element functions, a loop for each, and their addresses."""
+    lines = [f"# {note}", ""]
+    lines += [f'include "{os.path.relpath(family.loops, FOLDER)}"' for family in families]
+    every = [rule for family in families for rule in family.rules]
+    for rule in every:
+        lines += ["", "", *_plain(rule)]
+    lines += ["", "", "# name: (float32 loop, float64 loop), as addresses."]
+    lines += ["RULES = {"]
+    for rule in every:
+        both = ", ".join(f"<size_t> <void*> {rule.name}[{kind}]" for kind in FLOATS)
+        lines += [f'    "{rule.name}": (', f"        {both}),"]
+    return "\n".join([*lines, "}", ""])
+
+
+# ------------------------------------------------------------------------------------ fused loops
+
+
+def _fused(families: list[Family]) -> list[Rule]:
+    return [rule for family in families for rule in family.rules if rule.fused_params]
+
+
+def _struct(rule: Rule) -> str:
+    return "".join(part.capitalize() for part in rule.name.split("_"))
+
+
+def _has(name: str, about: str, structs: list[str]) -> list[str]:
+    tests = " or ".join(f"rule_t is {struct}" for struct in structs) or "False"
+    return [
+        "",
+        "",
+        f"cdef inline bint {name}(const rule_t* c) noexcept nogil:",
+        f'    """{about}"""',
+        f"    return ({tests})",
+    ]
+
+
+def fused_rules(families: list[Family], note: str) -> str:
+    """``_fused_rules.pxi``: each rule by its coefficients, and what tells them apart."""
+    every = _fused(families)
+    lines = [
+        f"# {note}",
+        "",
+        "# The rules with fused loops, each by its coefficients.",
+    ]
+    for rule in every:
+        lines += [f"cdef struct {_struct(rule)}:"]
+        lines += [f"    float {c}" for c in rule.coefficients]
+    lines += ["", "ctypedef fused rule_t:", *(f"    {_struct(rule)}" for rule in every)]
+    for letter, about in (("m", "a state of any sign"), ("v", "one of squares")):
+        structs = [_struct(rule) for rule in every if letter in rule.kinds]
+        lines += _has(f"has_{letter}", f"Whether a rule keeps {about}: a constant.", structs)
+    lines += ["", ""]
+    lines += _wrapped(
+        "cdef inline float updated",
+        ["float p", "float g", "float* m", "float* v", "const rule_t* c"],
+        " noexcept nogil:",
+    )
+    for k, rule in enumerate(every):
+        given = ["p", "g", *rule.kinds, *(f"c.{c}" for c in rule.coefficients)]
+        lines += [f"    {'el' * (k > 0)}if rule_t is {_struct(rule)}:"]
+        lines += _wrapped(f"        return {rule.name}_element", given, "")
+    return "\n".join([*lines, ""])
+
+
+def _codecs(rule: Rule, states: str) -> tuple[str, ...]:
+    """The codecs of a rule's states where an optimizer keeps them in a way."""
+    return tuple(EIGHT_BITS[kind] if states == "8bit" else states for kind in rule.kinds)
+
+
+def fused_table(families: list[Family], note: str) -> str:
+    """``_fused_table.pxi``: the addresses of the loops, by rule and by how arrays are kept."""
+    lines = [
+        f"# {note}",
+        "",
+        "# rule: {(codec of the parameter, of each state): addresses of its loops, for gradients",
+        "# in float32 and in bfloat16}.",
+        "FUSED = {",
+    ]
+    for rule in _fused(families):
+        lines += [f'    "{rule.name}": {{']
+        for param in rule.fused_params:
+            for states in rule.fused_states:
+                key = ", ".join(f'"{codec}"' for codec in (param, *_codecs(rule, states)))
+                lines += [f"        ({key}): ("]
+                for grad in GRADS:
+                    kinds = [PARAMS[param], grad]
+                    kinds += [STATES[states]] if states in STATES else []
+                    loop = "direct" if states in STATES else "in_8_bits"
+                    given = ", ".join([*kinds, _struct(rule)])
+                    lines += [f"            <size_t> <void*> {loop}[{given}],"]
+                lines += ["        ),"]
+        lines += ["    },"]
+    return "\n".join([*lines, "}", ""])

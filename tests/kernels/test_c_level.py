@@ -1,0 +1,314 @@
+"""The C level: every function to the bit as fastgd's own steps, and callers in three languages."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from importlib import import_module
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.compiled_level import HEADER, Table, backend_that_notes, function, prototypes
+from support.helpers import COMPILED, ROOT, coefficients_of, run_python, same_bits
+from support.sampling import rules, sampled
+
+import fastgd
+from fastgd import kernels
+from fastgd.kernels import c_api, reference
+from fastgd.kernels.reference import RULES
+from fastgd.optimizers import OPTIMIZERS
+
+EXAMPLES = ROOT / "examples" / "compiled"
+DTYPES = {"f32": np.float32, "f64": np.float64}
+SIZES = (0, 1, 3, 8, 17, 64, 255, 256, 257, 1000)
+STAGES = {
+    "none": None,
+    "off": (1.0, 0.0, 1.0, math.inf),
+    "scale": (-0.37, 0.0, 1.0, math.inf),
+    "l2": (1.0, 0.013, 1.0, math.inf),
+    "decoupled": (1.0, 0.0, 0.987, math.inf),
+    "clip": (1.0, 0.0, 1.0, 0.4),
+    "all": (1.7, 0.011, 0.979, 0.6),
+}
+
+
+# --------------------------------------------------------------------------------- the functions
+
+
+def test_there_is_a_function_for_every_rule_and_optimizer():
+    names = {f"fastgd_{rule}_{suffix}" for rule in RULES for suffix in DTYPES}
+    names |= {f"fastgd_{name.lower()}_coefficients" for name in fastgd.optimizers.__all__}
+    assert set(c_api.ADDRESSES) == set(prototypes()) == names, (
+        "an optimizer whose coefficients src_c/c_api.py can't put into C? the build says why"
+    )
+    assert len(set(c_api.ADDRESSES.values())) == len(names)
+
+
+@sampled({"rule": rules(), "backend": COMPILED, "suffix": DTYPES, "stages": STAGES})
+def test_rules_equal_the_reference_to_the_bit(rule, backend, suffix, stages):
+    fastgd.set_backend(backend)
+    run, dtype = function(f"fastgd_{rule}_{suffix}"), DTYPES[suffix]
+    assert run.names == ["p", "g", *RULES[rule].states, "n", "coefficients", "stages"]
+    rng = np.random.default_rng(1)
+    given = None if STAGES[stages] is None else np.array(STAGES[stages])
+    for n in SIZES:
+        p, g = rng.standard_normal((2, n)).astype(dtype)
+        states = [rng.random(n).astype(dtype) for _ in RULES[rule].states]
+        expected = [a.copy() for a in (p, *states)]
+        gradient = g.copy()
+        for t in (1, 2):
+            c = coefficients_of(rule, t)
+            run(p, g, *states, n, np.array(c), given)
+            reference.step(rule, expected[0], g, expected[1:], c,
+                           reference.Stages(*STAGES[stages] or ()))  # fmt: skip
+        for found, right in zip((p, *states), expected, strict=True):
+            assert same_bits(found, right), (rule, n)
+        assert same_bits(g, gradient)
+
+
+@pytest.mark.parametrize("n", [0, -1])
+def test_no_elements_touch_nothing(n):
+    arrays = np.ones((4, 3))
+    for stages in STAGES.values():
+        given = None if stages is None else np.array(stages)
+        function("fastgd_adam_f64")(*arrays, n, np.ones(8), given)
+    assert np.all(arrays == 1)
+
+
+@pytest.mark.parametrize("name", fastgd.optimizers.__all__)
+def test_coefficients_equal_those_of_the_class_to_the_bit(name):
+    run = function(f"fastgd_{name.lower()}_coefficients")
+    cls, rng = OPTIMIZERS[name], np.random.default_rng(2)
+    defaults = cls(np.zeros(1)).defaults
+    for k in range(500):
+        step = int(rng.integers(1, 10 ** rng.integers(1, 7))) if k else 1
+        h, given = {}, {}
+        for key, value in defaults.items():
+            if isinstance(value, bool):
+                h[key] = given[key] = bool(rng.integers(2))
+            elif isinstance(value, tuple):
+                h[key] = tuple(map(float, 1 - rng.random(len(value)) ** 3))
+                given |= {f"{key[:-1]}{j + 1}": v for j, v in enumerate(h[key])}
+            elif value is not None:
+                h[key] = given[key] = float(1 - rng.random() ** 3)
+        out = np.full(8, np.nan)
+        run(*(given[key] for key in run.names[:-2]), step, out)
+        right = cls.coefficients(h, step)
+        assert out[: len(right)].tolist() == list(right), (h, step)
+        assert np.isnan(out[len(right) :]).all()
+
+
+def test_no_rule_takes_more_than_there_is_room_for():
+    numeric = (ROOT / "src_c" / "numeric.h").read_text("utf-8")
+    (room,) = re.findall(r"FASTGD_COEFFICIENTS (\d+)", HEADER.read_text("utf-8"))
+    assert f"#define FASTGD_MAX_COEFFICIENTS {room}\n" in numeric
+    assert max(len(row.coefficients) for row in RULES.values()) <= int(room)
+    (room,) = re.findall(r"FASTGD_MAX_STATES (\d+)", numeric)
+    assert max(len(row.states) for row in RULES.values()) <= int(room)
+
+
+# ----------------------------------------------------------------------------------- the backend
+
+
+def test_the_backend_is_that_of_the_steps():
+    notes = []
+    fake = backend_that_notes(RULES, notes)
+    arrays = np.ones((4, 5))
+    try:
+        c_api._use_backend(fake)
+        c_api._use_backend(None)  # the reference has no loops: nothing changes
+        for rule in RULES:
+            for suffix in DTYPES:
+                states = arrays[: len(RULES[rule].states)]
+                for stages in (None, np.array(STAGES["off"]), np.array(STAGES["all"])):
+                    function(f"fastgd_{rule}_{suffix}")(
+                        arrays, arrays, *states, 5, np.ones(8), stages
+                    )
+                assert notes == [(rule, suffix), (rule, suffix), ("staged", suffix)]
+                notes.clear()
+    finally:
+        fastgd.set_backend(fastgd.available_backends()[0])
+    function("fastgd_sgd_f64")(arrays[0], arrays[1], 5, np.ones(8), None)
+    assert notes == []
+    assert arrays[0].tolist() == [0] * 5
+
+
+def test_set_backend_tells_who_follows(monkeypatch):
+    told = []
+    monkeypatch.setattr(kernels, "_followers", [*kernels._followers, told.append])
+    fastgd.set_backend("numpy")
+    fastgd.set_backend("baseline")
+    assert told == [None, import_module("fastgd.kernels._baseline")]
+
+
+def test_it_works_while_the_reference_is_in_use():
+    code = """
+import sys; sys.path.insert(0, {tests!r})
+import numpy as np, fastgd
+from support.compiled_level import function
+p = np.ones(3)
+function("fastgd_sgd_f64")(p, np.ones(3), 3, np.array([0.5]), None)
+print(fastgd.get_backend(), *p)
+"""
+    done = run_python(code.format(tests=str(ROOT / "tests")), FASTGD_BACKEND="numpy")
+    assert done.stdout.split() == ["numpy", "0.5", "0.5", "0.5"], done.stderr
+
+
+def test_import_fastgd_does_not_load_it():
+    done = run_python("import fastgd, sys; print('fastgd.kernels.c_api' in sys.modules)")
+    assert done.stdout.strip() == "False", done.stderr
+
+
+# ---------------------------------------------------------------------------------------- the ABI
+
+
+def test_what_was_promised_is_there():
+    """Lines of abi_1.txt may be added, never changed; or FASTGD_ABI_VERSION goes up."""
+    promised = (ROOT / "tests" / f"abi_{c_api.ABI_VERSION}.txt").read_text("utf-8").splitlines()
+    assert len(promised) >= 28
+    assert set(promised) <= {f"{name}({arguments})" for name, arguments in prototypes().items()}
+    for line in ("FASTGD_COEFFICIENTS 8", "FASTGD_STAGES 4", f"ABI_VERSION {c_api.ABI_VERSION}"):
+        assert f"{line}\n" in HEADER.read_text("utf-8")
+
+
+def test_the_table_lists_every_function():
+    table = Table.from_address(c_api.TABLE)
+    rows = [table.entries[k] for k in range(table.n_entries)]
+    assert table.abi_version == c_api.ABI_VERSION
+    assert {row.name.decode(): row.function for row in rows} == c_api.ADDRESSES
+    get = ctypes.pythonapi.PyCapsule_GetPointer
+    get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    assert get(c_api._C_API, b"fastgd.kernels.c_api._C_API") == c_api.TABLE
+
+
+# ------------------------------------------------------------------------------------ the examples
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The examples, where they may be built."""
+    to = tmp_path_factory.mktemp("compiled")
+    shutil.copytree(EXAMPLES, to, dirs_exist_ok=True)
+    return to
+
+
+def compile_c(folder, *arguments):
+    # The first word of setuptools' compiler, whose other words are for building Python itself.
+    compiler = shlex.split(sysconfig.get_config_var("CC") or "cc")[0]
+    call = [compiler, "-O2", "-Wall", "-Wextra", "-Werror", f"-I{fastgd.get_include()}", *arguments]
+    done = subprocess.run(call, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def loaded(name, path):
+    """The extension module in a file."""
+    loader = ExtensionFileLoader(name, str(path))
+    module = module_from_spec(spec_from_loader(name, loader))
+    loader.exec_module(module)
+    return module
+
+
+def check_descent(descend, optimizer, dtype):
+    """Compare steps taken elsewhere with fastgd's own, to the bit, for sizes around a vector."""
+    for n in (1, 7, 64, 300):
+        arrays = np.zeros((4, n), dtype)
+        arrays[0] = np.linspace(-2, 2, n)
+        x = arrays[0].copy()
+        descend(*arrays, 0.05, 40)
+        opt = optimizer(x, lr=0.05)
+        for _ in range(40):
+            opt.step(x - 1)
+        assert same_bits(arrays[0], x)
+        assert same_bits(arrays[2], opt.state[0]["exp_avg"])
+        assert same_bits(arrays[3], opt.state[0]["exp_avg_sq"])
+
+
+def test_cython_by_cimport(folder):
+    call = [sys.executable, "-m", "Cython.Build.Cythonize", "-i", "-3", "cython_loop.pyx"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(fastgd.__file__).parents[1])}
+    done = subprocess.run(
+        call, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (built,) = folder.glob("cython_loop.*.so")
+    check_descent(loaded("cython_loop", built).descend, fastgd.Adam, np.float32)
+
+
+@pytest.fixture(scope="module")
+def extension(folder):
+    python = sysconfig.get_path("include")
+    compile_c(folder, f"-I{python}", "-shared", "-fPIC", "extension.c", "-o", "extension.so")
+    return folder / "extension.so"
+
+
+def test_extension_in_c(extension):
+    module = loaded("extension", extension)
+    check_descent(module.descend, fastgd.AdamW, np.float32)
+    with pytest.raises(ValueError, match="expected buffers of one size"):
+        module.descend(*(np.zeros(3 + k, np.float32) for k in range(4)), 0.1, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("abi_version = 2", r"FASTGD_ABI_VERSION: expected .* \(ABI 1\), found .* \(ABI 2\)"),
+        ("n_entries -= 1", "fastgd_.*: expected as in the fastgd.h this was compiled with"),
+    ],
+)
+def test_extension_refuses_another_fastgd(extension, change, message):
+    code = f"""
+import ctypes, sys; sys.path[:0] = [{str(ROOT / "tests")!r}, {str(extension.parent)!r}]
+from support.compiled_level import Table
+from fastgd.kernels import c_api
+table = Table.from_address(c_api.TABLE)
+table.{change}
+try:
+    import extension
+except ImportError as error:
+    print(error)
+"""
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+    assert re.search(message, done.stdout), done.stdout
+
+
+def test_plain_c_through_ctypes(folder):
+    strict = ("-std=c99", "-Wpedantic", "-shared", "-fPIC", "plain.c", "-o", "plain.so")
+    compile_c(folder, *strict)
+    names = runpy.run_path(str(folder / "plain_c.py"))
+    x = np.linspace(-2, 2, 50)
+    y = x.copy()
+    names["descend"](folder / "plain.so", x, lr=0.05, steps=40)
+    fastgd.Adam(y, lr=0.05).minimize(lambda: (0.0, y - 1), 40)
+    assert same_bits(x, y)
+
+    table = Table.from_buffer_copy(Table.from_address(c_api.TABLE))
+    plain = ctypes.CDLL(str(folder / "plain.so"))
+    plain.use_fastgd.restype = ctypes.c_char_p
+    assert plain.use_fastgd(ctypes.byref(table)) is None
+    table.n_entries -= 1
+    assert plain.use_fastgd(ctypes.byref(table)) == list(c_api.ADDRESSES)[-1].encode()
+    table.abi_version += 1
+    assert plain.use_fastgd(ctypes.byref(table)) == b"FASTGD_ABI_VERSION"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
+def test_the_header_is_c_plus_plus_too(folder):
+    compile_c(folder, "-x", "c++", "-fsyntax-only", "plain.c")
+
+
+def test_numba_by_address(folder):
+    pytest.importorskip("numba", reason="numba is not installed")
+    descend = runpy.run_path(str(folder / "numba_loop.py"))["descend"]
+    check_descent(descend, fastgd.Adam, np.float32)

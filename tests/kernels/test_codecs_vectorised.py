@@ -1,0 +1,102 @@
+"""Every codec's loop is vectorised, to the full width of its backend: see test_vectorised.py."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from support.helpers import COMPILED
+from support.machine_code import READABLE, REGISTERS, disassembly
+
+from fastgd.kernels.reference import RULES
+from fastgd.kernels.spec.codecs import CODECS
+
+pytestmark = READABLE
+
+# What only a vectorised loop has, by loop; SSE2 lacks some of it and has what stands after the |.
+MARKS = {
+    "load_float32": "cvtps2pd",
+    "load_float64": "movup[sd]",  # cvtpd2ps names the narrower register
+    "store_float32": "movup[sd]",
+    "store_float64": "cvtps2pd",
+    "load_bfloat16": "pslld|punpcklwd",
+    "load_float16": "cvtdq2ps mulps",
+    "load_split": "pmaxsd|pcmpgtd",
+    "load_e4m3": "cvtdq2ps mulps",
+    "load_ue5m3": "pslld",
+    "store_bfloat16": "psrld paddd",
+    "store_float16": "psrld addps",
+    "store_split": "paddd",
+    "store_e4m3": "mulps psr[al]d",
+    "store_ue5m3": "psr[al]d",
+    "stochastic_bfloat16": "psrld paddd",
+    "stochastic_float16": "mulps cvttps2dq psrld",
+    "stochastic_e4m3": "mulps psr[al]d psrld",
+    "stochastic_ue5m3": "psr[al]d psrld",
+    "random_words": "xorps|pxord?",
+    "random_table": "pmulld|pmuludq psrld",
+}
+# A number in its own type is copied, for which compilers call the C library.
+COPIED = ["float32", "float64"]
+# What the largest of a tile is found with.
+LARGEST = "pmax[su]d|pcmpgtd"
+
+
+def marks(name):
+    found = MARKS[name].split()
+    if re.fullmatch("(store|stochastic)_u?e.m3", name):
+        found.append(LARGEST)
+    return found
+
+
+@pytest.mark.parametrize("fuse", [0, 1])
+@pytest.mark.parametrize("name", MARKS)
+@pytest.mark.parametrize("backend", COMPILED)
+def test_codec_is_vectorised(backend, name, fuse):
+    symbol = rf"__pyx_fuse_{fuse}__pyx_f_.*_{backend}_{name}(\..*)?"
+    if name.startswith("random"):
+        symbol = rf"__pyx_f_.*_{backend}_{name}(\..*)?"
+    body = "".join(b for s, b in disassembly(backend).items() if re.fullmatch(symbol, s))
+    assert body, f"{name} was not found among the functions of {backend}"
+    register = REGISTERS[backend]
+    for mark in [] if name.endswith(COPIED[fuse]) else marks(name):
+        assert re.search(rf"\bv?({mark})\s.*%{register}\d", body), mark
+    # Nothing is called for an element, and nothing contracted.
+    calls = set(re.findall(r"\bcall\s+\w+ <(.+?)>", body))
+    assert {call.split("@")[0] for call in calls} <= {"memset", "memcpy"}
+    assert not re.search(r"\bvf(n?m(add|sub))\d", body)
+
+
+FUSED = [rule for rule in RULES.values() if rule.fused]
+
+
+@pytest.mark.parametrize("name", ["direct", "in_8_bits"])
+@pytest.mark.parametrize("backend", COMPILED)
+def test_fused_loops_are_vectorised(backend, name):
+    """One for each rule and way to keep parameter, gradient and states; without a scalar rest."""
+    expected = sum(
+        2 * len(rule.fused.params)
+        for rule in FUSED
+        for states in rule.fused.states
+        if (states == "8bit") == (name == "in_8_bits")
+    )
+    own = re.compile(rf"(__pyx_fuse_[\d_]*?(\d))__pyx_f_.*_{backend}_({name}|quarter)(\..*)?")
+    bodies = {}
+    for symbol, body in disassembly(backend).items():
+        if found := own.fullmatch(symbol):
+            of = bodies.setdefault((found[1], int(found[2])), {})
+            of[found[3]] = of.get(found[3], "") + body
+    bodies = {of: "".join(each.values()) for of, each in bodies.items() if name in each}
+    assert len(bodies) == expected
+    for (_, rule), body in bodies.items():
+        for mark in ("mulps", "sqrtps", "divps"):
+            if mark == "mulps" or "eps" in FUSED[rule].coefficients:
+                assert re.search(rf"\bv?{mark}\s.*%{REGISTERS[backend]}\d", body), mark
+        assert not re.search(r"\bv?(mul|sqrt|div)ss\b", body)
+        assert not re.search(r"\bvf(n?m(add|sub))\d|\bv?r(sqrt|cp)", body)
+
+
+def test_every_loop_is_looked_at():
+    loops = {f"load_{name}" for name in CODECS} | {f"store_{name}" for name in CODECS}
+    loops |= {f"stochastic_{name}" for name, codec in CODECS.items() if codec.stochastic}
+    assert set(MARKS) == {*loops, "random_words", "random_table"}

@@ -1,0 +1,96 @@
+"""A little of everything, for valgrind, under which a whole test run would take hours.
+
+Every rule and stage in both types, at sizes around vectors, tiles, blocks and chunks, on every
+compiled backend that runs there; each result against the NumPy backend's, bit for bit.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+import fastgd
+from fastgd.averages import EMA, ewma
+from fastgd.core.variants import rules_of
+from fastgd.kernels.reference import RULES
+from fastgd.optimizers import OPTIMIZERS
+
+SIZES = (0, 1, 3, 17, 255, 257, 1025, 33_000)
+# Every rule, by a class and the hyper-parameters that pick it.
+MADE = [(cls, changes) for cls in OPTIMIZERS.values() for changes in rules_of(cls).values()]
+
+
+def results(backend, dtype):
+    """The bytes of all that some steps wrote, and what they said."""
+    fastgd.set_backend(backend)
+    rng = np.random.default_rng(0)
+    found, seen = [], set()
+    for k, (cls, changes) in enumerate(MADE):
+        params = [rng.standard_normal(n).astype(dtype) for n in SIZES]
+        around = {}
+        if k % 2 == 0:
+            around = {"copy_to": [np.zeros(n, np.float32) for n in SIZES], "average": 0.9}
+            around |= {"clip_norm": 0.1, "clip_value": 0.01, "zero_grads": True}
+            around |= {"clip_ratio": 0.01} if k % 4 == 0 else {}
+            around |= {"nonfinite": "skip", "clip_by": ("all", "group", "tensor")[k // 2 % 3]}
+        opt = cls(params, **changes, **around)
+        seen.add(opt.stepper.rules[0])
+        if k % 4 == 0:  # bfloat16, which NumPy has no type for
+            around["copy_to"] = opt.stepper.copies = [np.zeros(n, np.uint16) for n in SIZES]
+            opt.stepper.lay_out(opt.param_groups, opt.stepper.steps)
+        for t in range(2):
+            grads = [rng.standard_normal(n).astype(dtype) for n in SIZES]
+            grads[t] = None
+            found.append(repr(opt.step(grads)))
+        opt.accumulate([rng.standard_normal(n).astype(dtype) for n in SIZES])
+        found.append(repr(opt.step(grad_scale=2.0)))
+        grads = [rng.standard_normal(n).astype(dtype) for n in SIZES]
+        grads[-1][-1] = np.nan
+        found.append(fastgd.functional.global_norm(grads[:-1]))
+        if k % 2 == 0:
+            found.append(repr(opt.step(grads)))
+            found += [a.tobytes() for a in [*opt.average.averages.values(), *around["copy_to"]]]
+        found += [p.tobytes() for p in params]
+        found += [a.tobytes() for entry in opt.state.values() for a in entry.values()]
+    found += stored_results(rng, dtype)
+    ema = EMA(params, decay=0.9)
+    ema.update()
+    found += [a.tobytes() for a in ema.averages.values()]
+    found.append(ewma(rng.standard_normal((3, 40)).astype(dtype), beta=0.9)[0].tobytes())
+    assert seen == set(RULES) - {"ema"}, "every rule"
+    return found
+
+
+def stored_results(rng, dtype):
+    """Likewise of parameters and states that are kept in fewer bits."""
+    found = []
+    choices = [(dtype, {"state_dtype": kind}) for kind in ("8bit", "bfloat16", "float16")]
+    if dtype == np.float32:
+        choices += [(np.uint16, {"master": "split"})]  # uint16: bfloat16
+        for kind in (np.uint16, np.float16):
+            choices += [(kind, {"master": True}), (kind, {"rounding": "stochastic"})]
+            choices.append((kind, {"rounding": "stochastic", "state_dtype": "8bit", "seed": 3}))
+    for kind, choice in choices:
+        params = [rng.standard_normal(n).astype(dtype) for n in SIZES]
+        if kind == np.uint16:
+            params = [(p.view(np.uint32) >> 16).astype(kind) for p in params]
+        params = [p.astype(kind) for p in params]
+        opt = fastgd.AdamW(params, clip_norm=1.0, average=0.9, zero_grads=True, **choice)
+        for _ in range(2):
+            grads = [rng.standard_normal(n).astype(dtype) for n in SIZES]
+            found.append(repr(opt.step(grads)))
+        found += [p.tobytes() for p in params]
+        found += [a.tobytes() for entry in opt.state.values() for a in entry.values()]
+    return found
+
+
+def main():
+    """Compare all backends with the specification."""
+    for dtype in (np.float32, np.float64):
+        expected = results("numpy", dtype)
+        for backend in fastgd.available_backends()[:-1]:
+            assert results(backend, dtype) == expected, (backend, dtype)
+            print(f"{backend}, {np.dtype(dtype)}: {len(expected)} results, all bits the same")
+
+
+if __name__ == "__main__":
+    main()
