@@ -192,7 +192,7 @@ class Held(Contract):
             nonfinite=self.options["nonfinite"],
             skipped=self._skipped,
             seed=storage.seed,
-            rows=rows,
+            unit_lengths=rows,
         )
         self.state, self._rules, self._steps = MappingProxyType(state), rules, steps
         self._plan = plan

@@ -34,9 +34,9 @@ class Fused(NamedTuple):
     Attributes
     ----------
     params : tuple of {"float32", "bfloat16", "split"}
-        As the parameter may be kept.
+        How the parameter may be stored.
     states : tuple of {"float32", "bfloat16", "8bit"}
-        As the states may be kept.
+        How the states may be stored.
     gain : str
         How many times as fast as stage by stage they were measured to be, and where.
     """

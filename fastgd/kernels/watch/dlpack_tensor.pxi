@@ -1,5 +1,5 @@
 # One look at a tensor: where its memory is, what it holds, how it is laid out.
-# Included by _tensors.pyx.
+# Included by _watch.pyx.
 
 cdef Exchange* exchange_of(api) except NULL:
     """The table of functions in a capsule."""
