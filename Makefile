@@ -32,33 +32,33 @@ lint:
 
 # Random optimizers and operations against the NumPy backend: as many as a night takes.
 fuzz: build
-	FASTGD_FUZZ=100000 $(PYTHON) -m pytest -q tests/test_machine.py
+	FASTGD_FUZZ=100000 $(PYTHON) -m pytest -q tests/core/test_stateful.py
 
 # One change in the kernels or the engine at a time, for each of which a test must go red.
 mutate:
-	$(PYTHON) tests/mutate.py
+	$(PYTHON) tests/tools/mutate.py
 
 # Ten minutes of fastgd.load under atheris (the extra `fuzz`); what fails is kept in crash-….
 fuzz-checkpoint: build
-	$(PYTHON) tests/fuzz_checkpoint.py -max_total_time=600
+	$(PYTHON) tests/tools/fuzz_checkpoint.py -max_total_time=600
 
 # The same of all other arguments: constructors, steps, state dicts, functions.
 fuzz-arguments: build
-	$(PYTHON) tests/fuzz_arguments.py -max_total_time=600
+	$(PYTHON) tests/tools/fuzz_arguments.py -max_total_time=600
 
 # HTML pages beside the sources that show the C behind each line of Cython.
 annotate:
 	FASTGD_ANNOTATE=1 $(PYTHON) setup.py build_ext --inplace --force
 
-# Builds under build/ for a sanitizer, and runs the tests there; see tests/sanitizers/run.
+# Builds under build/ for a sanitizer, and runs the tests there; see tests/tools/sanitizers/run.
 asan:
-	PYTHON=$(PYTHON) tests/sanitizers/run address
+	PYTHON=$(PYTHON) tests/tools/sanitizers/run address
 ubsan:
-	PYTHON=$(PYTHON) tests/sanitizers/run undefined
+	PYTHON=$(PYTHON) tests/tools/sanitizers/run undefined
 tsan:
-	PYTHON=$(PYTHON) tests/sanitizers/run thread
+	PYTHON=$(PYTHON) tests/tools/sanitizers/run thread
 valgrind:
-	PYTHON=$(PYTHON) tests/sanitizers/run valgrind
+	PYTHON=$(PYTHON) tests/tools/sanitizers/run valgrind
 
 clean:
 	rm -rf build dist *.egg-info fastgd/kernels/*.so fastgd/kernels/*.c fastgd/kernels/*.html \

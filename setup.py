@@ -23,6 +23,9 @@ BACKENDS = {"baseline": []}
 if X86_64:
     BACKENDS["x86_64_v3"] = ["-march=x86-64-v3"]
     BACKENDS["x86_64_v4"] = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
+# FASTGD_BACKENDS=baseline or the like builds these alone, for a look at one of them.
+if os.environ.get("FASTGD_BACKENDS"):
+    BACKENDS = {name: BACKENDS[name] for name in os.environ["FASTGD_BACKENDS"].split(",")}
 
 # The numeric contract: no contraction to FMA, no reassociation, but let square roots vectorise.
 # -ffast-math is not for us: linking with it flips the whole process to flush-to-zero.
@@ -33,7 +36,7 @@ OPENMP = [["-fopenmp"], ["-Xpreprocessor", "-fopenmp", "-lomp"]]
 OPENMP = [] if os.environ.get("FASTGD_OPENMP") == "0" else OPENMP
 USES_OPENMP = "#include <omp.h>\nint main(void) { return omp_get_max_threads() == 0; }"
 
-# FASTGD_SANITIZE=address,undefined or thread: what tests/sanitizers/run builds.  Python's own
+# FASTGD_SANITIZE=address,undefined or thread: what tests/tools/sanitizers/run builds.  Python's own
 # flags bring -fwrapv, which would define the signed overflow that is to be found.
 SANITIZE = []
 if os.environ.get("FASTGD_SANITIZE"):

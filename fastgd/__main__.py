@@ -24,6 +24,7 @@ COMMANDS = {
     "gallery": Command("draw gradient descent in pictures, and a page that explains them", "plot"),
     "race": Command("run the optimizers side by side on a surface, as an animation", "plot"),
     "bytes": Command("show what each way to keep a model costs, in memory and in time", "train"),
+    "optimizers": Command("list the optimizers: formulas, papers, states, defaults", ""),
     "config": Command("show version, backend, threads, and which backends can run here", ""),
 }
 

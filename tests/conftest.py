@@ -1,4 +1,8 @@
-"""Fixtures, and the rule that a strict run skips nothing without a reason of the machine's."""
+"""Fixtures, and the rule that a strict run skips nothing without a reason of the machine's.
+
+As there is no `__init__.py` beside this file, pytest puts the folder on ``sys.path`` before it imports
+anything below: tests import `support` and `tools` from here, also in workers of pytest-xdist.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,10 @@ import numpy as np
 import pytest
 
 import fastgd
+
+# What tests share and what stands around them; neither has tests.
+collect_ignore = ["support", "tools"]
+pytest.register_assert_rewrite("support")
 
 # With FASTGD_STRICT=1 (continuous integration) a skip for any other reason fails the run.
 MACHINE_REASONS = ("this CPU", "too little memory", "may not mount")

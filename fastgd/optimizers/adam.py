@@ -80,7 +80,7 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    r"""Adam with decoupled weight decay: :math:`W \leftarrow (1 - \alpha\lambda) W` comes first.
+    """Adam with decoupled weight decay: W ← (1 − αλ)W comes first.
 
     Parameters
     ----------

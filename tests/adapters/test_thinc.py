@@ -7,7 +7,6 @@ import pickle
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ import pytest
 pytest.importorskip("thinc.optimizers")
 
 import thinc.optimizers as theirs
-from helpers import same_bits
+from support.helpers import ROOT, same_bits
 from thinc import api
 from thinc.config import Config, registry
 
@@ -247,7 +246,7 @@ def test_a_config_names_them():
 
 
 def test_thinc_finds_them_by_entry_points_alone(tmp_path):
-    project = Path(__file__).parents[1] / "pyproject.toml"
+    project = ROOT / "pyproject.toml"
     points = tomllib.loads(project.read_text())["project"]["entry-points"]["thinc_optimizers"]
     assert set(points) == {"fastgd.Adam.v1", "fastgd.SGD.v1"}
     # As an installation would write it, so that one that is out of date doesn't matter.

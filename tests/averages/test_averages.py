@@ -7,7 +7,7 @@ import pickle
 
 import numpy as np
 import pytest
-from helpers import same_bits
+from support.helpers import same_bits
 
 import fastgd
 from fastgd.averages import EMA, Ewma, beta_of, ewma, window

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.helpers import SUPPORT
 
 import fastgd
 from fastgd.checkpoint import container as _container
@@ -51,7 +52,7 @@ def save(path, n):
 
 
 def test_killed_two_hundred_times(tmp_path):
-    done = run_python(str(Path(__file__).with_name("kill_saves.py")), str(tmp_path), "200")
+    done = run_python(str(SUPPORT / "kill_saves.py"), str(tmp_path), "200")
     assert done.returncode == 0, done.stderr
     counts = re.fullmatch(r"killed 200, in the middle (\d+), saved (\d+), lost 0\n", done.stdout)
     assert counts, done.stdout

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import COMPILED, same_bits
 from safetensors.numpy import load_file
-from test_bad_input import assert_unchanged, snapshot
-from test_optimizers import CASES, leaves, made
+from support.helpers import COMPILED, same_bits
+from support.optimizer_cases import CASES, leaves, made
+from support.snapshots import assert_unchanged, snapshot
 
 import fastgd
 from fastgd.checkpoint import container as _container

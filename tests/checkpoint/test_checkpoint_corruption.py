@@ -12,13 +12,13 @@ import zipfile
 import zlib
 from pathlib import Path
 
-import fuzz_checkpoint
 import numpy as np
 import pytest
 import safetensors
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from test_bad_input import assert_unchanged, snapshot
+from support.snapshots import assert_unchanged, snapshot
+from tools import fuzz_checkpoint
 
 import fastgd
 from fastgd import CheckpointError
@@ -362,7 +362,7 @@ def test_memory_of_a_load(tmp_path):
 
 
 def test_changed_at_random(tmp_path):
-    """The fuzzer's changes without its guidance: see fuzz_checkpoint.py."""
+    """The fuzzer's changes without its guidance: see tools/fuzz_checkpoint.py."""
     rng = random.Random(0)
     mutate = fuzz_checkpoint.change_bytes(rng)
     corpus, loader = list(fuzz_checkpoint.seeds(tmp_path)), fuzz_checkpoint.Loader(tmp_path)

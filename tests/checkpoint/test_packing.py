@@ -9,7 +9,7 @@ import sys
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import same_bits
+from support.helpers import same_bits
 
 from fastgd.checkpoint.packing import CODES, FOREIGN, checksum, pack, unpack
 

@@ -12,7 +12,7 @@ import stat
 
 import numpy as np
 import pytest
-from test_engine import run_python
+from support.helpers import run_python
 
 from fastgd.__main__ import main
 

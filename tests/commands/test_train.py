@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_engine import run_python
+from support.helpers import run_python
 
 import fastgd
 from fastgd.__main__ import main

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from support.snapshots import assert_unchanged, snapshot
 
 import fastgd
 from fastgd.optimizers import OPTIMIZERS
@@ -95,21 +96,6 @@ def test_gradients(what, bound):
             opt.step(grads)
     assert str(caught.value).startswith('grads["W"]: ')
     assert_unchanged(opt, before)
-
-
-def snapshot(opt):
-    arrays = [p.copy() for g in opt.param_groups for p in g["params"]]
-    arrays += [a.copy() for s in opt.state.values() for a in s.values()]
-    return arrays, [dict(g) for g in opt.param_groups]
-
-
-def assert_unchanged(opt, before):
-    after = snapshot(opt)
-    for a, b in zip(before[0], after[0], strict=True):
-        assert np.array_equal(a, b)
-    for g, h in zip(before[1], after[1], strict=True):
-        assert g.keys() == h.keys()
-        assert all(g[k] == h[k] for k in g if k != "params")
 
 
 def test_a_gradient_in_another_layout_than_its_parameter():

@@ -11,7 +11,7 @@ import pickle
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import COMPILED, same_bits
+from support.helpers import COMPILED, same_bits
 
 import fastgd
 from fastgd.kernels.spec.norms import unit_length

@@ -9,7 +9,7 @@ import threading
 
 import numpy as np
 import pytest
-from helpers import run_python, same_bits
+from support.helpers import run_python, same_bits
 
 import fastgd
 from fastgd.core.ema import EMA

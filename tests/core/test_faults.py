@@ -1,11 +1,9 @@
-"""Faults from outside: Ctrl-C, memory that runs out, memory that leaks; and docs/faults.md."""
+"""Faults from outside: Ctrl-C, memory that runs out, memory that leaks."""
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -16,13 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import run_python, same_bits, unsanitized
-from interrupted import advance, contents, make, position
+from support.helpers import SUPPORT, run_python, same_bits, unsanitized
+from support.interrupted import advance, contents, make, position
 
 import fastgd
 from fastgd.averages import EMA
-
-HERE = Path(__file__).parent
 
 # ------------------------------------------------------------------------------------- interrupts
 
@@ -35,7 +31,7 @@ HERE = Path(__file__).parent
 def test_ctrl_c_at_random_moments(elements, times, wait):
     """Each time all is as a whole number of calls leaves it, and the interrupt comes promptly."""
     rng = random.Random(0)
-    command = [sys.executable, str(HERE / "interrupted.py"), str(elements), "2"]
+    command = [sys.executable, str(SUPPORT / "interrupted.py"), str(elements), "2"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         watchdog = threading.Timer(100, child.kill)
         watchdog.start()
@@ -199,20 +195,3 @@ def test_nothing_leaks():
         run(times)
         # A record or an allocation of 32 bytes each time would be 3 MB, a plan's smallest as much.
         assert resident() - before < 1.5e6, run.__name__
-
-
-# ------------------------------------------------------------------------- the table of all faults
-
-
-def test_the_table_names_tests_that_exist():
-    table = (HERE.parent / "docs" / "faults.md").read_text()
-    rows = [line for line in table.splitlines() if line.startswith("| ") and "---" not in line]
-    rows = [line for line in rows if not line.startswith("| what happens")]
-    assert len(rows) > 40
-    for row in rows:
-        named = re.findall(r"`(test_\w+)\.py::(test_\w+)`", row)
-        assert named, f"no test shows: {row}"
-        for file, test in named:
-            tree = ast.parse((HERE / f"{file}.py").read_text())
-            names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-            assert test in names, f"{file}.py has no {test}: {row}"

@@ -1,6 +1,6 @@
 """What fuzzing found that arguments did, and the fuzzer's inputs without its guidance.
 
-See fuzz_arguments.py: each row here got an error that said nothing of the argument, or one of a
+See tools/fuzz_arguments.py: each row here got an error that said nothing of the argument, or one of a
 kind that nobody expects, or left something changed.
 """
 
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import random
 
-import fuzz_arguments
 import numpy as np
 import pytest
-from odd_arguments import deep, endless
-from test_bad_input import assert_unchanged, snapshot
+from support.fuzz_inputs import deep, endless
+from support.snapshots import assert_unchanged, snapshot
+from tools import fuzz_arguments
 
 import fastgd
 from fastgd.averages import EMA, ewma

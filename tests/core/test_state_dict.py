@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import same_bits
-from test_bad_input import assert_unchanged, snapshot
-from test_optimizers import CASES, leaves, made
+from support.helpers import same_bits
+from support.optimizer_cases import CASES, leaves, made
+from support.snapshots import assert_unchanged, snapshot
 
 import fastgd
 

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from twins import KINDS, SCALES, WRONG, Cycle, Leaf, Spec, Twin, available, outcome
+from support.stateful_pairs import KINDS, SCALES, WRONG, Cycle, Leaf, Spec, Twin, available, outcome
 
 import fastgd
 from fastgd.core.domains import SCHEDULABLE

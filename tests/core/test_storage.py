@@ -8,7 +8,7 @@ import pickle
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import COMPILED, run_python, same_bits
+from support.helpers import COMPILED, draw, run_python, same_bits
 
 import fastgd
 from fastgd.averages import EMA
@@ -21,11 +21,6 @@ from fastgd.optimizers import OPTIMIZERS
 
 F32, F64, F16, BF16 = np.float32, np.float64, np.float16, ml_dtypes.bfloat16
 SIZES = [0, 1, 7, 255, 256, 257, 1000, 4095, 4096, 5000, 70_001]
-
-
-def draw(seed, dtype, sizes=SIZES):
-    rng = np.random.default_rng(seed)
-    return [rng.standard_normal(n).astype(F32).astype(dtype) for n in sizes]
 
 
 def bits(a):
@@ -42,8 +37,8 @@ def arrays_of(opt):
 def run(backend, threads, name, p_dtype, g_dtype, steps=3, **options):
     fastgd.set_backend(backend)
     fastgd.set_num_threads(threads)
-    opt = OPTIMIZERS[name](draw(0, p_dtype), lr=0.01, **options)
-    records = [repr(opt.step(draw(k + 1, g_dtype))) for k in range(steps)]
+    opt = OPTIMIZERS[name](draw(0, SIZES, p_dtype), lr=0.01, **options)
+    records = [repr(opt.step(draw(k + 1, SIZES, g_dtype))) for k in range(steps)]
     return [bits(a) for a in arrays_of(opt)], records
 
 
@@ -118,9 +113,9 @@ def test_memory_of_8bit_states():
 
 
 def test_uint16_is_bfloat16_and_torch_needs_no_copy():
-    a = draw(0, BF16, [5000])[0]
+    a = draw(0, [5000], BF16)[0]
     b = a.view(np.uint16).copy()
-    g = draw(1, BF16, [5000])[0]
+    g = draw(1, [5000], BF16)[0]
     fastgd.SGD(a, lr=0.1, rounding="stochastic").step(g)
     fastgd.SGD(b, lr=0.1, rounding="stochastic").step(g.view(np.uint16))
     assert np.array_equal(a.view(np.uint16), b)
@@ -188,7 +183,7 @@ def test_options_that_are_none():
 
 def test_a_master_is_exactly_float32_training():
     """With gradients of 16 bits, both masters follow the float32 run bit for bit."""
-    start = draw(0, BF16)
+    start = draw(0, SIZES, BF16)
     full = [p.astype(F32) for p in start]
     whole, split = [p.copy() for p in start], [p.copy() for p in start]
     runs = [
@@ -197,7 +192,7 @@ def test_a_master_is_exactly_float32_training():
         fastgd.AdamW(split, lr=1e-4, master="split"),
     ]
     for k in range(20):
-        grads = draw(k + 1, BF16)
+        grads = draw(k + 1, SIZES, BF16)
         for opt in runs:
             opt.step(grads)
     for i, p in enumerate(full):
@@ -248,7 +243,7 @@ def test_what_is_not_finite_stays_so_in_8_bits(backend):
 
 def test_norms_of_every_dtype():
     for dtype in (F16, BF16):
-        (x,) = draw(0, dtype, [70_001])
+        (x,) = draw(0, [70_001], dtype)
         expected = np.sqrt(np.sum(x.astype(np.longdouble) ** 2))
         for backend in fastgd.available_backends():
             fastgd.set_backend(backend)
@@ -260,7 +255,7 @@ def test_gradients_of_two_dtypes_in_turn():
     p, q = np.zeros(300, F32), np.zeros(300, F32)
     a, b = fastgd.Adam(p, zero_grads=True), fastgd.Adam(q)
     for k, dtype in enumerate((F32, BF16, F64, F16, F32)):
-        (g,) = draw(k, dtype, [300])
+        (g,) = draw(k, [300], dtype)
         b.step(g.astype(F32))
         a.step(g)
         assert not g.astype(F32).any()
@@ -268,7 +263,7 @@ def test_gradients_of_two_dtypes_in_turn():
 
 
 def test_accumulated_and_averaged_in_float32():
-    (p,) = draw(0, BF16, [300])
+    (p,) = draw(0, [300], BF16)
     opt = fastgd.SGD(p, lr=1.0, master=True)
     for _ in range(4):
         opt.accumulate(np.full(300, 2**-9 + 1, BF16))
@@ -286,15 +281,15 @@ def test_accumulated_and_averaged_in_float32():
 @pytest.mark.parametrize("kind", range(len(KINDS)))
 def test_state_dicts_and_copies_resume_to_the_bit(kind):
     p_dtype, g_dtype, options = KINDS[kind]
-    params = draw(0, p_dtype)
+    params = draw(0, SIZES, p_dtype)
     opt = fastgd.Adam(params, **options)
-    opt.step(draw(1, g_dtype))
+    opt.step(draw(1, SIZES, g_dtype))
     saved = opt.state_dict()
     fresh = [p.copy() for p in params]
     twins = [copy.deepcopy(opt), pickle.loads(pickle.dumps(opt)), fastgd.Adam(fresh, **options)]
     twins[-1].load_state_dict(saved)
     for o in (opt, *twins):
-        o.step(draw(2, g_dtype))
+        o.step(draw(2, SIZES, g_dtype))
     for twin in twins:
         for a, b in zip(arrays_of(opt), arrays_of(twin), strict=True):
             assert np.array_equal(bits(a), bits(b))
@@ -354,7 +349,7 @@ def test_saved_states_that_do_not_fit():
 
 def test_random_words_follow_from_seed_step_and_tensor():
     """As docs/formats.md says, so that another implementation can give the same bits."""
-    params, grads = draw(0, BF16, [300, 1000]), draw(1, F32, [300, 1000])
+    params, grads = draw(0, [300, 1000], BF16), draw(1, [300, 1000], F32)
     expected = [p.astype(F32) for p in params]
     opt = fastgd.SGD(params, lr=0.1, rounding="stochastic", seed=5)
     for step in (1, 2):
@@ -370,7 +365,7 @@ def test_random_words_follow_from_seed_step_and_tensor():
 
 def test_a_third_stochastic_array_takes_words_of_its_own():
     """Two 16-bit states take the halves of each first word, their parameter those of a second."""
-    params, grads = draw(2, BF16, [300, 1000]), draw(3, F32, [300, 1000])
+    params, grads = draw(2, [300, 1000], BF16), draw(3, [300, 1000], F32)
     plain = [p.astype(F32) for p in params]
     fastgd.Adam(plain, lr=0.1).step(grads)
     options = {"rounding": "stochastic", "state_dtype": "bfloat16", "seed": 6}
@@ -383,10 +378,10 @@ def test_a_third_stochastic_array_takes_words_of_its_own():
 
 def test_seeds_differ_and_repeat():
     def train(seed):
-        (p,) = draw(0, BF16, [5000])
+        (p,) = draw(0, [5000], BF16)
         opt = fastgd.SGD(p, lr=1e-3, rounding="stochastic", seed=seed)
         for k in range(3):
-            opt.step(draw(k, F32, [5000])[0])
+            opt.step(draw(k, [5000], F32)[0])
         return bits(p)
 
     saved = fastgd.SGD(np.zeros(1, F32), seed=2**64 - 1).state_dict()
@@ -407,7 +402,7 @@ def test_seeds_differ_and_repeat():
 def test_pieces_have_the_bits_of_the_whole(backend, p_dtype, options):
     """Optimizers over pieces of a parameter, told of the rest, do what one over all of it does."""
     fastgd.set_backend(backend)
-    (whole,), (own,) = draw(0, p_dtype, [5000]), draw(0, p_dtype, [5000])
+    (whole,), (own,) = draw(0, [5000], p_dtype), draw(0, [5000], p_dtype)
     one = fastgd.Adam([whole], lr=0.01, **options)
     cuts = [(0, 512), (512, 512), (512, 5000)]
     shards = []
@@ -418,7 +413,7 @@ def test_pieces_have_the_bits_of_the_whole(backend, p_dtype, options):
         fastgd.Adam.__init__(shard, [piece], lr=0.01, **options)
         shards.append(shard)
     for step in range(3):
-        (g,) = draw(1 + step, F32, [5000])
+        (g,) = draw(1 + step, [5000], F32)
         found = []
         one._combine = lambda sums, found=found: found.append(sums.copy())
         record = one.step([g])

@@ -1,4 +1,4 @@
-"""fastgd.mpi on real ranks: what each of them does and checks stands in mpi_ranks.py."""
+"""fastgd.mpi on real ranks: what each of them does and checks stands in support/mpi_ranks.py."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-
-HERE = Path(__file__).parent
+from support.helpers import ROOT, SUPPORT
 
 if find_spec("mpi4py") is None:
     pytest.skip("mpi4py is not installed: pip install mpi4py mpich", allow_module_level=True)
@@ -23,6 +22,9 @@ if find_spec("mpi4py") is None:
 MPIEXEC = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 if MPIEXEC is None:
     pytest.skip("there is no mpiexec: pip install mpich", allow_module_level=True)
+
+
+PROGRAM = SUPPORT / "mpi_ranks.py"
 
 
 def environment():
@@ -58,7 +60,7 @@ def results(case, folder):
 
 
 def run(ranks, case, folder, *arguments):
-    done = launch(ranks, HERE / "mpi_ranks.py", case, folder, *arguments)
+    done = launch(ranks, PROGRAM, case, folder, *arguments)
     assert done.returncode == 0, done.stderr + done.stdout
     found = results(case, folder)
     assert sorted(found) == list(range(ranks)), done.stderr
@@ -105,7 +107,7 @@ def test_averages(tmp_path):
 
 @pytest.mark.parametrize("mode", ["goes on", "saves"])
 def test_a_rank_that_fails_with_averages_swapped_in(mode, tmp_path):
-    done = launch(3, HERE / "mpi_ranks.py", "fails_swapped", tmp_path, mode)
+    done = launch(3, PROGRAM, "fails_swapped", tmp_path, mode)
     assert sorted(results("fails_swapped", tmp_path)) == [0, 1, 2], done.stderr
     assert "AssertionError" not in done.stderr
     assert done.returncode != 0
@@ -174,7 +176,7 @@ def failures(tmp_path_factory):
 
     def one(mode):
         folder = tmp_path_factory.mktemp("failure")
-        done = launch(3, HERE / "mpi_ranks.py", "fails", folder, mode, before=shell)
+        done = launch(3, PROGRAM, "fails", folder, mode, before=shell)
         return done, results("fails", folder)
 
     with ThreadPoolExecutor(3) as pool:
@@ -220,7 +222,7 @@ def test_checkpoints_that_cannot_be_written(tmp_path):
 def test_killed_while_saving(tmp_path):
     """Whenever a rank dies, the last whole set is there."""
     for seed in range(6):
-        done = launch(2, HERE / "mpi_ranks.py", "killed_while_saving", tmp_path, seed)
+        done = launch(2, PROGRAM, "killed_while_saving", tmp_path, seed)
         assert done.returncode != 0
         assert "Traceback" not in done.stderr, done.stderr
     assert int((tmp_path / "saved").read_text()) > 6
@@ -232,6 +234,6 @@ def test_killed_while_saving(tmp_path):
 def test_the_example():
     """The digits network, trained on four ranks, is the one trained in a single process."""
     pytest.importorskip("sklearn")
-    done = launch(4, HERE.parent / "examples" / "mpi_digits.py", "--epochs", "2")
+    done = launch(4, ROOT / "examples" / "mpi_digits.py", "--epochs", "2")
     assert done.returncode == 0, done.stderr
     assert "the same bits as in one process" in done.stdout

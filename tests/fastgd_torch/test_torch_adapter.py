@@ -7,60 +7,14 @@ import inspect
 
 import numpy as np
 import pytest
-from test_torch import COMMON, OPTIONS
 
 import fastgd
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install torch==2.13.0")
 
+from support.torch_pairs import CASES, NAMES, Twins
+
 import fastgd.torch
-
-SHAPES = [(5, 3), (300,), (), (0, 3), (4, 3, 2, 2)]
-CASES = [
-    pytest.param(name, {"lr": 0.01, **o, **c}, id=f"{name}-{i}-{j}")
-    for name, options in OPTIONS.items()
-    for i, o in enumerate(options)
-    for j, c in enumerate(COMMON)
-]
-NAMES = list(OPTIONS)
-
-
-def parameters(dtype=torch.float64, seed=0):
-    make = torch.Generator().manual_seed(seed)
-    params = [torch.nn.Parameter(torch.randn(s, dtype=dtype, generator=make)) for s in SHAPES]
-    # One in channels_last, whose memory is in the order of neither C nor Fortran.
-    params[-1] = torch.nn.Parameter(params[-1].detach().to(memory_format=torch.channels_last))
-    return params
-
-
-class Twins:
-    """The same parameters under both, fed the same gradients."""
-
-    def __init__(self, name, options, dtype=torch.float64, seed=0):
-        self.make = torch.Generator().manual_seed(seed + 1)
-        self.ours, self.theirs = parameters(dtype, seed), parameters(dtype, seed)
-        self.name, self.options = name, options
-        self.opt = getattr(fastgd.torch, name)(self.ours, **options)
-        self.torch_opt = getattr(torch.optim, name)(self.theirs, **options)
-
-    def draw(self, skip=()):
-        for i, (p, q) in enumerate(zip(self.ours, self.theirs, strict=True)):
-            if i in skip:
-                p.grad = q.grad = None
-                continue
-            p.grad = torch.empty_like(p).copy_(
-                torch.randn(p.shape, dtype=p.dtype, generator=self.make) + 0.1
-            )
-            q.grad = p.grad.clone()
-
-    def step(self, skip=()):
-        self.draw(skip)
-        self.opt.step()
-        self.torch_opt.step()
-
-    def assert_close(self, rtol=1e-12, atol=1e-14):
-        for p, q in zip(self.ours, self.theirs, strict=True):
-            torch.testing.assert_close(p, q, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: pip install
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch.distributed's use of what torch itself deprecates
-    import distributed_scenarios
+    from support import distributed_scenarios
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),

@@ -12,13 +12,13 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import run_python, unsanitized
+from support.helpers import run_python, unsanitized
 
 import fastgd
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install torch==2.13.0")
 
-from test_torch_adapter import NAMES, Twins
+from support.torch_pairs import NAMES, Twins
 
 import fastgd.torch
 from fastgd.torch import SGD, Adam, AdamW, RMSprop

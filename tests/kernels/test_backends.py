@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from helpers import COMPILED
-from test_engine import run_python
+from support.helpers import COMPILED, run_python
 
 import fastgd
 from fastgd import kernels

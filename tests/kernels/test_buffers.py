@@ -11,7 +11,7 @@ from multiprocessing.shared_memory import SharedMemory
 
 import numpy as np
 import pytest
-from test_engine import run_python
+from support.helpers import run_python
 
 import fastgd
 from fastgd.kernels.memory import buffers

@@ -19,9 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from compiled_level import HEADER, Table, backend_that_notes, function, prototypes
-from helpers import COMPILED, coefficients_of, same_bits
-from test_engine import run_python
+from support.compiled_level import HEADER, Table, backend_that_notes, function, prototypes
+from support.helpers import COMPILED, ROOT, coefficients_of, run_python, same_bits
 
 import fastgd
 from fastgd import kernels
@@ -29,7 +28,6 @@ from fastgd.kernels import c_api, reference
 from fastgd.kernels.reference import RULES
 from fastgd.optimizers import OPTIMIZERS
 
-ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples" / "compiled"
 DTYPES = {"f32": np.float32, "f64": np.float64}
 SIZES = (0, 1, 3, 8, 17, 64, 255, 256, 257, 1000)
@@ -160,7 +158,7 @@ def test_it_works_while_the_reference_is_in_use():
     code = """
 import sys; sys.path.insert(0, {tests!r})
 import numpy as np, fastgd
-from compiled_level import function
+from support.compiled_level import function
 p = np.ones(3)
 function("fastgd_sgd_f64")(p, np.ones(3), 3, np.array([0.5]), None)
 print(fastgd.get_backend(), *p)
@@ -273,7 +271,7 @@ def test_extension_in_c(extension):
 def test_extension_refuses_another_fastgd(extension, change, message):
     code = f"""
 import ctypes, sys; sys.path[:0] = [{str(ROOT / "tests")!r}, {str(extension.parent)!r}]
-from compiled_level import Table
+from support.compiled_level import Table
 from fastgd.kernels import c_api
 table = Table.from_address(c_api.TABLE)
 table.{change}

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import ml_dtypes
 import numpy as np
 import pytest
-from compiled_codecs import Compiled, stored
-from helpers import COMPILED, SIZES, same_bits
+from support.compiled_codecs import Compiled, stored
+from support.helpers import COMPILED, ROOT, SIZES, same_bits
 
 from fastgd.kernels.spec import codecs
 from fastgd.kernels.spec.codecs import CODECS, TILE
@@ -176,7 +174,7 @@ def test_every_number_of_elements(compiled, rng, name, dtype):
 
 
 def test_the_tile_is_the_engines():
-    header = Path(__file__).parent.parent / "src_c" / "numeric.h"
+    header = ROOT / "src_c" / "numeric.h"
     assert f"#define FASTGD_TILE {TILE}\n" in header.read_text()
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 
 import pytest
-from helpers import COMPILED
-from test_vectorised import REGISTERS, disassembly, pytestmark
+from support.helpers import COMPILED
+from support.machine_code import READABLE, REGISTERS, disassembly
 
 from fastgd.kernels.reference import RULES
 from fastgd.kernels.spec.codecs import CODECS
 
-__all__ = ["disassembly", "pytestmark"]
+pytestmark = READABLE
 
 # What only a vectorised loop has, by loop; SSE2 lacks some of it and has what stands after the |.
 MARKS = {
@@ -52,7 +52,7 @@ def marks(name):
 @pytest.mark.parametrize("fuse", [0, 1])
 @pytest.mark.parametrize("name", MARKS)
 @pytest.mark.parametrize("backend", COMPILED)
-def test_codec_is_vectorised(disassembly, backend, name, fuse):
+def test_codec_is_vectorised(backend, name, fuse):
     symbol = rf"__pyx_fuse_{fuse}__pyx_f_.*_{backend}_{name}(\..*)?"
     if name.startswith("random"):
         symbol = rf"__pyx_f_.*_{backend}_{name}(\..*)?"
@@ -72,7 +72,7 @@ FUSED = [rule for rule in RULES.values() if rule.fused]
 
 @pytest.mark.parametrize("name", ["direct", "in_8_bits"])
 @pytest.mark.parametrize("backend", COMPILED)
-def test_fused_loops_are_vectorised(disassembly, backend, name):
+def test_fused_loops_are_vectorised(backend, name):
     """One for each rule and way to keep parameter, gradient and states; without a scalar rest."""
     expected = sum(
         2 * len(rule.fused.params)

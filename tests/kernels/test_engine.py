@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from helpers import Tensors, run_python
+from support.helpers import Tensors, run_python
 
 import fastgd
 from fastgd.kernels import _engine

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from compiled_codecs import Compiled, stored
-from helpers import COMPILED
+from support.compiled_codecs import Compiled, stored
+from support.helpers import COMPILED
 
 from fastgd.kernels.spec.codecs import CODECS, NAN_SCALE, TILE
 from fastgd.kernels.spec.random_words import random_key, random_words

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from helpers import COMPILED, Tensors, coefficients_of, run_python, unsanitized
+from support.helpers import COMPILED, Tensors, coefficients_of, run_python, unsanitized
 
 import fastgd
 from fastgd.kernels.reference import RULES, Stages

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import COMPILED, same_bits
+from support.helpers import COMPILED, same_bits
 
 import fastgd
 

@@ -6,8 +6,8 @@ import itertools
 
 import numpy as np
 import pytest
-from compiled_codecs import Compiled
-from helpers import COMPILED
+from support.compiled_codecs import Compiled
+from support.helpers import COMPILED
 
 from fastgd.kernels.spec.random_words import TILE, random_key, random_words
 

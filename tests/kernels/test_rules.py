@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from helpers import COMPILED, SIZES, Tensors, coefficients_of
+from support.helpers import COMPILED, SIZES, Tensors, coefficients_of
 
 import fastgd
 from fastgd.kernels import reference
@@ -105,26 +105,27 @@ def test_a_broken_coefficient_shows(rule):
             assert not np.array_equal(*results), name
 
 
-@pytest.mark.parametrize("rule", RULES)
+WITH_BOTH = [name for name, rule in RULES.items() if {"eps", "eps_root"} <= {*rule.coefficients}]
+
+
+@pytest.mark.parametrize("rule", WITH_BOTH)
 def test_eps_goes_outside_and_inside_the_root(rule):
-    names = RULES[rule].coefficients
-    if "eps" not in names:
-        assert "eps_root" not in names
-        return
-    for letter in ("eps", "eps_root"):
-        c = [{"eps": 0.0, "eps_root": 0.0, letter: 4.0}.get(n, v)
-             for n, v in zip(names, coefficients_of(rule), strict=True)]  # fmt: skip
+    """A step is x / (√(s + ε_root) + ε): x and s follow from two steps, and tell the third."""
+
+    def step(**given):
+        names = RULES[rule].coefficients
+        values = dict(zip(names, coefficients_of(rule), strict=True)) | {
+            "eps": 0.0,
+            "eps_root": 0.0,
+        }
         p, g = np.zeros(1), np.ones(1)
         states = [np.zeros(1) for _ in RULES[rule].states]
-        reference.step(rule, p, g, states, c)
-        by_name = dict(zip(RULES[rule].states, (float(s[0]) for s in states), strict=True))
-        coefficient = dict(zip(names, coefficients_of(rule), strict=True))
-        squares = ("max_exp_avg_sq", "exp_avg_sq", "square_avg", "sum")
-        square = next(by_name[n] for n in squares if n in by_name)
-        square -= by_name.get("grad_avg", 0.0) ** 2
-        direction = by_name.get("exp_avg", 1.0)
-        denominator = np.sqrt(square) + 4 if letter == "eps" else np.sqrt(square + 4)
-        assert p[0] == pytest.approx(-coefficient["alpha"] * direction / denominator, rel=1e-14)
+        reference.step(rule, p, g, states, [*(values | given).values()])
+        return p[0]
+
+    plain, outside, inside = step(), step(eps=4.0), step(eps_root=4.0)
+    root = 4.0 / (plain / outside - 1.0)
+    assert plain / inside == pytest.approx(np.sqrt(root**2 + 4.0) / root, rel=1e-12)
 
 
 def test_sizes_cover_every_vector_width_and_the_tile():

@@ -7,44 +7,16 @@ other test would notice.  So the machine code is read.
 
 from __future__ import annotations
 
-import platform
 import re
-import shutil
-import subprocess
-from importlib.util import find_spec
 
 import pytest
-from helpers import COMPILED
+from support.helpers import COMPILED
+from support.machine_code import READABLE, REGISTERS, disassembly
 
 from fastgd.kernels.reference import RULES
 
-pytestmark = [
-    pytest.mark.skipif(
-        platform.machine() not in {"x86_64", "AMD64"}, reason="this CPU is no x86-64"
-    ),
-    pytest.mark.skipif(shutil.which("objdump") is None, reason="objdump is not installed"),
-]
-
-REGISTERS = {"baseline": "xmm", "x86_64_v3": "ymm", "x86_64_v4": "zmm"}
+pytestmark = READABLE
 STAGES = ("scale", "l2_decay", "decoupled_decay")
-
-
-@pytest.fixture(scope="module")
-def disassembly():
-    """For each backend the instructions of each function."""
-    known = {}
-
-    def read(backend):
-        if backend not in known:
-            path = find_spec(f"fastgd.kernels._{backend}").origin
-            done = subprocess.run(
-                ["objdump", "-d", "--no-show-raw-insn", path], capture_output=True, text=True
-            )
-            bodies = re.split(r"^[0-9a-f]+ <(.+)>:$", done.stdout, flags=re.M)
-            known[backend] = dict(zip(bodies[1::2], bodies[2::2], strict=True))
-        return known[backend]
-
-    return read
 
 
 def packed(body, operation, suffix, register):
@@ -55,7 +27,7 @@ def packed(body, operation, suffix, register):
 @pytest.mark.parametrize(("fuse", "suffix"), [(0, "ps"), (1, "pd")])
 @pytest.mark.parametrize("name", [*RULES, *STAGES])
 @pytest.mark.parametrize("backend", COMPILED)
-def test_loop_is_vectorised(disassembly, backend, name, fuse, suffix):
+def test_loop_is_vectorised(backend, name, fuse, suffix):
     functions = disassembly(backend)
     pattern = re.compile(rf"__pyx_fuse_{fuse}__pyx_f_.*_{backend}_{name}(\..*)?")
     bodies = [body for symbol, body in functions.items() if pattern.fullmatch(symbol)]

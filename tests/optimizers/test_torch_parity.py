@@ -4,38 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import same_bits
+from support.helpers import same_bits
 
 import fastgd
 from fastgd.optimizers import OPTIMIZERS
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install torch==2.13.0")
+from support.torch_pairs import CASES, OPTIONS
 
-# Options of torch's classes; every one also runs with weight decay and maximize.
-OPTIONS = {
-    "SGD": [
-        {},
-        {"momentum": 0.9},
-        {"momentum": 0.9, "dampening": 0.3},
-        {"momentum": 0.8, "nesterov": True},
-    ],
-    "Adagrad": [{}, {"lr_decay": 0.1, "initial_accumulator_value": 0.1}],
-    "RMSprop": [
-        {},
-        {"centered": True},
-        {"momentum": 0.9},
-        {"momentum": 0.9, "centered": True, "alpha": 0.9},
-    ],
-    "Adam": [{}, {"amsgrad": True}, {"betas": (0.8, 0.95), "eps": 1e-3}],
-    "AdamW": [{}, {"amsgrad": True, "weight_decay": 0.2}],
-}
-COMMON = [{}, {"weight_decay": 0.1}, {"maximize": True, "weight_decay": 0.01}]
-CASES = [
-    pytest.param(name, {"lr": 0.01, **o, **c}, id=f"{name}-{i}-{j}")
-    for name, options in OPTIONS.items()
-    for i, o in enumerate(options)
-    for j, c in enumerate(COMMON)
-]
 SHAPES = [(5, 3), (300,), ()]
 
 

@@ -6,7 +6,7 @@ from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
-from test_engine import run_python
+from support.helpers import run_python
 
 import fastgd
 from fastgd.surfaces import SURFACES, least_squares

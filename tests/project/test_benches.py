@@ -7,12 +7,11 @@ import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
-from helpers import unsanitized
+from support.helpers import ROOT, unsanitized
 
-BENCH = Path(__file__).parents[1] / "bench"
+BENCH = ROOT / "bench"
 
 pytestmark = [
     unsanitized,

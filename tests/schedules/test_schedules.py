@@ -8,9 +8,9 @@ from math import cos, pi, sqrt
 
 import numpy as np
 import pytest
-from helpers import same_bits
-from test_bad_input import assert_unchanged, snapshot
-from test_optimizers import CASES, leaves, made
+from support.helpers import same_bits
+from support.optimizer_cases import CASES, leaves, made
+from support.snapshots import assert_unchanged, snapshot
 
 import fastgd
 from fastgd import schedules

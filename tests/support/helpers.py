@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,9 @@ from fastgd import kernels
 from fastgd.kernels import _engine
 from fastgd.kernels.memory import checks
 from fastgd.kernels.reference import RULES, Stages
+
+ROOT = Path(__file__).parents[2]
+SUPPORT = Path(__file__).parent
 
 # Around every vector width (2 to 16 elements) and tile edge (256), and beyond two chunks.
 SIZES = (0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129,
@@ -31,6 +35,12 @@ COMPILED = [
 ]
 
 
+def draw(seed, sizes, dtype=np.float32, scale=1.0):
+    """Normal numbers in arrays of some sizes, the same ones for a seed."""
+    rng = np.random.default_rng(seed)
+    return [(scale * rng.standard_normal(n)).astype(dtype) for n in sizes]
+
+
 def same_bits(a, b):
     """Whether two arrays hold the same bits, NaNs counting as equal whatever their payload."""
     a, b = np.asarray(a), np.asarray(b)
@@ -45,7 +55,7 @@ def coefficients_of(rule, t=1):
     """Plausible coefficients of a rule by their letters; those of a step vary with t."""
     values = {"alpha": 0.01 / t, "beta": 0.9, "gamma": 0.1, "mu": 0.8, "beta1": 0.9, "gamma1": 0.1,
               "beta2": 0.99, "gamma2": 0.01, "eps": 1e-7, "eps_root": 1e-9}  # fmt: skip
-    return tuple(values[letter] for letter in RULES[rule].coefficients)
+    return tuple(values.get(letter, 0.5) for letter in RULES[rule].coefficients)
 
 
 # Sanitizers slow everything down and keep memory that was freed.

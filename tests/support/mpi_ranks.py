@@ -1,4 +1,4 @@
-"""What ranks do in tests/test_mpi.py: ``mpiexec -n R python mpi_ranks.py CASE FOLDER``.
+"""What ranks do in test_mpi.py: ``mpiexec -n R python mpi_ranks.py CASE FOLDER``.
 
 Each rank that comes to the end of its case leaves a file in the folder, with what the case returns.
 """

@@ -1,12 +1,12 @@
 """Fuzzes what callers may give: all of it works, or raises what is documented and changes nothing.
 
 ``make fuzz-arguments`` runs it for ten minutes under atheris, guided by the coverage of fastgd's own
-Python; ``python tests/fuzz_arguments.py FOLDER -max_total_time=60`` keeps the inputs that found new
-paths in FOLDER, and takes libFuzzer's options.  test_arguments.py runs it unguided, and has what
+Python; ``python tests/tools/fuzz_arguments.py FOLDER -max_total_time=60`` keeps the inputs that found new
+paths in FOLDER, and takes libFuzzer's options.  test_fuzzed_arguments.py runs it unguided, and has what
 was found.
 
 An input is a string of bytes, each of which draws from a few choices: what to call, what with, and
-where something else stands in the place of what belongs there (`odd_arguments`).
+where something else stands in the place of what belongs there (`fuzz_inputs`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from odd_arguments import Draws, Theirs
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.fuzz_inputs import Draws, Theirs
 
 if __name__ == "__main__":
     import atheris

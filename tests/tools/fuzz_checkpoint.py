@@ -1,8 +1,8 @@
 """Fuzzes `fastgd.load`: changed checkpoints must load, or raise CheckpointError and change nothing.
 
 ``make fuzz-checkpoint`` runs it for ten minutes under atheris, guided by the coverage of fastgd's own
-Python; ``python tests/fuzz_checkpoint.py FOLDER -max_total_time=60`` keeps the inputs that found new
-paths in FOLDER, and takes libFuzzer's options.  test_damaged.py runs the same changes unguided.
+Python; ``python tests/tools/fuzz_checkpoint.py FOLDER -max_total_time=60`` keeps the inputs that found new
+paths in FOLDER, and takes libFuzzer's options.  test_checkpoint_corruption.py runs the same changes unguided.
 
 Half of the changes are of bytes.  As checksums would stop all of these at the door, the other half
 are of the content, which is then sealed again as `fastgd.save` would have done it.

@@ -1,9 +1,9 @@
 """Changes the kernels and the engine in one place at a time, and shows that the tests go red.
 
-    python tests/mutate.py            # a sample of the mutants
-    python tests/mutate.py --all      # every one
-    python tests/mutate.py --resume   # goes on from what build/mutate.log has: new survivors only
-    python tests/mutate.py --list     # what they are
+    python tests/tools/mutate.py            # a sample of the mutants
+    python tests/tools/mutate.py --all      # every one
+    python tests/tools/mutate.py --resume   # goes on from what build/mutate.log has: new survivors only
+    python tests/tools/mutate.py --list     # what they are
 
 All mutants are compiled into one build in a scratch folder (see mutator.py) and judged by one pytest
 session, which collects the tests once and forks for each mutant.  A mutant is given the tests that
@@ -33,7 +33,7 @@ from typing import Any
 
 from mutator import CYTHON_SWITCH, HEADER, PLACES, SWITCH, THREADS_SWITCH, Mutant, Mutator
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 EXPLAINED = Path(__file__).with_name("mutants.txt")
 LOG = ROOT / "build" / "mutate.log"
 SCRATCH = ROOT / "build" / "mutants"
@@ -41,24 +41,31 @@ KERNELS = "fastgd/kernels"
 SOURCES = {".py", ".pyx", ".pxi", ".pxd", ".h", ".c", ".in"}
 # Whatever says something of what is computed.
 TESTS = (
-    "kernels", "optimizers", "sweep", "clip_ratio", "engine", "storage", "codecs", "averages", "state_dict",
-    "bad_input", "numbers", "buffers", "packing", "random_words", "machine", "out_of_cache",
-    "formats",
+    "kernels/test_rules", "optimizers/test_optimizers", "core/test_stages", "kernels/test_norms",
+    "core/test_clip_ratio", "kernels/test_engine", "core/test_storage", "kernels/test_codecs",
+    "averages/test_averages", "core/test_state_dict", "core/test_bad_input", "kernels/test_fp_modes",
+    "kernels/test_buffers", "checkpoint/test_packing", "kernels/test_random_words",
+    "core/test_stateful", "kernels/test_out_of_cache", "kernels/test_formats",
 )  # fmt: skip
 # Those that measure time, read machine code or need gigabytes.
 NOT_THESE = "not 2_to and not vectorised and not threads_do_the_work and not gil_is_released"
 
 
-def build() -> Mutator:
+def rewritten() -> tuple[Mutator, dict[str, str]]:
+    """All mutants, and the sources that hold them."""
+    mutator = Mutator()
+    return mutator, {file: mutator.rewrite(file, (ROOT / file).read_text()) for file in PLACES}
+
+
+def build(mutator: Mutator, changed: dict[str, str]) -> None:
     """Copy the project, and build the engine and the baseline backend with all mutants in them.
 
     What was built from the same sources is taken as it is, with the tests of today.
     """
-    mutator, stamp = Mutator(), SCRATCH / "stamp"
-    changed = {file: mutator.rewrite(file, (ROOT / file).read_text()) for file in PLACES}
+    stamp = SCRATCH / "stamp"
     if stamp.exists() and stamp.read_text() == digest():
         shutil.copytree(ROOT / "tests", SCRATCH / "tests", dirs_exist_ok=True)
-        return mutator
+        return
     shutil.rmtree(SCRATCH, ignore_errors=True)
     for name in ("fastgd", "src_c", "tests", "pyproject.toml", "setup.py", "README.md"):
         source = ROOT / name
@@ -80,14 +87,13 @@ def build() -> Mutator:
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(compile_module, ("_engine", "_baseline", "_series")))
     stamp.write_text(digest())
-    return mutator
 
 
 def digest() -> str:
     """Of all that the build is made of."""
     folders = [ROOT / "fastgd", ROOT / "src_c"]
     files = [f for folder in folders for f in folder.rglob("*.*") if f.suffix in SOURCES]
-    text = "".join(f.read_text() for f in [*sorted(files), ROOT / "tests" / "mutator.py"])
+    text = "".join(f.read_text() for f in [*sorted(files), ROOT / "tests" / "tools" / "mutator.py"])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -175,7 +181,7 @@ def judge(mutator: Mutator, chosen: list[Mutant], jobs: int, seconds: float, log
     os.environ.update(PYTHONDONTWRITEBYTECODE="1", PYTHONPATH=str(SCRATCH), OMP_NUM_THREADS="2",
                       OPENBLAS_NUM_THREADS="1", FASTGD_BACKEND="", FASTGD_FUZZ="0")  # fmt: skip
     os.chdir(SCRATCH)
-    sys.path[:1] = [str(SCRATCH), str(SCRATCH / "tests")]
+    sys.path[:1] = [str(SCRATCH), str(SCRATCH / "tests" / "tools")]
     import pytest
     from mutate_session import Session
 
@@ -183,7 +189,7 @@ def judge(mutator: Mutator, chosen: list[Mutant], jobs: int, seconds: float, log
     failed = pytest.main(
         ["-q", "-s", "--no-header", "--no-summary", "-p", "no:cacheprovider",
             "-p", "no:faulthandler", "-k", NOT_THESE,
-         *(f"tests/test_{name}.py" for name in TESTS)],
+         *(f"tests/{name}.py" for name in TESTS)],
         plugins=[session],
     )  # fmt: skip
     if failed:
@@ -204,7 +210,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="say what they are, test nothing")
     given = parser.parse_args()
 
-    mutator = build()
+    mutator, changed = rewritten()
     mutants, known, log = mutator.mutants, explained(), Log(given.resume)
     print(f"{len(mutants)} mutants of {len(mutator.functions)} functions", flush=True)
     if stale := set(known) - set(map(str, mutants)):
@@ -218,6 +224,7 @@ def main() -> int:
     if given.list:
         print(*chosen, sep="\n")
         return 0
+    build(mutator, changed)
     survivors = judge(mutator, chosen, given.jobs, given.seconds, log)
     print(f"\n{len(chosen)} mutants, {len(chosen) - len(survivors)} killed, "
           f"{len(survivors)} survive; {len(mutants) - len(unexplained)} more are explained, "

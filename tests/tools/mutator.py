@@ -11,23 +11,20 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
+ROOT = Path(__file__).parents[2]
+
 # In every file that is changed: the functions to leave alone, as nothing they do shows in a result.
+LEFT_ALONE = ["__dealloc__", "__repr__", "ask_for", "ask_for_next", "look_ahead"]
+KERNELS = "fastgd/kernels"
 PLACES = {
-    "fastgd/kernels/_rules.pxi": "",
-    "fastgd/kernels/_stages.pxi": "ask_for look_ahead",
-    "fastgd/kernels/_norms.pxi": "",
-    "fastgd/kernels/_sweep.pxi": "",
-    "fastgd/kernels/_codecs.pxi": "",
-    "fastgd/kernels/_fused.pxi": "ask_for_next",
-    "fastgd/kernels/_layout.pxi": "__dealloc__",
-    "fastgd/kernels/_arrays.pxi": "",
-    "fastgd/kernels/_measured.pxi": "__dealloc__",
-    "fastgd/kernels/_global_norm.pxi": "__dealloc__",
-    "fastgd/kernels/_engine.pyx": "__repr__",
-    "src_c/codecs.h": "",
-}
+    file.relative_to(ROOT).as_posix(): " ".join(LEFT_ALONE)
+    for pattern in ("fastgd/optimizers/*.pxi", f"{KERNELS}/loops/[!_]*.pxi",
+                    f"{KERNELS}/engine/**/*.pxi", f"{KERNELS}/_engine.pyx", "src_c/codecs.h")
+    for file in sorted(ROOT.glob(pattern))
+}  # fmt: skip
 # Where the switch stands, included by all that is compiled.
 HEADER = "src_c/codecs.h"
 SWITCH = """

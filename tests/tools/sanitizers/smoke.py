@@ -10,22 +10,13 @@ import numpy as np
 
 import fastgd
 from fastgd.averages import EMA, ewma
+from fastgd.core.variants import rules_of
 from fastgd.kernels.reference import RULES
+from fastgd.optimizers import OPTIMIZERS
 
 SIZES = (0, 1, 3, 17, 255, 257, 1025, 33_000)
-OPTIMIZERS = (
-    lambda p, **o: fastgd.SGD(p, **o),
-    lambda p, **o: fastgd.SGD(p, momentum=0.9, **o),
-    lambda p, **o: fastgd.SGD(p, momentum=0.9, nesterov=True, weight_decay=0.1, **o),
-    lambda p, **o: fastgd.Adagrad(p, **o),
-    lambda p, **o: fastgd.RMSprop(p, **o),
-    lambda p, **o: fastgd.RMSprop(p, momentum=0.9, maximize=True, **o),
-    lambda p, **o: fastgd.RMSprop(p, centered=True, **o),
-    lambda p, **o: fastgd.RMSprop(p, centered=True, momentum=0.9, **o),
-    lambda p, **o: fastgd.Adam(p, **o),
-    lambda p, **o: fastgd.Adam(p, amsgrad=True, **o),
-    lambda p, **o: fastgd.AdamW(p, **o),
-)
+# Every rule, by a class and the hyper-parameters that pick it.
+MADE = [(cls, changes) for cls in OPTIMIZERS.values() for changes in rules_of(cls).values()]
 
 
 def results(backend, dtype):
@@ -33,7 +24,7 @@ def results(backend, dtype):
     fastgd.set_backend(backend)
     rng = np.random.default_rng(0)
     found, seen = [], set()
-    for k, make in enumerate(OPTIMIZERS):
+    for k, (cls, changes) in enumerate(MADE):
         params = [rng.standard_normal(n).astype(dtype) for n in SIZES]
         around = {}
         if k % 2 == 0:
@@ -41,7 +32,7 @@ def results(backend, dtype):
             around |= {"clip_norm": 0.1, "clip_value": 0.01, "zero_grads": True}
             around |= {"clip_ratio": 0.01} if k % 4 == 0 else {}
             around |= {"nonfinite": "skip", "clip_by": ("all", "group", "tensor")[k // 2 % 3]}
-        opt = make(params, **around)
+        opt = cls(params, **changes, **around)
         seen.add(opt._rules[0])
         if k % 4 == 0:  # bfloat16, which NumPy has no type for
             around["copy_to"] = opt._copies = [np.zeros(n, np.uint16) for n in SIZES]

@@ -1,0 +1,59 @@
+"""``python -m fastgd optimizers``: every optimizer with its formulas, states and defaults."""
+
+from __future__ import annotations
+
+import argparse
+from textwrap import fill
+
+from fastgd.core.contract import Contract
+from fastgd.core.variants import rules_of
+from fastgd.kernels.spec.registry import RULES, Rule
+from fastgd.optimizers import OPTIMIZERS
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+
+    def known(name: str) -> str:
+        if name not in OPTIMIZERS:
+            problem = f"expected one of {', '.join(OPTIMIZERS)}, found {name}"
+            raise argparse.ArgumentTypeError(problem)
+        return name
+
+    parser.add_argument("names", nargs="*", type=known, metavar="NAME", help="which, or else all")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print them, in the order of their papers."""
+    chosen = [cls for name, cls in OPTIMIZERS.items() if name in (arguments.names or OPTIMIZERS)]
+    print("\n\n".join(map(described, chosen)))
+    return 0
+
+
+def described(cls: type[Contract]) -> str:
+    """A class in words: what it is, its hyper-parameters, and the rules that these pick."""
+    summary = (cls.__doc__ or "").partition("\n")[0]
+    defaults = ", ".join(f"{key}={h.default!r}" for key, h in cls.hypers.items())
+    lines = [f"{cls.__name__}: {summary}", _indented(defaults, 4)]
+    for name, changes in rules_of(cls).items():
+        given = ", ".join(f"{key}={value!r}" for key, value in changes.items())
+        lines += [f"  {name}{f' (as with {given})' if given else ''}"]
+        lines += [_indented(text, 4) for text in _rule_lines(RULES[name])]
+    return "\n".join(lines)
+
+
+def _rule_lines(rule: Rule) -> list[str]:
+    """The formula of a rule; its states, and the bytes that a step moves; its fused loops."""
+    moved = 4 * (3 + 2 * len(rule.states))
+    states = f"states {', '.join(rule.states)}" if rule.states else "no states"
+    lines = [rule.summary, f"{states}; a step moves {moved} bytes a parameter in float32"]
+    if rule.fused is not None:
+        lines += [
+            f"fused loops for parameters in {', '.join(rule.fused.params)} and states in "
+            f"{', '.join(rule.fused.states)}: {rule.fused.gain}"
+        ]
+    return lines
+
+
+def _indented(text: str, n: int) -> str:
+    return fill(text, 100, initial_indent=" " * n, subsequent_indent=" " * (n + 2))

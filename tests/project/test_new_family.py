@@ -1,0 +1,124 @@
+"""A new family is one file pair: a copy of the package is built with one, and it is everywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import new_family
+from support.helpers import unsanitized
+
+import fastgd
+from fastgd.optimizers import OPTIMIZERS
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A copy of the package with a made-up family, its baseline backend built."""
+    to = tmp_path_factory.mktemp("family")
+    ignored = shutil.ignore_patterns("*.so", "*.c", "__pycache__", "_rules.pxi", "c_api.pxd")
+    for name in ("fastgd", "tests", "bench"):
+        shutil.copytree(ROOT / name, to / name, ignore=ignored)
+    shutil.copytree(ROOT / "src_c", to / "src_c")
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, to / name)
+    family = to / "fastgd" / "optimizers" / "drift.py"
+    assert not family.exists()
+    family.write_text(new_family.MODULE, "utf-8")
+    family.with_suffix(".pxi").write_text(new_family.LOOPS, "utf-8")
+    in_copy(to, "setup.py", "-q", "build_ext", "--inplace")
+    return to
+
+
+def in_copy(folder, *words):
+    """Run a Python program in the copy, which alone provides the package there."""
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=folder,
+        env={
+            **os.environ, "PYTHONPATH": str(folder), "FASTGD_BACKENDS": "baseline",
+            "FASTGD_BACKEND": "", "FASTGD_STRICT": "0", "CFLAGS": "-g0", "MPLBACKEND": "agg",
+        },
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+@unsanitized
+def test_it_is_found_everywhere(built):
+    found = json.loads(in_copy(built, "tests/support/new_family.py").splitlines()[-1])
+    assert [place for place, there in found.items() if not there] == []
+    assert len(found) >= 20
+
+
+@pytest.mark.slow
+@unsanitized
+def test_the_tests_of_all_optimizers_are_its_own(built):
+    """Formulas against NumPy, in every storage, checkpoints, machine code, C level, schedules."""
+    words = in_copy(
+        built, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "drift or Drift or every_rule",
+        "tests/kernels/test_rules.py", "tests/kernels/test_c_level.py",
+        "tests/kernels/test_vectorised.py", "tests/kernels/test_codecs_vectorised.py",
+        "tests/optimizers", "tests/core/test_state_dict.py", "tests/checkpoint/test_checkpoint.py",
+        "tests/schedules",
+    )  # fmt: skip
+    assert int(words.rpartition(" passed")[0].split()[-1]) > 100
+
+
+def test_a_class_of_somebody_elses_neither_replaces_nor_joins_ours():
+    before = dict(OPTIMIZERS)
+    theirs = type("Adam", (fastgd.SGD,), {})
+    assert before == OPTIMIZERS
+    assert fastgd.Adam is OPTIMIZERS["Adam"] is not theirs
+    p = np.ones(3)
+    theirs(p, lr=0.5).step(np.ones(3))  # works nonetheless
+    assert p.tolist() == [0.5] * 3
+
+
+BROKEN = {
+    "no element": ("cdef inline floating drift_element(", "cdef inline floating other_element("),
+    "other coefficients": ("floating beta, floating gamma)", "floating gamma, floating beta)"),
+    "fewer states": ("drift_element(floating p, floating g, floating* m,",
+                     "drift_element(floating p, floating g,"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_pair_that_does_not_fit_is_refused_by_the_build(tmp_path, monkeypatch, broken):
+    for folder in ("fastgd/optimizers", "fastgd/kernels/spec", "fastgd/kernels/loops"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    drift = tmp_path / "fastgd" / "optimizers" / "drift"
+    drift.with_suffix(".py").write_text(new_family.MODULE, "utf-8")
+    loops = new_family.LOOPS.replace(*BROKEN[broken], 1)
+    assert loops != new_family.LOOPS
+    drift.with_suffix(".pxi").write_text(loops, "utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT / "src_c")
+    from generate import families
+
+    with pytest.raises(families.FamilyError, match=r"drift\.pxi: (has no )?drift_element"):
+        families.read()
+
+
+def test_a_rule_of_a_name_that_is_taken_is_refused():
+    from fastgd.kernels.reference import RULES, rule
+
+    def adam(p, g, *, alpha):
+        """Another."""
+
+    before = dict(RULES)
+    with pytest.raises(ValueError, match="rule adam: there is one of that name already"):
+        rule(adam)
+    assert before == RULES

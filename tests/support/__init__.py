@@ -1,0 +1,1 @@
+"""What tests share: arrays, comparisons, optimizers to try, and programs that they start."""

@@ -1,0 +1,69 @@
+"""Options of torch's optimizers, parameters, and the same training under fastgd.torch and torch.optim."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+
+import fastgd.torch
+from fastgd.core.variants import variants
+from fastgd.optimizers import OPTIMIZERS
+
+
+def known_to_torch(name):
+    """The option sets of an optimizer that torch's class of that name takes."""
+    theirs = inspect.signature(getattr(torch.optim, name)).parameters
+    return [options for options in variants(OPTIMIZERS[name]) if options.keys() <= theirs.keys()]
+
+
+# Options of torch's classes; every one also runs with weight decay and maximize.
+OPTIONS = {name: known_to_torch(name) for name in OPTIMIZERS if hasattr(torch.optim, name)}
+COMMON = [{}, {"weight_decay": 0.1}, {"maximize": True, "weight_decay": 0.01}]
+CASES = [
+    pytest.param(name, {"lr": 0.01, **o, **c}, id=f"{name}-{i}-{j}")
+    for name, options in OPTIONS.items()
+    for i, o in enumerate(options)
+    for j, c in enumerate(COMMON)
+]
+NAMES = list(OPTIONS)
+SHAPES = [(5, 3), (300,), (), (0, 3), (4, 3, 2, 2)]
+
+
+def parameters(dtype=torch.float64, seed=0):
+    make = torch.Generator().manual_seed(seed)
+    params = [torch.nn.Parameter(torch.randn(s, dtype=dtype, generator=make)) for s in SHAPES]
+    # One in channels_last, whose memory is in the order of neither C nor Fortran.
+    params[-1] = torch.nn.Parameter(params[-1].detach().to(memory_format=torch.channels_last))
+    return params
+
+
+class Twins:
+    """The same parameters under both, fed the same gradients."""
+
+    def __init__(self, name, options, dtype=torch.float64, seed=0):
+        self.make = torch.Generator().manual_seed(seed + 1)
+        self.ours, self.theirs = parameters(dtype, seed), parameters(dtype, seed)
+        self.name, self.options = name, options
+        self.opt = getattr(fastgd.torch, name)(self.ours, **options)
+        self.torch_opt = getattr(torch.optim, name)(self.theirs, **options)
+
+    def draw(self, skip=()):
+        for i, (p, q) in enumerate(zip(self.ours, self.theirs, strict=True)):
+            if i in skip:
+                p.grad = q.grad = None
+                continue
+            p.grad = torch.empty_like(p).copy_(
+                torch.randn(p.shape, dtype=p.dtype, generator=self.make) + 0.1
+            )
+            q.grad = p.grad.clone()
+
+    def step(self, skip=()):
+        self.draw(skip)
+        self.opt.step()
+        self.torch_opt.step()
+
+    def assert_close(self, rtol=1e-12, atol=1e-14):
+        for p, q in zip(self.ours, self.theirs, strict=True):
+            torch.testing.assert_close(p, q, rtol=rtol, atol=atol)
