@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any, final
+from typing import Any, Final, final
 
 from numpy import float64, int64
 from numpy.typing import NDArray
 
 from fastgd.kernels.spec.coded_array import CodedArray
+
+SIZES: Final[dict[str, int]]
 
 def use_backend(module: ModuleType | None) -> None: ...
 def x86_64_level() -> int: ...

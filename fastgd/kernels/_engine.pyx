@@ -45,6 +45,10 @@ cdef Py_ssize_t PARALLEL_FROM = 32768
 # From so many bytes on, parameters and states of all tensors don't stay in a core's own cache.
 cdef Py_ssize_t CACHED = 1 << 21
 
+# The sizes that the specification has as well, in spec/sizes.py, as they were compiled.
+SIZES = {"TILE": TILE, "LANES": LANES, "BLOCK": BLOCK, "MAX_STATES": MAX_STATES,
+         "MAX_COEFFICIENTS": MAX_COEFFICIENTS}
+
 cdef object _MISSING = object()
 
 # What a norm is that of, and what to do with gradients that aren't finite.

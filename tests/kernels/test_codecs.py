@@ -173,9 +173,8 @@ def test_every_number_of_elements(compiled, rng, name, dtype):
         assert same_bits(expected, compiled.load(name, code, beside, dtype))
 
 
-def test_the_tile_is_the_engines():
-    header = ROOT / "src_c" / "numeric.h"
-    assert f"#define FASTGD_TILE {TILE}\n" in header.read_text()
+def test_the_sizes_are_the_engines():
+    assert _engine.SIZES == {key: n for key, n in vars(sizes).items() if key.isupper()}
 
 
 def test_every_backend_has_every_codec(compiled):

@@ -65,13 +65,13 @@ cdef int add_up_chunks(Backend backend, SumChunk* chunks, Py_ssize_t n, Py_ssize
 
 cdef int add_up_by_reference(SumChunk* chunk, double factor) except -1:
     """The same of one chunk, by the specification."""
-    cdef Py_ssize_t k = 0
+    cdef Py_ssize_t k = 0, unit = chunk.n if chunk.block == BLOCK else chunk.block
     if chunk.n == 0:
         return 0
     aux = None if chunk.aux == NULL else array_at(chunk.aux, chunk.n, BFLOAT16).view(np.int16)
     x = coded_array.CodedArray(array_at(chunk.x, chunk.n, chunk.codec), aux,
                                CODEC_NAMES[chunk.codec])
-    for total in reference.sums_of_squares(x, factor, min(chunk.block, chunk.n)):
+    for total in reference.sums_of_squares(x, factor, unit):
         chunk.totals[k] = total
         k += 1
 
