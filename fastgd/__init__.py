@@ -11,7 +11,7 @@ array([-0.1, -0.1, -0.1], dtype=float32)
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fastgd import functional, optimizers
+from fastgd import optimizers
 from fastgd._version import __version__ as __version__
 from fastgd.core.optimizer import Optimizer
 from fastgd.core.options import Options
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         averages,
         checkpoint,
         data,
+        functional,
         init,
         plot,
         schedules,
@@ -65,7 +66,16 @@ if TYPE_CHECKING:
 
 # What not every program needs is imported when it is first asked for: modules, and names of them;
 # `plot`, which needs matplotlib, not even by a star.
-_LATER = ("averages", "checkpoint", "data", "init", "plot", "schedules", "surfaces")
+_LATER = (
+    "averages",
+    "checkpoint",
+    "data",
+    "functional",
+    "init",
+    "plot",
+    "schedules",
+    "surfaces",
+)
 _LATER_FROM = {
     "CheckpointError": "checkpoint",
     "get_include": "kernels.include",

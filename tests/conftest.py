@@ -11,11 +11,16 @@ import os
 import numpy as np
 import pytest
 
+pytest.register_assert_rewrite("support")  # before anything of it is imported
+from support.sampling import HOW_MUCH
+
 import fastgd
 
 # What tests share and what stands around them; neither has tests.
 collect_ignore = ["support", "tools"]
-pytest.register_assert_rewrite("support")
+if HOW_MUCH == "quick":  # importing torch takes longer than many tests
+    collect_ignore += ["fastgd_torch", "fastgd_mpi"]
+    collect_ignore_glob = ["*/test_torch_*", "*_torch.py"]
 
 # With FASTGD_STRICT=1 (continuous integration) a skip for any other reason fails the run.
 MACHINE_REASONS = ("this CPU", "too little memory", "may not mount")
@@ -33,6 +38,24 @@ def restored_backend_and_threads():
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+def pytest_configure(config):
+    """Let OpenMP's idle threads sleep where several workers share the processors."""
+    if getattr(config.option, "numprocesses", None):
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def pytest_collection_modifyitems(items):
+    """Mark tests by where they are and what they use; `slow` stands at the tests themselves."""
+    for item in items:
+        path = item.path
+        if path.parent.name == "fastgd_torch" or "torch" in path.stem:
+            item.add_marker("torch")
+        if path.parent.name == "fastgd_mpi":
+            item.add_marker("mpi")
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker("browser")
 
 
 def refuse_skip(report, name):

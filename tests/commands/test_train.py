@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from support.helpers import run_python
+from support.sampling import by_level, optimizers, sampled
 
-import fastgd
 from fastgd.__main__ import main
 from fastgd.commands import mlp
 from fastgd.optimizers import OPTIMIZERS
@@ -15,8 +15,7 @@ train = pytest.importorskip("fastgd.commands.train", reason="the extra `train` i
 from matplotlib.figure import Figure
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("name", fastgd.optimizers.__all__)
+@sampled({"name": optimizers(), "seed": by_level([0], [0], [0, 1])})
 def test_every_optimizer_reaches_95_percent(name, seed):
     outcome = train.train(name, epochs=30, batch_size=32, seed=seed, advance=lambda: None)
     assert outcome.accuracy >= 0.95

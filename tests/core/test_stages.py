@@ -13,6 +13,7 @@ import pickle
 import numpy as np
 import pytest
 from support.helpers import COMPILED, SIZES, draw, same_bits
+from support.sampling import optimizers, sampled
 
 import fastgd
 from fastgd.averages import EMA
@@ -54,9 +55,9 @@ OPTIONS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", [F32, F64])
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(o))
-@pytest.mark.parametrize("backend", COMPILED)
+@sampled({
+    "backend": COMPILED, "options": [pytest.param(o, id="-".join(o)) for o in OPTIONS], "dtype": [F32, F64],
+})  # fmt: skip
 def test_same_bits_on_every_backend(backend, options, dtype):
     sizes = [*SIZES, 3 * 32768 + 5]
     expected, said = run("numpy", 1, dtype, sizes, **options)
@@ -203,9 +204,7 @@ def test_clipping_never_writes_to_gradients():
 # --------------------------------------------------------------------------------- not finite
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("dtype", [F32, F64])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@sampled({"name": optimizers(), "dtype": [F32, F64], "bad": [np.nan, np.inf, -np.inf]})
 def test_a_skipped_step_leaves_everything(name, dtype, bad):
     p, q = draw(0, [300, 40], dtype), draw(0, [300, 40], dtype)
     a = OPTIMIZERS[name](p, nonfinite="skip", average=0.9, copy_to=[x.astype(F32) for x in p])
@@ -408,8 +407,7 @@ def test_gradients_that_cannot_be_zeroed_are_refused():
 # ----------------------------------------------------------------------------- accumulation
 
 
-@pytest.mark.parametrize("dtype", [F32, F64])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@sampled({"name": optimizers(), "dtype": [F32, F64]})
 def test_micro_batches_are_the_batch(name, dtype):
     """Gradients of integers, whose means are exact: the same bits as the mean's."""
     rng = np.random.default_rng(0)

@@ -24,6 +24,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from support.sampling import by_level
 from support.stateful_pairs import KINDS, SCALES, WRONG, Cycle, Leaf, Spec, Twin, available, outcome
 
 import fastgd
@@ -33,7 +34,7 @@ from fastgd.optimizers import OPTIMIZERS
 
 EXAMPLES = int(os.environ.get("FASTGD_FUZZ", "0"))
 SETTINGS = settings(
-    max_examples=EXAMPLES or 120,
+    max_examples=EXAMPLES or by_level(20, 120, 500),
     stateful_step_count=20 if EXAMPLES else 12,
     derandomize=not EXAMPLES,  # the same ones each time in the ordinary tests
     database=settings.default.database if EXAMPLES else None,

@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from support.helpers import COMPILED, draw, run_python, same_bits
+from support.sampling import optimizers, sampled
 
 import fastgd
 from fastgd.averages import EMA
@@ -72,8 +73,7 @@ def test_same_bits_on_every_backend(backend, kind):
         assert all(map(np.array_equal, found, expected))
 
 
-@pytest.mark.parametrize("state_dtype", ["bfloat16", "float16", "8bit"])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@sampled({"name": optimizers(), "state_dtype": ["bfloat16", "float16", "8bit"]})
 def test_every_rule_in_every_storage(name, state_dtype):
     many = {"momentum": 0.9} if name in {"SGD", "RMSprop"} else {}
     many |= {"amsgrad": True} if name.startswith("Adam") else {}

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -167,26 +166,14 @@ FAILURES = {
 }
 
 
-@pytest.fixture(scope="module")
-def failures(tmp_path_factory):
-    """All failures, some at a time: the ranks mostly wait."""
+@pytest.mark.parametrize("mode", FAILURES)
+def test_a_rank_that_fails_is_noticed_in_bounded_time(mode, tmp_path):
+    """With a timeout of 1 s in two seconds, and more on a busy machine; and an end by abort."""
     # MPICH's launcher ends all ranks when one of its children dies: here its children are shells,
     # which outlive the ranks.
     shell = ("sh", "-c", '"$@"; exec sleep 30', "sh")
-
-    def one(mode):
-        folder = tmp_path_factory.mktemp("failure")
-        done = launch(3, PROGRAM, "fails", folder, mode, before=shell)
-        return done, results("fails", folder)
-
-    with ThreadPoolExecutor(3) as pool:
-        return dict(zip(FAILURES, pool.map(one, FAILURES), strict=True))
-
-
-@pytest.mark.parametrize("mode", FAILURES)
-def test_a_rank_that_fails_is_noticed_in_bounded_time(mode, failures):
-    """With a timeout of 1 s in two seconds, and more on a busy machine; and an end by abort."""
-    done, found = failures[mode]
+    done = launch(3, PROGRAM, "fails", tmp_path, mode, before=shell)
+    found = results("fails", tmp_path)
     words, waits = FAILURES[mode]
     assert {0, 1} <= set(found), done.stderr
     # Open MPI lets a process that was stopped go on before it ends it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -31,12 +32,15 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory):
-    """What each scenario raised in each process, by number of processes and name.
+def outcomes_of(tmp_path_factory):
+    """What each scenario raised in each process of a number of them, by name and process.
 
     All scenarios of a number run in the same processes, as these take longer to start than to run.
     """
-    folder = tmp_path_factory.mktemp("processes")
+    return functools.cache(lambda world: launch(world, tmp_path_factory.mktemp("processes")))
+
+
+def launch(world, folder):
     env = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -44,39 +48,38 @@ def outcomes(tmp_path_factory):
         "FASTGD_SHARED": str(folder / "checkpoint"),
     }
     script = Path(distributed_scenarios.__file__)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, script, str(rank), str(world), folder],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    try:
+        said = [process.communicate(timeout=SECONDS)[0] for process in processes]
+    except subprocess.TimeoutExpired:
+        said = ["took too long"] * world
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
     found = {}
-    for world in (4, 2):
-        processes = [
-            subprocess.Popen(
-                [sys.executable, script, str(rank), str(world), folder],
-                env=env,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for rank in range(world)
-        ]
-        try:
-            said = [process.communicate(timeout=SECONDS)[0] for process in processes]
-        except subprocess.TimeoutExpired:
-            said = ["took too long"] * world
-        finally:
-            for process in processes:
-                process.kill()
-                process.wait()
-        for rank in range(world):
-            file = folder / f"{world}-{rank}.json"
-            results = json.loads(file.read_text()) if file.exists() else {}
-            for number, name in CASES:
-                if number == world:
-                    missing = f"was not reached: {said[rank]}"
-                    found[world, name, rank] = results.get(name, missing)
+    for rank in range(world):
+        file = folder / f"{world}-{rank}.json"
+        results = json.loads(file.read_text()) if file.exists() else {}
+        for number, name in CASES:
+            if number == world:
+                found[name, rank] = results.get(name, f"was not reached: {said[rank]}")
     return found
 
 
 @pytest.mark.parametrize(("world", "name"), CASES)
-def test_processes_together_do_what_one_does(outcomes, world, name):
-    failures = {rank: outcomes[world, name, rank] for rank in range(world)}
+def test_processes_together_do_what_one_does(outcomes_of, world, name):
+    outcomes = outcomes_of(world)
+    failures = {rank: outcomes[name, rank] for rank in range(world)}
     assert not any(failures.values()), "\n".join(
         f"process {rank}: {said}" for rank, said in failures.items() if said
     )

@@ -8,6 +8,7 @@ import pickle
 
 import numpy as np
 import pytest
+from support.sampling import optimizers, sampled
 
 import fastgd
 
@@ -17,7 +18,7 @@ import fastgd.torch
 from fastgd.torch import EMA, SGD, AdamW, step_in_backward
 
 SHAPES = [(5, 3), (300,), (), (0, 3), (5000,)]
-NAMES = fastgd.optimizers.__all__
+NAMES = optimizers()
 
 
 def pair(name, groups=1, dtype=torch.float32, **options):
@@ -73,8 +74,7 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("case", CASES)
+@sampled({"case": CASES, "name": NAMES})
 def test_options_do_as_on_arrays(case, name):
     opt, params, bare, arrays = pair(name, 2 if "group" in case else 1, lr=0.01, **CASES[case])
     for t in range(6):

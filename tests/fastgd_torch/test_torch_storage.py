@@ -7,6 +7,7 @@ import io
 
 import numpy as np
 import pytest
+from support.sampling import optimizers
 
 import fastgd
 
@@ -17,7 +18,7 @@ from fastgd.torch import SGD, Adagrad, AdamW
 
 SIZES = [1, 15, 16, 17, 31, 32, 33, 255, 256, 257, 5000]
 HALVES = [torch.bfloat16, torch.float16]
-NAMES = fastgd.optimizers.__all__
+NAMES = optimizers()
 
 
 def parameters(dtype, seed=0):

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from support.compiled_level import HEADER, Table, backend_that_notes, function, prototypes
 from support.helpers import COMPILED, ROOT, coefficients_of, run_python, same_bits
+from support.sampling import rules, sampled
 
 import fastgd
 from fastgd import kernels
@@ -54,10 +55,7 @@ def test_there_is_a_function_for_every_rule_and_optimizer():
     assert len(set(c_api.ADDRESSES.values())) == len(names)
 
 
-@pytest.mark.parametrize("stages", STAGES)
-@pytest.mark.parametrize("suffix", DTYPES)
-@pytest.mark.parametrize("backend", COMPILED)
-@pytest.mark.parametrize("rule", RULES)
+@sampled({"rule": rules(), "backend": COMPILED, "suffix": DTYPES, "stages": STAGES})
 def test_rules_equal_the_reference_to_the_bit(rule, backend, suffix, stages):
     fastgd.set_backend(backend)
     run, dtype = function(f"fastgd_{rule}_{suffix}"), DTYPES[suffix]

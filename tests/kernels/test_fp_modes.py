@@ -9,9 +9,10 @@ import time
 import numpy as np
 import pytest
 from support.helpers import COMPILED, Tensors, coefficients_of, run_python, unsanitized
+from support.sampling import rules, sampled
 
 import fastgd
-from fastgd.kernels.reference import RULES, Stages
+from fastgd.kernels.reference import Stages
 
 F32, F64 = np.float32, np.float64
 TINY = {F32: 1e-42, F64: 1e-312}  # subnormal, as are 0.9 and 0.001 times it
@@ -19,9 +20,7 @@ TINY = {F32: 1e-42, F64: 1e-312}  # subnormal, as are 0.9 and 0.001 times it
 # ------------------------------------------------------------------------------------- subnormals
 
 
-@pytest.mark.parametrize("dtype", [F32, F64])
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("backend", COMPILED)
+@sampled({"backend": COMPILED, "rule": rules(), "dtype": [F32, F64]})
 def test_subnormals_are_numbers_like_all_others(backend, rule, dtype):
     """States that decay through them, gradients and parameters there: the reference's bits."""
     for value, grad in ((TINY[dtype], 0), (TINY[dtype], TINY[dtype]), (1e-36, 0)):
@@ -61,9 +60,7 @@ def processor_cost(dtype):
 
 
 @unsanitized
-@pytest.mark.parametrize("dtype", [F32, F64])
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("backend", COMPILED)
+@sampled({"backend": COMPILED, "rule": rules(), "dtype": [F32, F64]})
 def test_speed_does_not_collapse_in_subnormals(backend, rule, dtype):
     """Where the processor itself handles them at speed, so do steps: measured 0.9 to 2.3."""
     if processor_cost(dtype) > 5:

@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 from support.helpers import COMPILED, SIZES, Tensors, coefficients_of
+from support.sampling import by_level, rules, sampled
 
 import fastgd
 from fastgd.kernels import reference
@@ -24,13 +25,11 @@ STAGES = {
 }
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("backend", COMPILED)
-@pytest.mark.parametrize("stages", STAGES)
-@pytest.mark.parametrize("rule", RULES)
+@sampled({
+    "rule": rules(), "stages": STAGES, "backend": COMPILED, "dtype": DTYPES, "threads": [1, 2],
+})  # fmt: skip
 def test_equals_the_reference_to_the_bit(rule, stages, backend, dtype, threads):
-    tensors = Tensors.random(rule, dtype)
+    tensors = Tensors.random(rule, dtype, by_level([257, 65537], SIZES, SIZES))
     gradients = [g.copy() for g in tensors.grads]
     expected = tensors.copy().step("numpy", steps=3, stages=STAGES[stages])
     changed = [p.copy() for p in tensors.params]
@@ -42,10 +41,7 @@ def test_equals_the_reference_to_the_bit(rule, stages, backend, dtype, threads):
         assert np.array_equal(before, after), "gradients are only read"
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("backend", COMPILED)
-@pytest.mark.parametrize("stages", ["plain", "all"])
-@pytest.mark.parametrize("rule", RULES)
+@sampled({"rule": rules(), "stages": ["plain", "all"], "backend": COMPILED, "dtype": DTYPES})
 def test_special_values_go_as_in_numpy(rule, stages, backend, dtype):
     tiny = np.finfo(dtype).smallest_subnormal
     special = np.array(

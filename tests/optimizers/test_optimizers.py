@@ -11,15 +11,15 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 from support.helpers import COMPILED, same_bits
-from support.optimizer_cases import CASES, leaves, made
+from support.optimizer_cases import CASES, OPTIONS, leaves, made
+from support.sampling import by_level, sampled
 
 import fastgd
 from fastgd.kernels.reference import RULES
 from fastgd.optimizers import OPTIMIZERS
 
 
-@pytest.mark.parametrize("backend", COMPILED)
-@pytest.mark.parametrize(("name", "options"), CASES)
+@sampled({"name, options": CASES, "backend": by_level([fastgd.get_backend()], COMPILED, COMPILED)})
 def test_every_option_equals_the_numpy_backend(name, options, backend):
     results = []
     for use in (backend, "numpy"):
@@ -34,10 +34,10 @@ def test_every_option_equals_the_numpy_backend(name, options, backend):
 
 def test_the_options_reach_every_rule():
     reached = set()
-    for case in CASES:
-        name, options = case.values
-        opt = OPTIMIZERS[name](np.zeros(1), **options)
-        reached |= {opt.rule(group) for group in opt.param_groups}
+    for name, sets in OPTIONS.items():
+        for options in sets:
+            opt = OPTIMIZERS[name](np.zeros(1), **options)
+            reached |= {opt.rule(group) for group in opt.param_groups}
     assert reached == set(RULES) - {"ema"}  # which is no optimizer's
 
 

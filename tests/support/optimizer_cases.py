@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from fastgd.core.variants import variants
 from fastgd.optimizers import OPTIMIZERS
+from support.sampling import optimizer_cases
 
 COMMON = [{}, {"weight_decay": 0.1}, {"maximize": True}, {"weight_decay": 0.1, "maximize": True}]
-CASES = [
-    pytest.param(name, {**options, **common}, id=f"{name}-{i}-{j}")
-    for name, cls in OPTIMIZERS.items()
-    for i, options in enumerate(variants(cls))
-    for j, common in enumerate(COMMON)
-    if j in (i % len(COMMON), 0)
-]
+OPTIONS = {name: variants(cls) for name, cls in OPTIMIZERS.items()}
+CASES = optimizer_cases(OPTIONS, COMMON)
 
 
 def made(name, options, dtype=np.float32, seed=0):

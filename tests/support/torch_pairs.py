@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 
-import pytest
 import torch
 
 import fastgd.torch
 from fastgd.core.variants import variants
 from fastgd.optimizers import OPTIMIZERS
+from support.sampling import optimizer_cases, optimizers
 
 
 def known_to_torch(name):
@@ -21,13 +21,8 @@ def known_to_torch(name):
 # Options of torch's classes; every one also runs with weight decay and maximize.
 OPTIONS = {name: known_to_torch(name) for name in OPTIMIZERS if hasattr(torch.optim, name)}
 COMMON = [{}, {"weight_decay": 0.1}, {"maximize": True, "weight_decay": 0.01}]
-CASES = [
-    pytest.param(name, {"lr": 0.01, **o, **c}, id=f"{name}-{i}-{j}")
-    for name, options in OPTIONS.items()
-    for i, o in enumerate(options)
-    for j, c in enumerate(COMMON)
-]
-NAMES = list(OPTIONS)
+CASES = optimizer_cases(OPTIONS, COMMON, lr=0.01)
+NAMES = optimizers(OPTIONS)
 SHAPES = [(5, 3), (300,), (), (0, 3), (4, 3, 2, 2)]
 
 
