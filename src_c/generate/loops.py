@@ -123,7 +123,9 @@ def _codecs(rule: Rule, states: str) -> tuple[str, ...]:
 def _fused_keys(rule: Rule) -> list[tuple[str, ...]]:
     """The codecs of parameter and states for which a rule has fused loops."""
     return [
-        (param, *_codecs(rule, states)) for param in rule.fused_params for states in rule.fused_states
+        (param, *_codecs(rule, states))
+        for param in rule.fused_params
+        for states in rule.fused_states
     ]
 
 

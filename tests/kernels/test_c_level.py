@@ -25,7 +25,7 @@ from support.sampling import rules, sampled
 
 import fastgd
 from fastgd import kernels
-from fastgd.kernels import c_api, reference
+from fastgd.kernels import _engine, c_api, reference
 from fastgd.kernels.reference import RULES
 from fastgd.optimizers import OPTIMIZERS
 

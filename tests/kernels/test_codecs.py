@@ -6,9 +6,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 from support.compiled_codecs import Compiled, stored
-from support.helpers import COMPILED, ROOT, SIZES, same_bits
+from support.helpers import COMPILED, SIZES, same_bits
 
-from fastgd.kernels.spec import codecs
+from fastgd.kernels import _engine
+from fastgd.kernels.spec import codecs, sizes
 from fastgd.kernels.spec.codecs import CODECS, TILE
 
 DTYPES = [np.float32, np.float64]

@@ -264,7 +264,11 @@ def test_a_plan_refuses_states_that_do_not_fit():
     wrong = [
         (np.zeros(299, np.float32), ValueError, r"expected shape \(300,\)"),
         (CodedArray(np.zeros(300, np.uint16), scales, "e4m3"), TypeError, "expected dtype uint8"),
-        (CodedArray(np.zeros(300, np.uint8), scales[:1], "e4m3"), ValueError, "expected a uint8 scale array of 2"),
+        (
+            CodedArray(np.zeros(300, np.uint8), scales[:1], "e4m3"),
+            ValueError,
+            "expected a uint8 scale array of 2",
+        ),
     ]
     for state, error, message in wrong:
         with pytest.raises(error, match=rf'^state\[0\]\["s0"\]: {message}'):
@@ -286,7 +290,9 @@ def test_a_plan_refuses_scales_that_two_states_share():
     p, scales = np.zeros(300, np.float32), np.zeros(3, np.uint8)
     codes = np.zeros((2, 300), np.uint8)
     with pytest.raises(ValueError, match=r'^state\[0\]\["s1"\]: overlaps state\[0\]\["s0"\]'):
-        plan_of(p, [CodedArray(codes[0], scales[:2], "e4m3"), CodedArray(codes[1], scales[1:], "e4m3")])
+        plan_of(
+            p, [CodedArray(codes[0], scales[:2], "e4m3"), CodedArray(codes[1], scales[1:], "e4m3")]
+        )
 
 
 def test_a_plan_has_room_for_four_states():
