@@ -8,7 +8,7 @@
  * subnormal the work is done on integers, which no flush-to-zero mode touches.
  *
  * A float's magnitude, read as an integer, is its logarithm, linear between powers of two.  Adding a
- * random (or half a) unit below the last bit to be kept and cutting off what follows is therefore
+ * random (or half a) unit below the last bit that stays and cutting off what follows is therefore
  * rounding, and a carry into the exponent is right, too. */
 #ifndef FASTGD_CODECS_H
 #define FASTGD_CODECS_H

@@ -201,12 +201,12 @@ cdef class Plan:
             Gradients in the plan's structure; None for those bound beforehand; or a capsule of
             as many `GradPointer` as there are parameters, which are flat then.
         configure : callable
-            ``configure(group, t, unscale)``, for the step that makes a parameter's count `t`,
-            returns the rule's name, its coefficients, and the fields of `reference.Stages`.
+            ``configure(group, t, unscale)``, for a parameter's t-th step, returns the rule's name,
+            its coefficients, and the fields of `reference.Stages`.
         unscale : float
-            What gradients are to be multiplied by; passed on to `configure`.
+            The factor of all gradients that undoes the scale of the loss; passed to `configure`.
         average : tuple of two floats, optional
-            How the averages weigh what they were and what the parameters are.
+            The weights, in the averages, of what they were and of the parameters.
         zero : bool
             Zero the gradients as well, also when the step is skipped.
         reset : tuple of ndarray
@@ -214,8 +214,8 @@ cdef class Plan:
         tally : ndarray of float64, shape (1,), optional
             Add `amount` to this, too.
         combine : callable, optional
-            Where others hold the rest of the gradients: called with the sums of squares, of shape
-            (parameters + groups + 1, 2); puts those of all in their place.
+            Where other processes have the other shards: called with this one's sums of squares, of
+            shape (parameters + groups + 1, 2), which it replaces by the sums over all shards.
 
         Returns
         -------
@@ -226,7 +226,7 @@ cdef class Plan:
         TypeError, ValueError
             If a gradient does not fit; nothing has been changed then.
         FloatingPointError
-            If a gradient isn't finite and that is to be an error; likewise.
+            If a gradient isn't finite and that is to be an error; nothing has been changed then.
         RuntimeError
             If called from within itself.
 
@@ -245,7 +245,7 @@ cdef class Plan:
 
     cdef StepRecord step_alone(self, grads, configure, double unscale, tuple average, bint zero,
                                tuple reset, cnp.ndarray tally, double amount, combine):
-        cdef Backend backend = _backend     # the same to the end, whoever sets another
+        cdef Backend backend = _backend     # to the end, whatever is set meanwhile
         cdef StepRecord record = StepRecord.__new__(StepRecord)
         cdef bint finite = True, norms
         cdef Sum* total

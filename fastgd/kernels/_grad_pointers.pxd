@@ -3,7 +3,8 @@
 
 cdef extern from *:
     """#define FASTGD_GRAD_POINTERS "fastgd.gradients" """
-    const char* GRAD_POINTERS "FASTGD_GRAD_POINTERS"   # the name of the capsule of an array of these
+    # The name of the capsule of an array of these.
+    const char* GRAD_POINTERS "FASTGD_GRAD_POINTERS"
 
 cdef struct GradPointer:
     char* data                 # NULL: no gradient

@@ -34,7 +34,7 @@ cdef enum:
     CODED = 128
     SCALE_UNITS = 256
 
-# What the stages before the rule are given, the same for all tensors of one group at one step count.
+# What the stages before the rule are given: the same for all tensors of a group at one step count.
 cdef struct Stages:
     int flags
     double weight_decay

@@ -218,7 +218,7 @@ cdef class Watch:
         groups : list of dict or None
             The library's groups; None doesn't look at them.
         state : dict or None
-            Its states, likewise.
+            Its states; None doesn't look at them.
 
         Returns
         -------
@@ -341,7 +341,7 @@ cdef class Watch:
         return True
 
     cdef void read_count(self, Known* known) noexcept:
-        """Take a step count that somebody has changed; one that was only rounded stays exact."""
+        """Take a step count that a user has changed; one that was only rounded stays exact."""
         cdef double value, exact
         if known.step_bits == 32:
             value, exact = (<float*> known.step)[0], <float> known.count[0]

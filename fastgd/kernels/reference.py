@@ -1,7 +1,8 @@
 """The specification in NumPy: what the compiled kernels must compute, to the bit.
 
-Rules stand beside the optimizers that use them, in `fastgd.optimizers`; stages, norms and series in
-`fastgd.kernels.spec`.  Here they all are by their names: ``reference.adam``, ``reference.step``.
+Rules are defined in `fastgd.optimizers`, next to the optimizers that use them; stages, norms and
+series in `fastgd.kernels.spec`.  Here they all are by their names: ``reference.adam``,
+``reference.step``.
 """
 
 from __future__ import annotations

@@ -60,8 +60,8 @@ def rules(families: list[Family], note: str) -> str:
     lines += ["", "", "# name: (float32 loop, float64 loop), as addresses."]
     lines += ["RULES = {"]
     for rule in every:
-        both = ", ".join(f"<size_t> <void*> {rule.name}[{kind}]" for kind in FLOATS)
-        lines += [f'    "{rule.name}": (', f"        {both}),"]
+        loops = [f"<size_t> <void*> {rule.name}[{kind}]" for kind in FLOATS]
+        lines += [f'    "{rule.name}": (', f"        {loops[0]},", f"        {loops[1]}),"]
     return "\n".join([*lines, "}", ""])
 
 
@@ -116,7 +116,7 @@ def fused_rules(families: list[Family], note: str) -> str:
 
 
 def _codecs(rule: Rule, states: str) -> tuple[str, ...]:
-    """The codecs of a rule's states where an optimizer keeps them in a way."""
+    """The codecs of a rule's states where an optimizer stores them in some way."""
     return tuple(EIGHT_BITS[kind] if states == "8bit" else states for kind in rule.kinds)
 
 
@@ -146,7 +146,7 @@ def fused_codecs(families: list[Family], note: str) -> str:
 
 
 def fused_table(families: list[Family], note: str) -> str:
-    """``_fused_table.pxi``: the addresses of the loops, by rule and by how arrays are kept."""
+    """``_fused_table.pxi``: the addresses of the loops, by rule and by the codecs of its arrays."""
     lines = [
         f"# {note}",
         "",

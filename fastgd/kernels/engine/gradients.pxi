@@ -25,7 +25,7 @@ cdef class Gradients:
     cdef Layout layout
     cdef object structure
     cdef list bound             # the gradients' arrays, None where there is none, or None
-    cdef list borrowed          # what keeps memory that others own from going away
+    cdef list borrowed          # what keeps borrowed memory from going away
     cdef KnownGrad* known
     cdef size_t* written        # start, end of each range that a step writes, by address
     cdef Py_ssize_t n_written

@@ -10,7 +10,6 @@ cdef class Layout:
     cdef list params, labels
     cdef list coded             # of each parameter, its states and itself as `CodedArray`
     cdef list averages, copies
-    cdef list borrowed          # what keeps memory that others own from going away
     cdef list written           # (start, end, label) of all that a step writes, by address
     cdef Py_ssize_t n, n_chunks, n_groups
     cdef Tensor* tensors

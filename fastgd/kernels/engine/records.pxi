@@ -29,7 +29,7 @@ cdef struct Tensor:
     unsigned char fusable      # by a row of FUSED, counted from 1; 0: stage by stage; and the
     unsigned char fusable_in_tile   # same for a parameter loaded to float32
 
-# What a tensor has beside its arrays where they are coded; as many as tensors.
+# How a tensor's arrays are coded: aux arrays, and the random bits of stores; one for each tensor.
 cdef struct Coding:
     char* p_aux
     char* s_aux[MAX_STATES]
@@ -53,7 +53,7 @@ cdef struct Loops:
     void* sum_of_squares[3]    # of float32, of float64, of what a codec stores
     Codec codecs[N_CODECS]
 
-# A thread's piece of work: a stretch of one tensor.
+# A chunk: a thread's piece of work, consecutive elements of one tensor.
 cdef struct Chunk:
     Py_ssize_t tensor
     Py_ssize_t offset
@@ -70,7 +70,7 @@ cdef struct GroupStep:
     int n_states               # that the rule has
     double factor              # of the gradient, before its norm is clipped
     double clip_norm           # infinite: not to be clipped
-    double clip_ratio          # likewise
+    double clip_ratio          # infinite: not to be clipped
     bint in_float_range        # whether float32 can hold all of these
 
 # What all tensors share in a step.

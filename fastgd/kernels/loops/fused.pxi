@@ -84,7 +84,7 @@ cdef inline void put(state_t* s, float x, uint32_t word, int rounding) noexcept 
 
 
 cdef inline void prefetch_next(const param_t* p, const grad_t* g, const TileArgs* t,
-                              Py_ssize_t k) noexcept nogil:
+                               Py_ssize_t k) noexcept nogil:
     """Prefetch the k-th stride of the next tile's parameter and gradient."""
     cdef Py_ssize_t n = STRIDE * sizeof(param_t), m = STRIDE * sizeof(grad_t)
     fastgd_prefetch(t.next_p + k * n, n)

@@ -1,4 +1,4 @@
-"""What an array must be before a kernel may touch it, and the words that say what it isn't.
+"""What an array must be before a kernel may touch it, and the errors that say what it isn't.
 
 TypeError is for the wrong kind of thing (not an array, wrong dtype), ValueError for the wrong
 shape, layout or memory.  Every message begins with the array's name and says what was expected and
@@ -33,7 +33,7 @@ def shown(value: object) -> str:
     """A value in few words, also one that can't be written out."""
     try:
         return reprlib.repr(value)
-    except Exception:  # an integer of too many digits, or whatever somebody's __repr__ raises
+    except Exception:  # an integer of too many digits, or whatever its __repr__ raises
         return f"something of type {type(value).__name__} that can't be written out"
 
 

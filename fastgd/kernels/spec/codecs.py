@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from fastgd.kernels.spec.sizes import TILE
+from fastgd.kernels.spec.sizes import TILE as TILE
 
 Array = NDArray[Any]
 

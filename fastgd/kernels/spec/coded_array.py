@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -82,4 +82,5 @@ def random_bit_offsets(arrays: Sequence[CodedArray]) -> list[int]:
 
 
 # Names of before, for what still says so.
-Stored, as_stored = CodedArray, as_coded
+Stored: TypeAlias = CodedArray
+as_stored = as_coded

@@ -42,13 +42,13 @@ def random_key(seed: int, step: int, tensor: int) -> int:
 
 
 def random_words(key: int, start: int, n: int) -> Array:
-    """The 32 random bits of each of `n` elements from `start` on, whoever asks and in what tiles.
+    """The 32 random bits of each of `n` elements from `start` on, in whatever tiles they are drawn.
 
     A word is the exclusive or of two: one for the element's tile of 256, one for its position in
-    that (tabulation hashing: Zobrist, 1970; Pătraşcu and Thorup, 2012).  Any three elements' words are
-    independent if the two tables' are; all of these follow from the tensor's key, so that each step
-    has others.  The tiles' are values of splitmix64, the positions' an integer hash (multipliers
-    by Wellons' hash prospector) of position and key.
+    that (tabulation hashing: Zobrist, 1970; Pătraşcu and Thorup, 2012).  Any three elements' words
+    are independent if the two tables' are; all of these follow from the tensor's key, so that each
+    step has others.  The tiles' are values of splitmix64, the positions' an integer hash
+    (multipliers by Wellons' hash prospector) of position and key.
 
     Examples
     --------

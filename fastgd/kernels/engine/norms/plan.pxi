@@ -120,7 +120,7 @@ cdef class PlanNorms:
         self.add_up_units(backend)
 
     cdef int add_up_units(self, Backend backend) except -1:
-        """Add up the blocks of each unit, units, tensors and groups, and note the norms of units."""
+        """Add up blocks to units, tensors and groups, and note the norms of units."""
         cdef Py_ssize_t i, k
         cdef Tensor* t
         cdef TensorNorms* known

@@ -6,8 +6,8 @@ cdef double SMALL = 2.0 ** -540
 # From this sum on; low enough that the sums of all tensors can be added.
 cdef double LARGE = 2.0 ** 900
 
-# A thread's piece of work: consecutive elements of an array, of at most one block or of as many
-# whole units as fit in one.  Or all of an array that is looked at as a whole.
+# A chunk of a sum: consecutive elements of an array, at most one block or as many whole units as
+# fit in one.  Or all of an array.
 cdef struct SumChunk:
     char* x
     char* aux                  # of codecs with as many aux elements as elements, or NULL

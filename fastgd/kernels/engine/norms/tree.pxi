@@ -17,10 +17,10 @@ cdef class TreeNorm:
         free(self.totals)
 
     cdef int add(self, tree, path, key) except -1:
-        """Take in the arrays of a tree, which stands at a key of what is at a path."""
+        """Add the arrays of a tree, which is at `key` of its parent, itself at `path`."""
         if tree is None:
             return 0
-        # An array's type is told at once; a Mapping's takes Python code.
+        # To tell an array's type is quick; to tell a Mapping takes Python code.
         if cnp.PyArray_CheckExact(tree) and is_plain(tree):
             return self.add_array(tree)
         if not cnp.PyArray_Check(tree) and isinstance(tree, (list, tuple, Mapping)):
@@ -60,7 +60,7 @@ cdef class TreeNorm:
         cdef SumChunk whole
         cdef Py_ssize_t k
         cdef cnp.ndarray x
-        cdef Backend backend = _backend    # the same to the end, whoever sets another
+        cdef Backend backend = _backend    # to the end, whatever is set meanwhile
         self.totals = <double*> malloc(max(self.n, 1) * sizeof(double))
         if self.totals == NULL:
             raise MemoryError
@@ -94,5 +94,5 @@ def global_norm(tree):
     try:
         norm.add(tree, None, None)
     except RecursionError:
-        raise ValueError("grads: expected an end to its nesting, found none") from None
+        raise ValueError("grads: nested without end (does it contain itself?)") from None
     return norm.norm()
