@@ -9,7 +9,7 @@ first step) was worked out in double precision and arrives as a coefficient, rou
 type of ``p``.
 
 The rules stand in the modules of `fastgd.optimizers`, and that of averages in
-`fastgd.kernels.spec.average`; the compiled twin of ``family.py`` is ``family.pxi`` in the same folder.
+`fastgd.kernels.spec.average`; the compiled twin of ``family.py`` is ``family.pxi`` in its folder.
 """
 
 from __future__ import annotations
