@@ -1,5 +1,5 @@
 # Verbs for developers; `make build` after an edit to Cython or C.
-.PHONY: build test integrations bench compare lint annotate asan ubsan tsan valgrind \
+.PHONY: build quick test test-all integrations bench compare lint annotate asan ubsan tsan valgrind \
 	fuzz fuzz-checkpoint fuzz-arguments mutate clean
 
 PYTHON ?= python
@@ -7,8 +7,22 @@ PYTHON ?= python
 build:
 	$(PYTHON) setup.py build_ext --inplace
 
+# Workers that take tests from each other once they have none left; `make test WORKERS=0` has none.
+WORKERS ?= auto
+PYTEST = $(PYTHON) -m pytest -n $(WORKERS) --dist worksteal
+
+# After an edit, in less than a minute: one rule of each shape, the best backend, nothing that is slow
+# or stands above the optimizers.
+quick: build
+	FASTGD_TESTS=quick $(PYTEST) -q -m "not slow" tests
+
+# Pairs of what may be combined: each rule on each backend, in each type, with each stage.
 test: build
-	$(PYTHON) -m pytest
+	$(PYTEST)
+
+# All combinations, and more examples of what is drawn at random; see tests/support/sampling.py.
+test-all: build
+	FASTGD_TESTS=whole $(PYTEST) --durations=25
 
 # In the trainers of others, which the extras `…-integrations` bring along; no downloads.
 integrations: build

@@ -18,8 +18,8 @@ import fastgd
 
 # What tests share and what stands around them; neither has tests.
 collect_ignore = ["support", "tools"]
-if HOW_MUCH == "quick":  # importing torch takes longer than many tests
-    collect_ignore += ["fastgd_torch", "fastgd_mpi"]
+if HOW_MUCH == "quick":  # what needs libraries whose import takes longer than many tests
+    collect_ignore += ["adapters", "commands", "fastgd_mpi", "fastgd_torch", "plot", "project"]
     collect_ignore_glob = ["*/test_torch_*", "*_torch.py"]
 
 # With FASTGD_STRICT=1 (continuous integration) a skip for any other reason fails the run.

@@ -9,13 +9,13 @@ from fastgd.core.domains import SCHEDULABLE, Domain, check_schedule, is_schedule
 
 
 def not_an_attribute(name: str) -> AttributeError:
-    """Why a hyper-parameter can't be set as an attribute of an optimizer."""
+    """The error for a hyper-parameter that is set as an attribute of an optimizer."""
     hint = f"opt.param_groups[0][{name!r}] = …"
     return AttributeError(f"{name}: hyper-parameters but lr are set in groups: {hint}")
 
 
 class ParamGroup(dict[str, Any]):
-    """Parameters that share hyper-parameters: a dict that refuses what its optimizer can't use.
+    """Parameters that share hyper-parameters: a dict that refuses entries that aren't valid.
 
     ``group["lr"] = 0.01`` takes effect with the next step, and so does a schedule, say
     ``group["lr"] = lambda step: 0.1 / (1 + step)``, which the group then holds as it is.
@@ -55,7 +55,7 @@ class ParamGroup(dict[str, Any]):
         self._note_schedules()
 
     def checked(self, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """The cleaned changes, if the group may take them; changes nothing yet."""
+        """The validated changes; raises if one is refused, and changes nothing yet."""
         clean = {}
         for key, value in changes.items():
             if key in {"params", "param_names"}:
@@ -79,7 +79,7 @@ class ParamGroup(dict[str, Any]):
         self._note_schedules()
 
     def _note_schedules(self) -> None:
-        # Kept, as every step asks.
+        # Cached, as every step reads it.
         self.scheduled = tuple(key for key in self._domains if is_schedule(self[key]))
 
     def __ior__(self, other: Any) -> ParamGroup:  # type: ignore[override,misc]
@@ -92,7 +92,7 @@ class ParamGroup(dict[str, Any]):
     __delitem__ = pop = popitem = clear = _refuse
 
     def setdefault(self, key: str, default: Any = None) -> Any:
-        """The entry of that name; there is nothing to add."""
+        """The entry of that name; all entries exist, so none is added."""
         return self[key]
 
     def hyper(self) -> dict[str, Any]:
@@ -100,11 +100,11 @@ class ParamGroup(dict[str, Any]):
         return {key: self[key] for key in self._domains}
 
     def at(self, step: int) -> dict[str, Any]:
-        """The hyper-parameters as the numbers that they are at a step, counted from 0."""
+        """The hyper-parameters with schedules evaluated at a step, counted from 0."""
         return self.hyper() | {key: self.value(key, step) for key in self.scheduled}
 
     def value(self, key: str, step: int) -> Any:
-        """What a hyper-parameter is at a step, counted from 0.
+        """The value of a hyper-parameter at a step, counted from 0.
 
         Raises
         ------

@@ -51,6 +51,7 @@ def save(path, n):
 # --------------------------------------------------------------------------------------- faults
 
 
+@pytest.mark.slow
 def test_killed_two_hundred_times(tmp_path):
     done = run_python(str(SUPPORT / "kill_saves.py"), str(tmp_path), "200")
     assert done.returncode == 0, done.stderr
@@ -118,8 +119,9 @@ def test_whatever_fails_the_old_file_stays(call, error, file, monkeypatch):
     assert holds(file) == 1
 
 
+@pytest.mark.slow
 def test_what_could_not_be_opened_again_is_not_kept(file):
-    with pytest.raises(ValueError, match=f"^{file}: expected what safetensors can open again"):
+    with pytest.raises(ValueError, match=f"^{file}: expected a file that safetensors can open"):
         fastgd.save(file, params=[np.zeros(100)], metadata={"n": 2, "long": "x" * 100_000_000})
     assert holds(file) == 1
 

@@ -72,6 +72,7 @@ def test_the_file_itself_loads(file):
 # ------------------------------------------------------------------------------------- damage
 
 
+@pytest.mark.slow
 def test_truncated_at_every_byte(file, target, tmp_path):
     data, part = file.read_bytes(), tmp_path / "part"
     for n in range(len(data)):
@@ -82,6 +83,7 @@ def test_truncated_at_every_byte(file, target, tmp_path):
         target.refuses(part, "expected a whole safetensors file")
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_found(file, target, tmp_path):
     data, flipped = file.read_bytes(), tmp_path / "flipped"
     for n in range(len(data)):
@@ -90,6 +92,7 @@ def test_every_flipped_bit_is_found(file, target, tmp_path):
             target.refuses(flipped)
 
 
+@pytest.mark.slow
 def test_bytes_exchanged_for_others_are_found(file, target, tmp_path, rng):
     data, changed = file.read_bytes(), tmp_path / "changed"
     for _ in range(2000):
@@ -178,7 +181,7 @@ def fields(content):
 FORGED = {
     "not JSON": (lambda c, a: "{", "Expecting property name"),
     "a constant": (lambda c, a: "[NaN]", "content: expected JSON, found NaN"),
-    "endless": (lambda c, a: "[" * 100_000, "content: expected an end to its nesting"),
+    "endless": (lambda c, a: "[" * 100_000, "content: nested too deeply"),
     "long number": (lambda c, a: "1" * 10_000, "Exceeds the limit"),
     "empty": (lambda c, a: "{}", "content: expected a dict of .*found \\{\\}|content: expected a mention"),
     "a list": (lambda c, a: "[]", "content: expected a mention of each array"),
@@ -285,7 +288,7 @@ def between(monkeypatch):
 def test_cut_off_while_it_is_read(left, file, target, between):
     """Which would end the process if the file was mapped."""
     between(lambda: os.truncate(file, left % file.stat().st_size))
-    target.refuses(file, ".*: (its bits have changed|expected the whole of it)")
+    target.refuses(file, ".*: (its bits have changed|expected [0-9]* bytes, found a truncated)")
 
 
 def test_overwritten_while_it_is_read(file, target, between):

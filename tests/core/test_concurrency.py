@@ -47,6 +47,7 @@ def make(threads=2, **options):
 # --------------------------------------------------------------------------------------- threads
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [2, 5])
 def test_no_step_of_any_thread_is_lost(workers):
     """Thousands of steps, each on two threads itself: to the bit what one thread would have done."""
@@ -153,6 +154,7 @@ n = 1 << 20
 """
 
 
+@pytest.mark.slow
 @needs_fork
 def test_fork_amid_a_step_of_another_thread():
     """The child finds whole arrays and a free lock, every time; so does the parent afterwards."""

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from support.helpers import SUPPORT, run_python, same_bits, unsanitized
 from support.interrupted import advance, contents, make, position
+from support.sampling import by_level
 
 import fastgd
 from fastgd.averages import EMA
@@ -24,6 +25,7 @@ from fastgd.averages import EMA
 # ------------------------------------------------------------------------------------- interrupts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("elements", "times", "wait"),
     [(100_000, 60, 0.005), (4_000_000, 8, 0.1)],
@@ -132,6 +134,7 @@ def test_memory_that_runs_out_at_every_point_of_every_call():
     assert seen["done"] > 50
 
 
+@pytest.mark.slow
 def test_more_memory_than_there_is():
     """States that don't fit: MemoryError, and neither parameters nor the optimizer change."""
     done = run_python("""
@@ -192,12 +195,14 @@ def steps(times):
 @unsanitized
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="this CPU's system has no /proc")
-@pytest.mark.parametrize(("run", "times"), [(optimizers, 10_000), (steps, 100_000)])
+@pytest.mark.parametrize(
+    ("run", "times"), [(optimizers, by_level(1000, 3000, 10_000)), (steps, 100_000)]
+)
 def test_nothing_leaks(run, times):
-    """10,000 optimizers, and the records of 100,000 steps."""
+    """Thousands of optimizers, and the records of 100,000 steps."""
     gc.collect()
     run(times // 20)
     before = resident()
     run(times)
-    # A record or an allocation of 32 bytes each time would be 3 MB, a plan's smallest as much.
-    assert resident() - before < 1.5e6
+    # A record or an allocation of 32 bytes each time would be 3 MB, and a plan has 300 at least.
+    assert resident() - before < (1.5e6 if run is steps else 150 * times)

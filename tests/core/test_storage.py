@@ -400,7 +400,7 @@ def test_seeds_differ_and_repeat():
     (BF16, {"master": "split", "state_dtype": "float16"}),
 ])  # fmt: skip
 def test_pieces_have_the_bits_of_the_whole(backend, p_dtype, options):
-    """Optimizers over pieces of a parameter, told of the rest, do what one over all of it does."""
+    """Optimizers of shards of a parameter do what one of all of it does."""
     fastgd.set_backend(backend)
     (whole,), (own,) = draw(0, [5000], p_dtype), draw(0, [5000], p_dtype)
     one = fastgd.Adam([whole], lr=0.01, **options)

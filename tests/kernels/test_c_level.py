@@ -232,6 +232,7 @@ def check_descent(descend, optimizer, dtype):
         assert same_bits(arrays[3], opt.state[0]["exp_avg_sq"])
 
 
+@pytest.mark.slow
 def test_cython_by_cimport(folder):
     call = [sys.executable, "-m", "Cython.Build.Cythonize", "-i", "-3", "cython_loop.pyx"]
     environment = {**os.environ, "PYTHONPATH": str(Path(fastgd.__file__).parents[1])}
@@ -306,6 +307,7 @@ def test_the_header_is_c_plus_plus_too(folder):
     compile_c(folder, "-x", "c++", "-fsyntax-only", "plain.c")
 
 
+@pytest.mark.slow
 def test_numba_by_address(folder):
     pytest.importorskip("numba", reason="numba is not installed")
     descend = runpy.run_path(str(folder / "numba_loop.py"))["descend"]

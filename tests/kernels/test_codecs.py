@@ -89,6 +89,7 @@ def test_compiled_loads_every_code_at_every_scale(compiled, name, dtype):
     assert np.array_equal(np.isnan(expected), scale.repeat(256) > {"e4m3": 239, "ue5m3": 223}[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bfloat16", "float16", "split", "float32", "float64"])
 def test_compiled_stores_at_every_boundary(compiled, name):
     x = boundary_floats()
@@ -98,6 +99,7 @@ def test_compiled_stores_at_every_boundary(compiled, name):
         assert_same_store(compiled, name, values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", [0, 16])
 @pytest.mark.parametrize("name", ["bfloat16", "float16"])
 def test_compiled_stores_by_chance_at_every_boundary(compiled, rng, name, shift):
@@ -196,6 +198,7 @@ def test_loads_as_other_libraries_do(name):
     assert same_bits(CODECS[name].load(ALL_16, None, np.float32), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ORACLES)
 def test_stores_as_other_libraries_do(name):
     x = boundary_floats()

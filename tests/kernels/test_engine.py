@@ -230,6 +230,7 @@ def available_gib():
         )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not os.path.exists("/proc/meminfo") or available_gib() < 14, reason="too little memory"
 )

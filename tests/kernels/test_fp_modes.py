@@ -59,6 +59,7 @@ def processor_cost(dtype):
     return seconds([], lambda: work(tiny)) / seconds([], lambda: work(x))
 
 
+@pytest.mark.slow
 @unsanitized
 @sampled({"backend": COMPILED, "rule": rules(), "dtype": [F32, F64]})
 def test_speed_does_not_collapse_in_subnormals(backend, rule, dtype):
@@ -87,6 +88,7 @@ def test_speed_does_not_collapse_in_subnormals(backend, rule, dtype):
         assert step_time(TINY[dtype], grad) < 6 * normal
 
 
+@pytest.mark.slow
 def test_thousands_of_steps_without_a_gradient():
     """Momentum decays into subnormals, where rounding keeps it from 0, and the bits still agree."""
     found = {}
@@ -143,6 +145,7 @@ needs_glibc_on_x86 = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @needs_glibc_on_x86
 def test_the_mode_is_left_as_found():
     """After the import and after steps, in the thread that calls and in another of Python's."""

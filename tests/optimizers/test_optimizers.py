@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from support.helpers import COMPILED, same_bits
 from support.optimizer_cases import CASES, OPTIONS, leaves, made
-from support.sampling import by_level, sampled
+from support.sampling import sampled
 
 import fastgd
 from fastgd.kernels.reference import RULES
 from fastgd.optimizers import OPTIMIZERS
 
 
-@sampled({"name, options": CASES, "backend": by_level([fastgd.get_backend()], COMPILED, COMPILED)})
+@sampled({"name, options": CASES, "backend": COMPILED})
 def test_every_option_equals_the_numpy_backend(name, options, backend):
     results = []
     for use in (backend, "numpy"):

@@ -14,6 +14,7 @@ from support.helpers import ROOT, unsanitized
 BENCH = ROOT / "bench"
 
 pytestmark = [
+    pytest.mark.slow,
     unsanitized,
     pytest.mark.skipif(
         shutil.which(os.environ.get("CC", "cc")) is None, reason="there is no C compiler"

@@ -74,7 +74,7 @@ def test_the_tests_of_all_optimizers_are_its_own(built):
         "tests/optimizers", "tests/core/test_state_dict.py", "tests/checkpoint/test_checkpoint.py",
         "tests/schedules",
     )  # fmt: skip
-    assert int(words.rpartition(" passed")[0].split()[-1]) > 100
+    assert int(words.rpartition(" passed")[0].split()[-1]) > 50
 
 
 def test_a_class_of_somebody_elses_neither_replaces_nor_joins_ours():

@@ -15,6 +15,7 @@ from fastgd import kernels
 from fastgd.kernels import _engine
 from fastgd.kernels.memory import checks
 from fastgd.kernels.reference import RULES, Stages
+from support.sampling import by_level
 
 ROOT = Path(__file__).parents[2]
 SUPPORT = Path(__file__).parent
@@ -30,7 +31,7 @@ COMPILED = [
             name not in fastgd.available_backends(), reason=f"this CPU cannot run {name}"
         ),
     )
-    for name in kernels._LEVELS
+    for name in by_level(fastgd.available_backends()[:1], kernels._LEVELS, kernels._LEVELS)
     if name != "numpy"
 ]
 

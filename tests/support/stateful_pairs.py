@@ -1,7 +1,7 @@
 """Two optimizers made alike, one for the compiled backends and one for NumPy's: for the machine.
 
 What hypothesis draws is a description, of small numbers and words; `Twin` makes arrays of it, so
-that both twins get equal ones in memory of their own.
+that both twins get equal copies.
 """
 
 from __future__ import annotations

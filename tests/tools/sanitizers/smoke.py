@@ -61,7 +61,7 @@ def results(backend, dtype):
 
 
 def stored_results(rng, dtype):
-    """Likewise of parameters and states that are kept in fewer bits."""
+    """Step parameters and states that are stored in fewer bits."""
     found = []
     choices = [(dtype, {"state_dtype": kind}) for kind in ("8bit", "bfloat16", "float16")]
     if dtype == np.float32:
