@@ -231,14 +231,15 @@ class Stepper:
                 i = len(params)
                 kept = {**self.state.get(name, {}), "step": steps[i, ...]}
                 start = kind.initial(h)
-                for key in storage.keys(p, rule):
+                kinds = storage.kinds(p, rule)
+                for key, what in kinds.items():
                     if key not in kept:
-                        kept |= storage.new(p, key, start.get(key, 0.0))
+                        kept |= what.new(p, start.get(key, 0.0))
                         # Schedules go on from the steps taken; a velocity may then start from 0.
-                        if kind.restarts and not group.scheduled and key in RULES[rule].states:
+                        if kind.restarts and not group.scheduled and what.role == "state":
                             steps[i] = 0
                 state[name] = MappingProxyType(kept)
-                arrays.append(tuple(storage.state(p, key, kept) for key in RULES[rule].states))
+                arrays.append(tuple(kinds[key].stored(kept) for key in RULES[rule].states))
                 params.append(storage.parameter(p, kept))
                 owners.append(k)
                 units.append(storage.unit_length(p))

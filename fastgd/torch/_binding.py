@@ -21,7 +21,7 @@ from fastgd.torch._average import EMA
 from fastgd.torch._handles import HANDLES
 from fastgd.torch._options import Options
 from fastgd.torch._sharing import Sharing
-from fastgd.torch._states import AVERAGE, BESIDE, Kept, count_of, plain
+from fastgd.torch._states import AVERAGE, Kept, count_of, plain, saved_kinds_of
 
 Array = NDArray[Any]
 State = dict[Any, dict[str, Any]]
@@ -188,8 +188,8 @@ class Binding:
             if p not in state:
                 self._show(n, {}, ())
                 continue
-            for key in {*BESIDE, *(f"{key}_scale" for key in self._kept[n].states)}:
-                if key in entry and key not in fitting:
+            for key, kind in saved_kinds_of(p, self._kept[n].rule).items():
+                if kind.role != "state" and key in entry and key not in fitting:
                     del entry[key]
             entry.update(fitting)
             self._show(n, entry, tuple(fitting))
