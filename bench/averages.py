@@ -1,4 +1,4 @@
-"""Averages beside pandas, SciPy, torch and the machine's stream, interleaved in one run.
+"""Averages against pandas, SciPy, torch and the machine's stream, interleaved in one run.
 
 python bench/averages.py        needs pandas, scipy and, for the last two lines, torch
 """
@@ -36,7 +36,7 @@ def interleaved(steps, rounds=15):
 
 
 def report(title, steps):
-    """Print the first one's time, and everybody's over it."""
+    """Print the first one's time, and the others' over it."""
     times = interleaved(steps)
     own = times[next(iter(times))]
     others = "  ".join(f"{name} {t / own:.2f}" for name, t in times.items())

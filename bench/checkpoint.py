@@ -1,8 +1,8 @@
-"""Saving and loading a gigabyte, beside writing and reading a plain file of the same size.
+"""Saving and loading a gigabyte, against writing and reading a plain file of the same size.
 
-Reading is measured into memory that the process has already, and into new memory, as loading needs
-it to check everything before the first write: a virtual machine may take longer to find a gigabyte
-of memory than to read one.  Loading is measured from the disk, and from the system's cache.
+Reading is measured into allocated buffers, and into new ones, as loading needs them to check
+everything before the first write: a virtual machine may take longer to allocate a gigabyte than to
+read one.  Loading is measured from the disk, and from the system's cache.
 
 python bench/checkpoint.py [--gigabytes 1] [--folder .]        needs safetensors
 """
@@ -73,8 +73,8 @@ def main():
             for key, (_, call) in reads.items():
                 times[f"{key}, cached"].append(timed(call))
     keys = list(times)
-    beside = {"save": keys[1:2], "load": keys[3:5], "load, cached": keys[6:]}
-    for own, others in beside.items():
+    compared = {"save": keys[1:2], "load": keys[3:5], "load, cached": keys[6:]}
+    for own, others in compared.items():
         print(f"{own}: {12 * n / 1e9 / median(times[own]):.2f} GB/s")
         for other in others:
             ratios = [t / u for t, u in zip(times[other], times[own], strict=True)]

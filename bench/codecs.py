@@ -2,8 +2,7 @@
 
     python bench/codecs.py
 
-The whole of it, for a step whose two states are 8-bit: two loads, the random words, two stochastic
-stores.  Beside it stands the time that a core needs to move the 28 bytes of a float32 Adam step.
+The last row is a step with two 8-bit states: two loads, the random words, two stochastic stores.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ class Bench:
                   for dtype in (np.float32, np.float64)}  # fmt: skip
         for x in self.x.values():
             x[:] = np.exp(3 * rng.standard_normal(N))
-        self.code, self.beside, self.words = aligned(8 * N), aligned(2 * N), aligned(4 * N)
+        self.code, self.aux, self.words = aligned(8 * N), aligned(2 * N), aligned(4 * N)
         self.words[:] = rng.integers(0, 256, 4 * N)
 
     def nanoseconds(self, call) -> float:
@@ -68,9 +67,8 @@ class Bench:
         """Times of all loops of a backend for one compute type."""
         module = import_module(f"fastgd.kernels._{backend}")
         fuse = int(dtype is np.float64)
-        x, code, beside, words = (
-            ctypes.c_void_p(a.ctypes.data)
-            for a in (self.x[dtype], self.code, self.beside, self.words)
+        x, code, aux, words = (
+            ctypes.c_void_p(a.ctypes.data) for a in (self.x[dtype], self.code, self.aux, self.words)
         )
         n, times, shift = ctypes.c_ssize_t(N), ctypes.c_long(TIMES), ctypes.c_int(16)
         row = {}
@@ -80,12 +78,12 @@ class Bench:
                     f = ctypes.c_void_p(loops[fuse])
                     row[f"{kind} {name}"] = self.nanoseconds(
                         lambda f=f: self.library.repeat_store(
-                            f, code, beside, x, n, words, shift, times
+                            f, code, aux, x, n, words, shift, times
                         )
                     )
             f = ctypes.c_void_p(load[fuse])
             row[f"load {name}"] = self.nanoseconds(
-                lambda f=f: self.library.repeat_load(f, x, code, beside, n, times)
+                lambda f=f: self.library.repeat_load(f, x, code, aux, n, times)
             )
         f = ctypes.c_void_p(module.RANDOM[0])
         row["random words"] = self.nanoseconds(

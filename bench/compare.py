@@ -58,7 +58,7 @@ def draw(shapes):
 
 
 def check_equal(results):
-    """Every contestant must have come to fastgd's parameters, within float32 rounding."""
+    """Check that every contestant has fastgd's parameters, within float32 rounding."""
     for name, params in results.items():
         for p, q in zip(params, results["fastgd"], strict=True):
             off = float(np.max(np.abs(p - q)))
@@ -113,7 +113,7 @@ def show(seconds):
 
 
 def line_of(name, shape, threads, times):
-    """One line of the report: fastgd's time, then everybody's as a multiple of it."""
+    """One line of the report: fastgd's time, then the others' as a multiple of it."""
     own = times["fastgd"]
     others = "  ".join(
         f"{who} {t / own:.2f}" for who, t in times.items() if who not in {"fastgd", "stream"}
@@ -155,7 +155,7 @@ def markdown(rows, machine):
 
 
 def chart(rows, path):
-    """Everybody's time over fastgd's, a panel for each shape, for Adam or what was run."""
+    """The others' time over fastgd's, a panel for each shape, for Adam or what was run."""
     from matplotlib.figure import Figure
 
     optimizer = "Adam" if any(r["optimizer"] == "Adam" for r in rows) else rows[0]["optimizer"]

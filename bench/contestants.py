@@ -1,4 +1,4 @@
-"""Who runs against fastgd, on what: every optimizer here, in each library that has it.
+"""The contestants of the benchmarks: every optimizer here, in each library that has it.
 
 A contestant is a function ``(params, grads) -> (step, read)`` over lists of float32 arrays: `step`
 takes one optimizer step, `read` returns the parameters as NumPy arrays.  One that a library lacks,
@@ -81,7 +81,7 @@ FUSED = {"SGD", "Adagrad", "Adam", "AdamW"}  # what torch fuses on the CPU
 
 
 def contestants(case: Case, threads: int) -> dict[str, Callable]:
-    """Everybody who can run a case, fastgd first."""
+    """All contestants that can run a case, fastgd first."""
     everybody = {
         "fastgd": lambda p, g: fastgd_step(case, p, g),
         "fastgd fresh": lambda p, g: fastgd_fresh(case, p, g),
@@ -101,8 +101,8 @@ def contestants(case: Case, threads: int) -> dict[str, Callable]:
             everybody["scikit-learn"] = lambda p, g: sklearn_sgd(case, p, g)
     if case.optax and find_spec("optax"):
         everybody["optax"] = lambda p, g: optax_step(case, p, g)
-    # On one thread only: numba's pool of threads, once made, spins beside everybody else's, and
-    # makes torch's short parallel regions take milliseconds.
+    # On one thread only: numba's thread pool, once made, spins while others run, and makes torch's
+    # short parallel regions take milliseconds.
     if case.optimizer == "Adam" and not case.options and threads == 1 and find_spec("numba"):
         everybody["numba"] = numba_adam
     return everybody
@@ -115,7 +115,7 @@ def fastgd_step(case, params, grads):
 
 
 def fastgd_fresh(case, params, grads):
-    """fastgd, the gradients in other memory than a step before."""
+    """fastgd, the gradients in other buffers than at the step before."""
     opt = getattr(fastgd, case.optimizer)(params, lr=LR, **case.options)
     turns = cycle([grads, [g.copy() for g in grads]])
     return lambda: opt.step(next(turns)), lambda: params
@@ -146,7 +146,7 @@ def numpy_step(case, params, grads):
 
 
 def torch_step(case, params, grads, threads, **how):
-    """torch.optim over the same memory.
+    """torch.optim on tensors that alias the arrays.
 
     Its foreach SGD adds the velocity to the gradients under Nesterov, in place; so there each step
     copies them anew, which is in its time.
@@ -227,7 +227,7 @@ def sklearn_adam(params, grads):
 
 
 def sklearn_sgd(case, params, grads):
-    """Likewise, with momentum."""
+    """The optimizer inside scikit-learn's MLPClassifier, with momentum."""
     from sklearn.neural_network._stochastic_optimizers import SGDOptimizer
 
     nesterov = case.options.get("nesterov", False)
@@ -236,7 +236,7 @@ def sklearn_sgd(case, params, grads):
 
 
 def numba_adam(params, grads):
-    """A fused loop as one would write it in Numba."""
+    """A fused loop in Numba, as a user would write it."""
     import math
 
     import numba

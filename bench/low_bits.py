@@ -1,4 +1,4 @@
-"""AdamW on bfloat16 parameters and gradients beside every peer that runs on a CPU.
+"""AdamW on bfloat16 parameters and gradients, against every peer that runs on a CPU.
 
     OMP_NUM_THREADS=1 python bench/low_bits.py --elements 100096
     python bench/low_bits.py --elements 1000192 32000000
@@ -6,7 +6,7 @@
 
 The first two time a step of each, in turn in one run; the third trains networks in bfloat16 with
 each, from the same seeds.  Needs torch; bitsandbytes, deepspeed (which compiles its step with
-g++ and ninja) and torchao take part where they are installed, and others' reasons not to are said.
+g++ and ninja) and torchao take part where they are installed; for those that can't, why is printed.
 Sizes are multiples of 256: torchao keeps a tensor of any other size in float32.
 """
 
@@ -31,10 +31,10 @@ OPTIONS = {"lr": 1e-3, "weight_decay": 0.01}
 
 # fastgd's choices: (bytes of states for each parameter, options).
 OURS = {
-    "fastgd, by chance": (8, {"rounding": "stochastic"}),
-    "fastgd, by chance, bfloat16 states": (
+    "fastgd, stochastic": (8, {"rounding": "stochastic"}),
+    "fastgd, stochastic, bfloat16 states": (
         4, {"rounding": "stochastic", "state_dtype": "bfloat16"}),
-    "fastgd, by chance, 8-bit states": (2, {"rounding": "stochastic", "state_dtype": "8bit"}),
+    "fastgd, stochastic, 8-bit states": (2, {"rounding": "stochastic", "state_dtype": "8bit"}),
     "fastgd, split": (10, {"master": "split"}),
     "fastgd, split, bfloat16 states": (6, {"master": "split", "state_dtype": "bfloat16"}),
     "fastgd, split, 8-bit states": (4, {"master": "split", "state_dtype": "8bit"}),
@@ -50,9 +50,9 @@ PEERS = {
     "DeepSpeedCPUAdam, bfloat16 states": (
         4, "deepspeed.ops.adam", "DeepSpeedCPUAdam", {"fp32_optimizer_states": False}),
     "torchao AdamW8bit": (2, "torchao.optim", "AdamW8bit", {}),
-    "torchao AdamW8bit, by chance": (
+    "torchao AdamW8bit, stochastic": (
         2, "torchao.optim", "AdamW8bit", {"bf16_stochastic_round": True}),
-    "torchao AdamWFp8, by chance": (
+    "torchao AdamWFp8, stochastic": (
         2, "torchao.optim", "AdamWFp8", {"bf16_stochastic_round": True}),
 }  # fmt: skip
 FIRST = "torch fused"
@@ -95,7 +95,7 @@ def available(wanted):
 
 
 def timed(names, n, rounds):
-    """Print everybody's time of a step as a multiple of torch's fused one."""
+    """Print the speed of everybody's step as a multiple of torch's fused one."""
     import torch
 
     steps = {}
@@ -207,7 +207,7 @@ def losses(names, given):
             mean = np.mean([line["loss"] for line in found])
             print(
                 f"{kind[0]:<38}{kind[1]:<9} mean {mean:.4f}, {training.words(found)}, "
-                f"of float32: {training.beside(found, of[kinds[0]])}"
+                f"of float32: {training.compared(found, of[kinds[0]])}"
             )
 
 

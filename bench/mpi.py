@@ -1,4 +1,4 @@
-"""What a step on ranks costs, beside the model of docs/scaling.md: time, bytes, states, memory.
+"""What a step on ranks costs, against the model of docs/scaling.md: time, bytes, states, memory.
 
     python bench/mpi.py [--tcp] [--elements 8e6] [--rounds 9] [--json FILE]
 
@@ -157,7 +157,7 @@ def model(ranks, elements, found):
     base = found[max(r for r in found if r <= min(ranks, os.cpu_count()))]
     crowd = max(1.0, ranks / os.cpu_count())
     pack_sum = (base["copy"] + base["add"]) * elements
-    unpack = base["copy"] * elements  # its own piece is packed, the others' unpacked
+    unpack = base["copy"] * elements  # its own shard is packed, the others' unpacked
     wire = 2 * 4 * elements / base["wire_rate"]
     update = base["update"] * elements / ranks
     return found[ranks]["small"] + crowd * (pack_sum + wire + unpack + update)

@@ -1,4 +1,4 @@
-"""scipy.optimize.minimize: what a step of it takes outside the function, beside the bare step.
+"""scipy.optimize.minimize: the time of a step outside the function, against the bare step.
 
 A quadratic of 1e6 dimensions, on one thread: ``python bench/scipy_overhead.py [--repeats 7]``.
 """
@@ -44,7 +44,7 @@ def minimized(name, dtype):
 
 
 def bare(name, dtype):
-    """Seconds of a step in a loop of one's own, less those of the function."""
+    """Seconds of a step in a plain loop, less those of the function."""
     fun, x = Quadratic(dtype), np.ones(N, dtype)
     start = time.perf_counter()
     opt = getattr(fastgd, name)(x, lr=1e-4)

@@ -1,4 +1,4 @@
-"""MLPClassifier: fitting with fastgd beside scikit-learn alone; and the share of the optimizer.
+"""MLPClassifier: fitting with fastgd against scikit-learn alone; and the share of the optimizer.
 
 784 inputs, hidden (1000,), 10 classes, batches of 200,
 on one thread: ``python bench/sklearn_fit.py [--repeats 5]``.

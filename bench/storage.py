@@ -1,4 +1,4 @@
-"""Storage choices beside float32's stream, interleaved in one run.
+"""Storage choices against float32's stream, interleaved in one run.
 
     python bench/storage.py [--backend x86_64_v3] [--elements 32000000] [--rounds 11]
 
@@ -38,7 +38,7 @@ CHOICES = {
 
 
 def made(n, dtype, options):
-    """An optimizer over parameters that hold something, and its gradient."""
+    """An optimizer of one parameter, with its gradient bound."""
     p = aligned_ones(n).astype(dtype, copy=False)
     rng = np.random.default_rng(0)
     drawn = rng.standard_normal(min(n, 1 << 20), F32)

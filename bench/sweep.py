@@ -1,4 +1,4 @@
-"""A whole training step, beside torch's separate calls and the machine's stream.
+"""A whole training step, against torch's separate calls and the machine's stream.
 
     python bench/sweep.py [--quick]        needs torch
 

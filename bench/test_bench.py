@@ -1,6 +1,6 @@
 """Steps under pytest-benchmark, grouped by optimizer and size: ``make bench``.
 
-For the whole table, interleaved and beside the machine's own stream, see compare.py.
+For the whole table, interleaved and with the machine's own stream, see compare.py.
 """
 
 from __future__ import annotations

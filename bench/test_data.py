@@ -1,4 +1,4 @@
-"""Epochs of batches under pytest-benchmark, beside torch's DataLoader: ``make bench``.
+"""Epochs of batches under pytest-benchmark, against torch's DataLoader: ``make bench``.
 
 A round is one epoch, with its shuffling; ``extra_info["us_per_batch"]`` is the median over batches.
 """

@@ -1,4 +1,4 @@
-"""fastgd.torch beside torch's own kernels, the step alone, interleaved in one run.
+"""fastgd.torch against torch's own kernels, the step alone, interleaved in one run.
 
 python bench/torch_step.py              all of it; needs torch
 python bench/torch_step.py 300x64 1e5   some of it
@@ -38,7 +38,7 @@ def parameters(shapes):
 
 
 def main() -> None:
-    """Print fastgd.torch's time, and everybody's as a multiple of it."""
+    """Print fastgd.torch's time, and the others' as a multiple of it."""
     rng = np.random.default_rng(0)
     threads = torch.get_num_threads()
     # The first second of a process is slower than those that follow.

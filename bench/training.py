@@ -1,16 +1,16 @@
-"""Whether training comes out the same with states in fewer bits, on three problems.
+"""Final losses with states in fewer bits, against float32's, on three problems.
 
     python bench/training.py [--problem text] [--optimizer Adam] [--workers 2] [--log FILE]
 
 For each problem and optimizer: the final loss of five float32 runs, which differ by their seed, and
 of as many with states of 16 and of 8 bits, from the same seeds: the same initial weights and
-batches.  Rounding makes paths part, so single runs differ as seeds do: what counts is whether the
-mean lies within the spread of the float32 runs, OUTSIDE if not.  Finer is the mean of the
-differences between runs of the same seed, with its standard error.  A run that diverged has an
-infinite loss.
+batches.  Trajectories diverge by rounding, so single runs differ as seeds do: the criterion is
+whether the mean lies within the spread of the float32 runs, OUTSIDE if not.  Finer is the mean of
+the paired differences, between runs of the same seed, with its standard error.  A run that
+diverged has an infinite loss.
 
-Every run with fewer bits also keeps its second moments in float32 beside them, from the same
-gradients: that they don't get stuck is that their sum is the same, and that few are far off.
+Every run with fewer bits also computes its second moments in float32, from the same gradients: if
+they don't get stuck, their sum is the same, and few are far off.
 
 digits      a small network on handwritten digits, in NumPy: the loss on all of them
 text        a character-level language model of two million parameters on Python's help, in torch:
@@ -236,7 +236,7 @@ def measured(jobs, workers, log, run=run):
 
 
 def words(lines):
-    """A storage's losses, and what came of its second moments."""
+    """A storage's losses, and its second moments compared with float32's."""
     losses = [line["loss"] for line in lines]
     said = f"{min(losses):.4f} to {max(losses):.4f}"
     found = [line["moments"] for line in lines if line.get("moments")]
@@ -246,20 +246,20 @@ def words(lines):
     return said
 
 
-def beside(lines, full):
+def compared(lines, full):
     """Whether the mean is in float32's spread; the mean of the paired differences in percent."""
     found, exact = (np.array([line["loss"] for line in each]) for each in (lines, full))
     inside = exact.min() <= found.mean() <= exact.max()
-    part = 100 * (found - exact[: len(found)]) / exact.mean()
-    error = part.std(ddof=1) / np.sqrt(len(part)) if len(part) > 1 else np.nan
-    return f"{'inside' if inside else 'OUTSIDE'}, paired {part.mean():+.2f} ± {error:.2f} %"
+    paired = 100 * (found - exact[: len(found)]) / exact.mean()
+    error = paired.std(ddof=1) / np.sqrt(len(paired)) if len(paired) > 1 else np.nan
+    return f"{'inside' if inside else 'OUTSIDE'}, paired {paired.mean():+.2f} ± {error:.2f} %"
 
 
 def main():
     """Print a line for each problem, optimizer and storage."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--problem", choices=list(PROBLEMS), nargs="+", default=list(PROBLEMS))
-    names = [name for name in OPTIMIZERS if name != "SGD"]  # whose defaults keep no states
+    names = [name for name in OPTIMIZERS if name != "SGD"]  # which has no states by default
     parser.add_argument("--optimizer", choices=list(OPTIMIZERS), nargs="+", default=names)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seeds", type=int, default=5)
@@ -277,7 +277,7 @@ def main():
         }  # fmt: skip
         print(f"{problem}, {name}: float32 {words(of['float32'])}")
         for storage in list(STORAGES)[1:]:
-            print(f"    {storage:<9}{beside(of[storage], of['float32'])}; {words(of[storage])}")
+            print(f"    {storage:<9}{compared(of[storage], of['float32'])}; {words(of[storage])}")
 
 
 if __name__ == "__main__":

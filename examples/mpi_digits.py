@@ -3,9 +3,9 @@
     pip install "fastgd[mpi,train]" mpich
     OMP_NUM_THREADS=1 mpiexec -n 4 python examples/mpi_digits.py
 
-Each rank works out the gradients of its part of every batch; `fastgd.mpi.Sharded` averages them and
-updates the parameters, with a quarter of the optimizer's states on each of four ranks.  Rank 0 then
-trains the same network alone, batch part by batch part, and finds the same parameters, to the bit.
+Each rank computes the gradients of its samples of every batch; `fastgd.mpi.Sharded` averages them
+and updates the parameters, with a quarter of the states on each of four ranks.  Rank 0 then trains
+the same network alone, accumulating rank by rank, and finds the same bits.
 """
 
 import argparse
@@ -46,15 +46,15 @@ def train(epochs, comm):
     return params, states
 
 
-def train_alone(epochs, parts):
-    """The same in one process, which works out the same parts of each batch one after the other."""
+def train_alone(epochs, ranks):
+    """Train in one process, which accumulates the gradients of each rank's samples in order."""
     train_data, _ = digits()
     params = init_layers(SIZES, np.random.default_rng(1))
     opt = fastgd.AdamW(params, lr=RATE)
     for _ in range(epochs):
         for x, y in batches(train_data, BATCH, seed=2, drop_last=True):
-            for part in range(parts):
-                own = slice(part, None, parts)
+            for rank in range(ranks):
+                own = slice(rank, None, ranks)
                 opt.accumulate(loss_and_grads(params, x[own], y[own])[1])
             opt.step()
     return params, sum(a.nbytes for entry in opt.state.values() for a in entry.values())

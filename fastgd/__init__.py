@@ -64,8 +64,8 @@ if TYPE_CHECKING:
     from fastgd.checkpoint import CheckpointError, load, save
     from fastgd.kernels.include import get_include
 
-# What not every program needs is imported when it is first asked for: modules, and names of them;
-# `plot`, which needs matplotlib, not even by a star.
+# Modules, and names in them, that are imported when first accessed, as not every program needs
+# them.  A star import leaves out `plot`, which needs matplotlib.
 _LATER = (
     "averages",
     "checkpoint",

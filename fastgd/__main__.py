@@ -1,4 +1,4 @@
-"""The command line: ``python -m fastgd train``."""
+"""The command line: ``python -m fastgd COMMAND``."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import NamedTuple
 
 
 class Command(NamedTuple):
-    """What a command does, and the extra that brings what it needs."""
+    """What a command does, and the extra that installs what it needs."""
 
     summary: str
     extra: str
 
 
-# By the name of the module in fastgd.commands, which is loaded only when asked for.
+# By the name of the module in fastgd.commands, which is imported only if its command is run.
 COMMANDS = {
     "train": Command(
         "train a small network on handwritten digits with each optimizer, and compare", "train"
     ),
     "gallery": Command("draw gradient descent in pictures, and a page that explains them", "plot"),
     "race": Command("run the optimizers side by side on a surface, as an animation", "plot"),
-    "bytes": Command("show what each way to keep a model costs, in memory and in time", "train"),
+    "bytes": Command("show what each way to store a model costs, in memory and in time", "train"),
     "optimizers": Command("list the optimizers: formulas, papers, states, defaults", ""),
     "config": Command("show version, backend, threads, and which backends can run here", ""),
 }

@@ -19,7 +19,7 @@ Array = NDArray[Any]
 
 
 def window(beta: float) -> float:
-    """About how many values an average with weight β reaches back over: 1/(1 − β).
+    """The window of an average with weight β, about how many values it reaches back: 1/(1 − β).
 
     >>> round(window(0.9))
     10
@@ -28,7 +28,7 @@ def window(beta: float) -> float:
 
 
 def beta_of(window: float) -> float:
-    """The weight β of an average over about that many values: 1 − 1/window.
+    """The weight β of an average over a window of about so many values: 1 − 1/window.
 
     >>> beta_of(50)
     0.98
@@ -39,12 +39,12 @@ def beta_of(window: float) -> float:
 
 
 class Ewma(NamedTuple):
-    """Where an average stopped: what `ewma` needs to go on.
+    """The state of an average, from which `ewma` resumes.
 
     Attributes
     ----------
     value : ndarray
-        The last V of each series, not corrected; the shape of the input without its axis.
+        The last V of each series, without bias correction; the shape of the input without its axis.
     weight : float
         The sum of the weights so far, 1 − βᵗ from V₀ = 0.
     """
@@ -67,8 +67,8 @@ def ewma(
     .. math::
         V_t = \beta V_{t-1} + (1 - \beta) X_t, \quad V_0 = 0
 
-    and with ``bias_correction`` the result is :math:`V_t / (1 - \beta^t)`, which makes up for the
-    start from 0.
+    With ``bias_correction`` the result is :math:`V_t / (1 - \beta^t)`, which makes up for the start
+    from 0.
 
     Parameters
     ----------
@@ -82,27 +82,28 @@ def ewma(
     axis : int
         The axis along which the series run.
     out : ndarray, optional
-        Where to put the result: the shape and dtype of `x`, writeable; may be `x` itself.
+        The array for the result: of the shape and dtype of `x`, writeable; may be `x` itself.
     state : Ewma, optional
-        Where an earlier call stopped: the result goes on as if the series had never been cut.
+        The state that an earlier call returned: the result goes on as if the series were one.
     initial : array or number, optional
-        V₀ instead of 0, for each series; without bias correction, which is for a start from 0.
+        V₀ instead of 0, for each series.  Excludes `state`, and `bias_correction`, which corrects a
+        start from 0.
 
     Returns
     -------
     averages : ndarray
         In the shape and dtype of `x`.
     state : Ewma
-        To go on from.
+        The state after the last value, for the next call.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument doesn't fit; nothing is written then.
+        If an argument is not valid; nothing is written then.
 
     Notes
     -----
-    A NaN stays in the average from where it stands on.
+    From a NaN on, the average of its series is NaN.
 
     Examples
     --------
@@ -157,10 +158,10 @@ def ewma(
 def _start(
     state: Ewma | None, initial: Any, correct: bool, shape: tuple[int, ...], dtype: Any
 ) -> tuple[Array, float]:
-    """The averages to start from, in memory of their own, and the sum of their weights."""
+    """The averages to start from, in new arrays, and the sum of their weights."""
     if state is not None:
         if initial is not None:
-            raise ValueError("initial: expected either this or state, found both")
+            raise ValueError("initial excludes state: both say where to start")
         if not isinstance(state, Ewma):
             raise TypeError(f"state: expected an Ewma that ewma returned, found {shown(state)}")
         if state.value.shape != shape or state.value.dtype != dtype:
@@ -172,7 +173,7 @@ def _start(
     if initial is None:
         return np.zeros(shape, dtype), 0.0
     if correct:
-        raise ValueError("initial: expected none with bias_correction, which is for a start from 0")
+        raise ValueError("initial excludes bias_correction=True, which corrects a start from 0")
     try:
         return np.array(np.broadcast_to(initial, shape), dtype, order="C"), 1.0
     except (TypeError, ValueError):

@@ -49,7 +49,7 @@ def batches(
     ----------
     arrays : array, or list, tuple or dict of arrays, each of shape (n, ...)
         Samples along the first axis, the same number in each; of any dtype.  NumPy arrays, memory
-        maps, CPU tensors, or what else exposes its buffer.  They are never copied or loaded whole.
+        maps, CPU tensors, or whatever exposes its buffer.  They are never copied or loaded whole.
     batch_size : int, optional
         Samples in a batch.  None is all of them (batch descent), 1 a single one (stochastic
         descent).
@@ -57,12 +57,12 @@ def batches(
         Draw each epoch's samples in a new random order, without replacement.  A batch of all
         samples stays in the arrays' own order, as its mean does not depend on it.
     seed : int, Generator or None
-        What the orders derive from: epoch k depends on the seed and k alone.  A Generator gives up
-        one draw for a seed; None asks the system for one.
+        The seed of the orders: epoch k depends on the seed and k alone.  From a Generator one draw
+        is taken for a seed; None takes one from the system.
     drop_last : bool
         Leave out a last batch of fewer samples than the others.
     copy : bool
-        Give each batch memory of its own, for those who keep or alter batches.
+        Copy each batch to new arrays, for programs that keep or change batches.
 
     Returns
     -------
@@ -73,15 +73,15 @@ def batches(
     Raises
     ------
     TypeError
-        If something in `arrays` is not an array, or an option is of the wrong kind.
+        If something in `arrays` is not an array, or an option is of the wrong type.
     ValueError
         If there are no arrays or no samples, their numbers differ, or an option's value is out of
         range; also if `drop_last` would leave no batch at all.
 
     Notes
     -----
-    Without `copy`, **a batch holds only until the next one is asked for**: shuffled batches of more
-    than one sample are gathered into buffers made once per epoch, which the next batch overwrites.
+    Without `copy`, **a batch is valid only until the next one**: shuffled batches of more than one
+    sample are gathered into buffers allocated once per epoch, which the next batch overwrites.
     (Samples that are not in contiguous, aligned memory are gathered into new arrays.)  All other
     batches are read-only views of the arrays.  Shuffling takes 8 bytes per sample for the order.
 
@@ -99,15 +99,15 @@ def batches(
 
 
 class Batches(Generic[Form]):
-    """What `batches` returns: iterable as often as wanted, one epoch each time, and sized.
+    """The batches that `batches` returns: a sized iterable, of which each iteration is an epoch.
 
     Attributes
     ----------
     seed : int
-        What the orders derive from, also where none was given: enough to repeat a run.
+        The seed of the orders, also where none was given: enough to repeat a run.
     epoch : int
-        The number of the next epoch, counted from 0.  ``iter`` takes it and moves on, whether or
-        not its epoch is then read to the end.  Set it to resume.
+        The number of the next epoch, counted from 0.  ``iter`` takes it and adds 1, whether or not
+        its epoch is then read to the end.  Set it to resume.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class Batches(Generic[Form]):
         return self._batches
 
     def __iter__(self) -> Iterator[Form]:
-        """One epoch.  Epochs have buffers of their own, so that several may be read at once."""
+        """One epoch.  Each has its own buffers, so that several may be read at once."""
         epoch = integer(self.epoch, "epoch", 0)
         self.epoch = epoch + 1
         if not self._shuffle:
@@ -188,7 +188,7 @@ def _gatherer(a: Array, size: int, copy: bool) -> Callable[[NDArray[np.int64]], 
 
 
 def _unpack(arrays: Any) -> tuple[Callable[[list[Array]], Any], list[Array]]:
-    """What puts arrays into the form they were given in, and read-only views of them."""
+    """A function that puts arrays into the form they were given in, and read-only views of them."""
     keys: Iterable[object]
     pack: Callable[[list[Array]], Any]
     if isinstance(arrays, Mapping):

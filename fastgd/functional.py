@@ -1,14 +1,14 @@
-"""The kernels without the object, for those who keep their own states.
+"""The steps as functions, without an optimizer object, for programs that hold the states.
 
 There is one function for each optimizer, by its name in lower case, as `sgd` and `adamw`.  Each
 updates one parameter and its states in place::
 
     fastgd.functional.adam(p, g, exp_avg, exp_avg_sq, step=t, lr=1e-3)
 
-After the parameter and its gradient come the states that the hyper-parameters ask for, in the order
-of the rule in `fastgd.kernels.reference` and by torch.optim's names, then ``step``, the number of
-this step counted from 1, and the hyper-parameters of the optimizer, with its defaults; as numbers,
-for a schedule has to be called by whoever counts the steps.
+After the parameter and its gradient come the states of the rule that the hyper-parameters pick, in
+the order of `fastgd.kernels.reference` and by torch.optim's names; then ``step``, the number of
+this step counted from 1, and the hyper-parameters of the optimizer, with its defaults.  They are
+numbers: the caller, who counts the steps, calls schedules.
 
 Examples
 --------
@@ -19,7 +19,7 @@ Examples
 >>> p
 array([0.9, 0.9, 0.9])
 
-`global_norm` is the norm of all gradients, which the optimizers clip by.
+`global_norm` is the norm of all gradients, by which the optimizers clip.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from fastgd.optimizers import OPTIMIZERS
 
 
 class Update(Protocol):
-    """What every function of this module is."""
+    """The type of the functions of this module, but for `global_norm`."""
 
     def __call__(self, p: Any, g: Any, *states: Any, step: int, **hyper: Any) -> None:
         """Update `p` and `states` in place by one step."""
@@ -50,17 +50,18 @@ class Update(Protocol):
 def global_norm(grads: object) -> float:
     """The norm of all arrays together: √Σx² over every element of every array.
 
-    Summed up in double precision in a fixed order: the same bits on every backend and number of
-    threads; finite unless an element isn't.
+    Squares are summed in float64 in a fixed order: the norm has the same bits on every backend and
+    number of threads, and is finite unless an element isn't.
 
     Parameters
     ----------
     grads : array, or nested lists and dicts of arrays
-        float32 or float64; None counts as no array.
+        Arrays of float32, float64, bfloat16 or float16; None counts as no array.
 
     Returns
     -------
     float
+        The norm.
 
     Raises
     ------
@@ -132,7 +133,7 @@ def _function(name: str, cls: type[Optimizer]) -> Update:
     g : array like `p`
         Its gradient, only read.
     *states : arrays like `p`
-        The states of the rule that the hyper-parameters ask for, updated in place.
+        The states of the rule that the hyper-parameters pick, updated in place.
     step : int
         The number of this step, counted from 1.
     {", ".join(hypers)}

@@ -7,20 +7,20 @@
 >>> result.success, result.x.round(3)
 (True, array([1., 1.]))
 
-There is a method for every optimizer, by its name in lower case.  What `minimize` takes:
+There is a method for every optimizer, by its name in lower case.  The arguments of `minimize`:
 
 - ``jac``: True (the function returns value and gradient), a callable, or left out for forward
-  differences.  With a callable the function itself is asked only where its value is needed, so that
-  stochastic gradients cost nothing else.
+  differences.  With a callable the function itself is called only where its value is needed, so
+  that stochastic gradients cost nothing else.
 - ``bounds``: every step is followed by the projection onto them, as is the start.
 - ``callback``: called after each step with ``x``, or with ``intermediate_result`` if that is what
   its one argument is called; ends the descent by raising StopIteration.
-- ``tol``: what `gtol` is if it isn't among the options.
+- ``tol``: the value of `gtol` if that isn't among the options.
 - ``options``: those of `Method`, the optimizer's hyper-parameters, which may be schedules, and
   those of `fastgd.Options` that make sense here: ``clip_norm``, ``average``, ``nonfinite``, ….
 
-The function is shown the very array that the steps update, read-only, not a copy of it as SciPy's
-own methods make; one that keeps or overwrites its argument wants the option ``copy``.
+The function is called with a read-only view of the array that the steps update, not with a copy as
+by SciPy's own methods; one that keeps or overwrites its argument needs the option ``copy``.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from fastgd.schedules.base import whole
 
 Array = NDArray[Any]
 
-# What an optimizer takes that makes no sense here: other arrays, 16 bits, the way up.
+# Options of optimizers that make no sense here: other arrays, 16 bits, ascent.
 REFUSED = {"grads", "copy_to", "zero_grads", "master", "rounding", "maximize"}
 
 CONVERGED = 0, "Optimization terminated successfully."
@@ -54,54 +54,55 @@ EXHAUSTED = 1, "Maximum number of iterations has been exceeded."
 NONFINITE = 3, "The function's value is not finite."
 STOPPED = 99, "`callback` raised `StopIteration`."
 
-# In elements; the gradient is looked through in blocks of it, up to the first that is too large.
+# Elements of a block in which the gradient is compared with gtol, up to the first too large one.
 BLOCK = 4096
 
 
 class Method:
-    """One optimizer as what `scipy.optimize.minimize` takes for ``method``.
+    """One optimizer as a ``method`` of `scipy.optimize.minimize`.
 
     Not for direct use: `fastgd.scipy` has one for each optimizer.
 
     Parameters
     ----------
     fun, x0, args, jac, hess, hessp, bounds, constraints, callback, tol
-        As `scipy.optimize.minimize` gives them.  float32 stays float32; all else is computed in
+        As `scipy.optimize.minimize` passes them.  float32 stays float32; all else is computed in
         float64.
     maxiter : int
-        How many steps to take, at most.
+        The maximum number of steps.
     gtol : float
-        Converged is where no element of the gradient is larger, either way; under bounds, of
-        x − P(x − g), where P projects.  1e-5 unless ``tol`` is given.
+        Converged if the largest absolute element of the gradient is at most this; under bounds, of
+        x − P(x − g), where P projects onto them.  1e-5 unless ``tol`` is given.
     ftol : float, optional
-        If given, it also ends where `patience` steps did not lower the least value so far by more
+        If given, also stop when `patience` steps have not lowered the least value so far by more
         than ftol · max(|f|, 1), which suits values that rise now and then.
     patience : int
         See `ftol`.
     best : bool
-        Return the point of least value, not the last one; for functions with noise.
+        Return the point of least value, not the last one; for functions with noise.  Excludes
+        ``average``.
     finite_diff_rel_step : float or array, optional
-        The relative step of differences, where there is no ``jac``.
+        The relative step of finite differences, where there is no ``jac``.
     copy : bool
-        Show the function a copy of x at each call.
+        Call the function with a new copy of x each time.
     disp : bool
-        Print how it ended.
+        Print the message at the end.
     return_all : bool
-        Keep a copy of every point in ``allvecs``.
+        Return a copy of every point in ``allvecs``.
     **options
-        The optimizer's own.  Of those it lacks it warns, as SciPy's methods do.
+        The optimizer's own.  Unknown ones are warned of, as by SciPy's methods.
 
     Returns
     -------
     scipy.optimize.OptimizeResult
         ``x``, ``fun`` and ``jac`` there, ``nit`` steps, ``nfev``, ``njev``, ``success``,
-        ``message`` and ``status``: 0 converged, 1 out of steps, 3 not finite, 99 stopped.  With
-        ``average``, ``x`` is the average of the points.
+        ``message`` and ``status``: 0 converged or stalled, 1 `maxiter` reached, 3 not finite,
+        99 stopped by the callback.  With ``average``, ``x`` is the average of the points.
 
     Raises
     ------
     TypeError, ValueError
-        If an option, the bounds, or what the function returns can't be used.
+        If an option, the bounds, or the function's result is not valid.
 
     Warns
     -----
@@ -161,7 +162,7 @@ class Method:
         gtol = nonnegative(gtol if gtol is not None else 1e-5 if tol is None else tol, "gtol")
         ftol = None if ftol is None else nonnegative(ftol, "ftol")
         if flag(best, "best") and options.get("average") is not None:
-            raise ValueError("best: expected without average, whose points have no values")
+            raise ValueError("best excludes average: the value at the average is not known")
         if unknown := [key for key in options if key not in self._known]:
             warnings.warn(
                 f"Unknown solver options: {', '.join(unknown)}", OptimizeWarning, stacklevel=3
@@ -250,8 +251,8 @@ class Objective:
         self._shown.flags.writeable = False
         self._box = (-np.inf, np.inf) if box is None else (box.low, box.high)
         self.nfev = self.njev = 0
-        # minimize(jac=True) hands over a memo of the function, which compares and copies all of x
-        # at each call, and would keep a stochastic function from being asked twice at one point.
+        # minimize(jac=True) passes a memo of the function, which compares and copies all of x at
+        # each call, and would keep a stochastic function from being called twice at one point.
         self._both = fun.fun if isinstance(fun, MemoizeJac) and jac == fun.derivative else None
         self._fun, self._jac = fun, jac
 
@@ -288,7 +289,7 @@ class Objective:
         return self._x.copy() if self._copy else self._shown
 
     def _gradient(self, given: Any) -> Array:
-        """The gradient as an array that a step may read while it writes to x."""
+        """The gradient as an array that doesn't alias x, to which the step writes."""
         x = self._x
         g: Array = np.atleast_1d(np.asarray(given))
         if g.dtype.kind not in "fiu":
@@ -324,11 +325,11 @@ class Box:
 
 
 class Smallness:
-    """Whether all of a gradient is within gtol: a look at one block as long as it isn't."""
+    """Whether all of a gradient is within gtol; as long as it isn't, mostly one block is read."""
 
     def __init__(self, gtol: float, box: Box | None) -> None:
         self._gtol, self._box = gtol, box
-        self._at = 0  # where the last look found an element that is too large
+        self._at = 0  # the block in which the last call found a too large element
 
     def __call__(self, x: Array, g: Array) -> bool:
         if x.size and not self._within(x, g, self._at):
@@ -340,12 +341,12 @@ class Smallness:
         return True
 
     def _within(self, x: Array, g: Array, start: int) -> bool:
-        part = slice(start, start + BLOCK)
-        step = g[part]
+        block = slice(start, start + BLOCK)
+        step = g[block]
         if self._box is not None:
-            there = np.clip(x[part] - step, self._box.low[part], self._box.high[part])
-            step = x[part] - there
-        return bool(np.all(np.abs(step) <= self._gtol))  # which no NaN is
+            there = np.clip(x[block] - step, self._box.low[block], self._box.high[block])
+            step = x[block] - there
+        return bool(np.all(np.abs(step) <= self._gtol))  # False for NaN
 
 
 class Stall:
@@ -370,7 +371,7 @@ class Reporter:
         self._callback = callback
         try:
             self.whole = set(inspect.signature(callback).parameters) == {"intermediate_result"}
-        except ValueError:  # of builtins that don't say
+        except ValueError:  # builtins without a signature
             self.whole = False
 
     def __call__(self, x: Array, f: float | None) -> None:
@@ -381,7 +382,7 @@ class Reporter:
 
 
 def number(value: Any) -> float:
-    """What a function returned, as a number; infinite or NaN it may be."""
+    """The function's result as a float, which may be infinite or NaN."""
     a = np.asarray(value)
     if a.dtype.kind not in "fiub":
         raise TypeError(f"fun: expected a number, found {value!r}")

@@ -7,16 +7,16 @@
 >>> model.fit(x, x[:, 0]).score(x, x[:, 0]) > 0.99
 True
 
-They take what scikit-learn's do and give its results, up to rounding, only sooner; for they are its
-estimators, but for the update.  So is everything else: ``partial_fit``, ``early_stopping``,
-``warm_start``, `sklearn.base.clone`, `sklearn.model_selection.GridSearchCV`, pickling.
+They are scikit-learn's estimators with another update: the same parameters, and the same results up
+to rounding, faster.  All else works as there: ``partial_fit``, ``early_stopping``, ``warm_start``,
+`sklearn.base.clone`, `sklearn.model_selection.GridSearchCV`, pickling.
 
-Two more arguments, both parameters of the estimator like any other, go beyond that:
+Two parameters of the estimator are added:
 
-- ``optimizer`` is the name of any optimizer of fastgd in lower case, say ``"adamw"``, in the place
-  of the one that ``solver`` stands for, which then only picks how the learning rate changes: as
-  ``learning_rate`` says for ``"sgd"``, not at all for ``"adam"``.  Of the estimator's own
-  hyper-parameters it takes ``learning_rate_init``, not ``momentum``, ``beta_1``, ….
+- ``optimizer`` is the name of any optimizer of fastgd in lower case, say ``"adamw"``, in place of
+  that of ``solver``, which then only picks how the learning rate changes: as ``learning_rate`` says
+  for ``"sgd"``, not at all for ``"adam"``.  Of the estimator's own hyper-parameters it uses
+  ``learning_rate_init``, not ``momentum``, ``beta_1``, ….
 - ``optimizer_params`` is a dict of hyper-parameters and options for it, say
   ``{"clip_norm": 1.0}``; see `fastgd.Options`.  ``lr`` may be a schedule, from the number of the
   step to the learning rate.
@@ -40,21 +40,21 @@ __all__ = ["MLPClassifier", "MLPRegressor"]
 
 Array = NDArray[Any]
 
-# In elements; few enough to stay in cache between one operation and the next.
+# Elements of a block that stays in cache from one operation to the next.
 BLOCK = 16384
 
-# What an optimizer takes that makes no sense here: other arrays, 16 bits, the way up, averages that
-# nobody would look at.
+# Options of optimizers that make no sense here: other arrays, 16 bits, ascent, averages that
+# nothing reads.
 REFUSED = {"grads", "copy_to", "zero_grads", "master", "rounding", "maximize", "average"}
 
 
 def recipe(estimator: Any) -> tuple[type[Optimizer], dict[str, Any]]:
-    """The optimizer that an estimator's parameters ask for, and its arguments but for the arrays.
+    """The optimizer that an estimator's parameters pick, and its arguments but for the arrays.
 
     Raises
     ------
     TypeError, ValueError
-        If they can't be used.
+        If they are not valid.
     """
     name, given = estimator.optimizer, dict(estimator.optimizer_params or {})
     hyper: dict[str, Any] = {"lr": float(estimator.learning_rate_init)}
@@ -64,7 +64,7 @@ def recipe(estimator: Any) -> tuple[type[Optimizer], dict[str, Any]]:
                 "optimizer, optimizer_params: expected with solver 'sgd' or 'adam', found 'lbfgs'"
             )
     elif name is None and estimator.solver == "sgd":
-        # The look-ahead of a velocity that is forgotten at once is no other step.
+        # With a momentum of 0, Nesterov's step is the plain one.
         nesterov = estimator.nesterovs_momentum and estimator.momentum > 0
         hyper |= {"momentum": estimator.momentum, "nesterov": nesterov}
     elif name is None:
@@ -73,7 +73,7 @@ def recipe(estimator: Any) -> tuple[type[Optimizer], dict[str, Any]]:
             "eps": registry.RawRootEps(estimator.epsilon, estimator.beta_2),
         }
     kind = registry.named(name or estimator.solver.replace("lbfgs", "sgd"), "optimizer")
-    # What the estimator has arguments for is given by these, and a learning rate likewise.
+    # What the estimator has parameters for is given by these, the learning rate as well.
     own = set(hyper) - {"lr"}
     known = {*kind.hypers, *Options.__annotations__} - REFUSED - own
     if unknown := [key for key in given if key not in known]:
@@ -94,7 +94,7 @@ def recipe(estimator: Any) -> tuple[type[Optimizer], dict[str, Any]]:
 
 
 class Updates:
-    """What an estimator updates its weights with: fastgd's step, and the learning rate of theirs.
+    """The ``_optimizer`` of an estimator: steps by fastgd, learning rates by scikit-learn.
 
     Parameters
     ----------
@@ -102,10 +102,10 @@ class Updates:
         scikit-learn's own optimizer, which changes the learning rate after epochs and says when to
         stop; its states stay unused.
     kind, hyper
-        As `recipe` gives them.
+        As `recipe` returns them.
     heavy_ball : bool
-        Whether velocities are to be those of scikit-learn's sgd, which have the learning rate in
-        them: v ← μv − αg where torch and fastgd have V ← μV + g and a step of −αV.
+        Whether velocities follow scikit-learn's sgd, where the learning rate is in them:
+        v ← μv − αg, where torch and fastgd have V ← μV + g and a step of −αV.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Updates:
         opt.step([like(g, p) for g, p in zip(grads, params, strict=True)])
 
     def _bind(self, params: list[Array]) -> Optimizer:
-        """Make the optimizer of arrays, which takes over the states of the one before."""
+        """Make the optimizer of these arrays, with the states of the one before."""
         opt = self._kind(params, **self._hyper)
         if (saved := self._states()) is not None:
             opt.load_state_dict(saved)
@@ -140,7 +140,7 @@ class Updates:
         return self._saved if self._opt is None else self._opt.state_dict()
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the weights, which are the estimator's; copies and pickles find them there."""
+        """The attributes without the weights, which copies and pickles have in the estimator."""
         return {**self.__dict__, "_opt": None, "_params": [], "_saved": self._states()}
 
     def _follow(self, opt: Optimizer, rate: float) -> None:
@@ -149,28 +149,28 @@ class Updates:
         if rate == before:
             return
         if self._heavy_ball:
-            # αV is what goes on from their point of view, whatever α becomes.
+            # scikit-learn's v is −αV, and stays the same when α changes.
             for entry in opt.state.values():
                 if "momentum_buffer" in entry:
                     entry["momentum_buffer"][...] *= before / rate
         opt.lr = rate
 
     def iteration_ends(self, time_step: int) -> None:
-        """Change the learning rate after an epoch, if that is wanted."""
+        """Change the learning rate after an epoch, as scikit-learn's ``learning_rate`` says."""
         self._rates.iteration_ends(time_step)
 
     def trigger_stopping(self, msg: str, verbose: bool) -> bool:
-        """Whether to stop, or else to go on with a lower learning rate."""
+        """Whether to stop; otherwise the learning rate may have been lowered."""
         return bool(self._rates.trigger_stopping(msg, verbose))
 
 
 def like(g: Array, p: Array) -> Array:
-    """A gradient in the memory layout of its parameter, which it nearly always has."""
+    """A gradient in the memory layout of its parameter; a copy only if it has another one."""
     return np.asarray(g, order="C" if p.flags.c_contiguous else "F")
 
 
 class _Stepping:
-    """What makes an estimator of theirs step with fastgd."""
+    """Mixin that makes an estimator of scikit-learn step with fastgd."""
 
     def __init__(
         self,
@@ -184,14 +184,14 @@ class _Stepping:
         self.optimizer_params = optimizer_params
 
     def _fit(self, *args: Any, **kwargs: Any) -> Any:
-        recipe(self)  # which refuses, before anything is changed, what can't be used
+        recipe(self)  # raises for parameters that aren't valid, before anything is changed
         return super()._fit(*args, **kwargs)  # type: ignore[misc]
 
     @property
     def _optimizer(self) -> Updates:
-        # Fitting asks whether there is one yet.
+        # Fitting calls hasattr.
         if "_updates" not in self.__dict__:
-            raise AttributeError("_optimizer: there is none before the first fit")
+            raise AttributeError("_optimizer: made by the first fit")
         return self._updates
 
     @_optimizer.setter
@@ -202,10 +202,10 @@ class _Stepping:
     def _compute_loss_grad(
         self, layer: int, total: float, activations: Any, deltas: Any, coef_grads: Any, *rest: Any
     ) -> None:
-        """Compute their gradient of a layer, to the bit, in one array for all batches.
+        """Compute a layer's gradient with scikit-learn's bits, in one array for all batches.
 
-        Theirs makes two new ones of the size of the weights for each batch, which takes them
-        longer than the update takes here.
+        scikit-learn's method allocates two arrays of the size of the weights for each batch, which
+        takes longer than fastgd's update.
         """
         x, delta, g, w = activations[layer], deltas[layer], coef_grads[layer], self.coefs_[layer]  # type: ignore[attr-defined]
         if not (isinstance(x, np.ndarray) and x.dtype == delta.dtype == g.dtype == w.dtype):
@@ -215,15 +215,15 @@ class _Stepping:
         rows = max(1, BLOCK // max(1, w.shape[1]))
         penalty = np.empty((rows, w.shape[1]), w.dtype)
         for start in range(0, len(w), rows):
-            part = g[start : start + rows]
-            part += np.multiply(w[start : start + rows], self.alpha, out=penalty[: len(part)])  # type: ignore[attr-defined]
-            part /= total
+            block = g[start : start + rows]
+            block += np.multiply(w[start : start + rows], self.alpha, out=penalty[: len(block)])  # type: ignore[attr-defined]
+            block /= total
         (intercept_grads,) = rest
         intercept_grads[layer] = np.sum(delta, axis=0) / total
 
 
 def make(base: Any) -> Any:
-    """An estimator of theirs that steps with fastgd."""
+    """The class of an estimator of scikit-learn that steps with fastgd."""
 
     class Estimator(_Stepping, base):
         _parameter_constraints = {

@@ -20,8 +20,8 @@ import.  From Python:
 >>> optimizer.averages[1, "W"].round(3)
 array([0.736, 0.736], dtype=float32)
 
-A call does in one sweep what takes thinc's own several: clipping by the gradient's norm, the
-update, weight decay, the average of the weights, and zeroing the gradient.
+A call does in one sweep what thinc does in several: clipping by the gradient's norm, the update,
+weight decay, the average of the weights, and zeroing the gradient.
 """
 
 from math import inf, isfinite, sqrt
@@ -40,8 +40,8 @@ __all__ = ["SGD", "Adam", "Optimizer"]
 Array = NDArray[Any]
 Key = tuple[int, str]
 
-# What thinc takes for a number that may change; pydantic reads it from the signatures below, so
-# that annotations can't be left as strings in this module.
+# thinc's type of a number that may change; pydantic reads it from the signatures below, so
+# annotations can't be strings in this module.
 Rate: Any = theirs.ScheduleT if hasattr(theirs, "ScheduleT") else theirs.FloatOrSeq
 
 ADAM: dict[str, Any] = theirs.ADAM_DEFAULTS
@@ -49,7 +49,7 @@ PLAIN: dict[str, Any] = theirs.SGD_DEFAULTS
 
 
 class Bound(NamedTuple):
-    """Arrays that a plan holds the addresses of."""
+    """A plan, and the arrays whose addresses it holds."""
 
     rule: str
     weights: Array
@@ -59,12 +59,12 @@ class Bound(NamedTuple):
 
 
 class Optimizer(theirs.Optimizer):
-    r"""An optimizer of thinc, to be made by `Adam` or `SGD`, whose calls are fastgd's steps.
+    r"""An optimizer of thinc, made by `Adam` or `SGD`, whose calls are fastgd's steps.
 
     Attributes
     ----------
     mom1, mom2, averages, nr_update
-        As thinc's have them: arrays and step counts by key.  Arrays put there are used.
+        As in thinc: arrays and step counts by key.  The next step uses arrays that are put there.
 
     Notes
     -----
@@ -91,12 +91,12 @@ class Optimizer(theirs.Optimizer):
         Parameters
         ----------
         key : (int, str)
-            Which parameter it is: the number of a node, and a name there.
+            The parameter: the number of a node, and a name there.
         weights, gradient : ndarray of float32 or float64
             The parameter, updated in place, and its gradient, left zeroed.  Weights that are not
             contiguous are copied, and the copy is returned.
         lr_scale : float
-            A factor of the learning rate.
+            The factor of the learning rate.
 
         Returns
         -------
@@ -106,9 +106,9 @@ class Optimizer(theirs.Optimizer):
         Raises
         ------
         TypeError, ValueError
-            If an array or a schedule's value can't be used; nothing was changed then.
+            If an array or a schedule's value is not valid; nothing is changed then.
         NotImplementedError
-            If beta2 is above 0 and beta1 is not, as from thinc's own.
+            If beta2 is above 0 and beta1 is not, as in thinc.
         """
         if len(gradient) < 1:
             return weights, gradient
@@ -145,18 +145,18 @@ class Optimizer(theirs.Optimizer):
         weights = bound.weights
         g = gradient
         if penalty and clip < inf and g.shape == weights.shape:
-            # They clip the gradient with the penalty's, the engine clips without.
+            # thinc clips the gradient and the penalty's together, the engine clips it without.
             g, penalty = g + penalty * weights, 0.0
         g = np.ascontiguousarray(g)
         average = None
         if bound.average is not None:
-            kept = min((1.0 + t) / (10.0 + t), 0.9999)
-            average = kept, 1.0 - kept
+            decay_t = min((1.0 + t) / (10.0 + t), 0.9999)
+            average = decay_t, 1.0 - decay_t
         settings = rule, coefficients, (1.0, penalty, factor, inf, clip, inf)
         bound.plan.step(g, lambda *_: settings, 1.0, average=average, zero=True)
         if g is not gradient:
             gradient[...] = 0
-        # All went well: from now on there is what was made for this step.
+        # The step succeeded: now store what was made for it.
         self.nr_update[key] = t
         if self._bound.get(key) is not bound:
             self._bound[key] = bound
@@ -169,13 +169,13 @@ class Optimizer(theirs.Optimizer):
     def _now(self, key: Key) -> list[float]:
         """The hyper-parameters of this step."""
         found = [self.learn_rate, self.b1, self.b2, self.eps, self.L2, self.grad_clip]
-        if not callable(found[0]):  # thinc 8 puts the numbers of each step there
+        if not callable(found[0]):  # thinc 8's attributes are the numbers of the current step
             return found
         given = {"key": key, "last_score": self.last_score}
         return [schedule(self.step, **given) for schedule in found]
 
     def _bind(self, key: Key, rule: str, weights: Any) -> Bound:
-        """The plan over a key's arrays, a new one if any of them is not what it was."""
+        """The plan over a key's arrays, a new one if any of these was replaced."""
         stores = (self.mom1, self.mom2) if RULES[rule].states else ()
         found = [store.get(key) for store in stores]
         average = None if self.averages is None else self.averages.get(key)
@@ -209,7 +209,7 @@ class Optimizer(theirs.Optimizer):
         return Bound(rule, weights, states, average, plan)
 
     def __getstate__(self) -> Any:
-        """All but the plans, which hold addresses."""
+        """The attributes without the plans, which hold addresses."""
         slots = {
             key: getattr(self, key) for key in theirs.Optimizer.__slots__ if hasattr(self, key)
         }
@@ -238,12 +238,12 @@ def Adam(  # noqa: N802  # as thinc names it
     Parameters
     ----------
     learn_rate, L2, beta1, beta2, eps, grad_clip : float, list, generator or Schedule
-        :math:`\alpha, \lambda, \beta_1, \beta_2, \epsilon`, and the most that the norm of a
-        parameter's gradient may be, 0 for any.
+        :math:`\alpha, \lambda, \beta_1, \beta_2, \epsilon`, and the maximum norm of a parameter's
+        gradient, 0 for no limit.
     L2_is_weight_decay : bool
-        Decay the weights beside the gradient; else add λW to it.
+        Decoupled weight decay; otherwise λW is added to the gradient.
     use_averages : bool
-        Keep averages of the weights, for ``model.use_params(optimizer.averages)``.
+        Average the weights, for ``model.use_params(optimizer.averages)``.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""fastgd.torch in the trainers of others: Hugging Face's Trainer, accelerate and Lightning.
+"""fastgd.torch in other libraries' trainers: Hugging Face's Trainer, accelerate and Lightning.
 
 Run by `make integrations`, as what they bring along is large.
 """
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fastgd.torch
 
-# Theirs are not ours to fix.
+# Their warnings can't be fixed here.
 pytestmark = pytest.mark.filterwarnings("default")
 
 

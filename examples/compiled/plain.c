@@ -1,4 +1,4 @@
-/* A library in C that knows no Python; whoever loads it hands over fastgd's table. */
+/* A library in C without Python; the program that loads it passes fastgd's table. */
 #include <fastgd.h>
 
 const char *use_fastgd(const fastgd_table *table)

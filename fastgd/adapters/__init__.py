@@ -1,1 +1,1 @@
-"""What the adapters to other libraries share."""
+"""Code shared by the adapters to other libraries: SciPy, scikit-learn, thinc, torch."""

@@ -1,4 +1,4 @@
-"""What the adapters to other libraries share: optimizers by name, and conventions not ours."""
+"""Shared by the adapters to other libraries: optimizers by name, and these libraries' ``eps``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def named(name: object, what: str) -> type[Optimizer]:
     Raises
     ------
     TypeError, ValueError
-        If it isn't a name, or that of no optimizer; the message begins with `what`.
+        If it isn't the name of an optimizer; the message begins with `what`.
     """
     if not isinstance(name, str):
         raise TypeError(f"{what}: expected the name of an optimizer, found {name!r}")
@@ -33,7 +33,7 @@ def named(name: object, what: str) -> type[Optimizer]:
 
 @dataclass(frozen=True)
 class RawRootEps:
-    r"""The schedule of Adam's ``eps`` for those who add it to the root that isn't corrected.
+    r"""The schedule of Adam's ``eps`` for libraries that add it to the uncorrected root.
 
     scikit-learn, thinc and Keras compute
     :math:`\alpha \sqrt{c_2} / c_1 \cdot m / (\sqrt{v} + \epsilon)`, with
@@ -58,6 +58,6 @@ class RawRootEps:
     beta2: float | Callable[[int], float]
 
     def __call__(self, step: int) -> float:
-        """ε for a step, the first being 0."""
+        """ε of a step, counted from 0."""
         beta2 = self.beta2(step) if callable(self.beta2) else self.beta2
         return self.eps / sqrt(1.0 - beta2 ** (step + 1))

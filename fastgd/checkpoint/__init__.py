@@ -1,6 +1,6 @@
-"""Checkpoints: an optimizer, its parameters and what else a run needs, in one file and back.
+"""Checkpoints: an optimizer, its parameters and a run's metadata, saved to one file and loaded.
 
-The file is in the format of safetensors, so that other programs can read its arrays: the parameters
+The file is in the safetensors format, so that other programs can read its arrays: the parameters
 are named ``params.…`` there, the states ``opt.state.…``.  All else is JSON in its metadata, see
 `fastgd.checkpoint.container`.  Nothing in it is code.
 """
@@ -32,7 +32,7 @@ Named = dict[Name, Any]
 
 
 class CheckpointError(ValueError):
-    """A file that is no checkpoint, is damaged, or doesn't fit what it is to be loaded into.
+    """A file is no checkpoint, is corrupted, or doesn't fit what it is to be loaded into.
 
     The message begins with the file's path, and says what was expected and found.
     """
@@ -50,37 +50,37 @@ def save(
     Parameters
     ----------
     path : str or path-like
-        The file.  If there is one, it is the old checkpoint until the new one is safely on the
-        disk; what a symbolic link leads to is replaced, and permissions are kept.
+        The file.  An existing one stays as it is until the new one is safely on the disk; the
+        target of a symbolic link is replaced, and permissions are kept.
     opt : Optimizer, optional
-        Whose hyper-parameters, states and step counts to save.
+        The optimizer whose hyper-parameters, states and step counts to save.
     params : array, nested lists and dicts of arrays, or groups, optional
         The parameters, by default those of `opt`.  Give a model's whole tree if it also has arrays
         that are not trained; an empty list saves none.
     metadata : dict, optional
-        Whatever else the run needs, say the epoch or a generator's ``bit_generator.state``:
+        What else the run needs to resume, say the epoch or a generator's ``bit_generator.state``:
         numbers, strings, None, arrays, and lists, tuples and dicts of these.
 
     Raises
     ------
     OSError
-        If the file can't be written; a full disk, for one.
+        If the file can't be written, as on a full disk.
     TypeError, ValueError
-        If there is something in `params` or `metadata` that can't be saved, or nothing to save.
+        If something in `params` or `metadata` can't be saved, or there is nothing to save.
     RuntimeError
-        If the optimizer's averages stand in the place of the weights.
+        If the optimizer's averages are swapped in for the weights.
     ImportError
-        Without safetensors.
+        If safetensors is not installed.
 
     Notes
     -----
-    Whatever is raised, and if the process is killed at any moment, the old checkpoint stays or the
-    new one is complete: it is written beside the old one, flushed to the disk (fsync), opened for
-    a check, and renamed.  A killed process leaves a file ``.fastgd-….tmp``, which the next save
-    into the folder removes.
+    The file is replaced atomically: whatever is raised, and whenever the process is killed, there
+    is the old checkpoint or the complete new one.  The new one is written to a temporary file in
+    the same folder, flushed to the disk (fsync), opened for a check, and renamed.  A killed process
+    leaves a file ``.fastgd-….tmp``, which the next save into the folder removes.
 
-    Steps that other threads take wait while the file is written, not while it is flushed to the
-    disk.  Schedules are code, and saved as the numbers they were last.
+    Steps of other threads wait while the file is written, not while it is flushed to the disk.
+    Schedules are code; what is saved of one is its last value.
 
     Examples
     --------
@@ -113,13 +113,13 @@ def save(
     content = {"written_by": f"fastgd {__version__}", "optimizer": None, "opt": None}
     content["metadata"] = pack(dict(metadata or {}), ("metadata",), arrays)
     with replacement(file) as new:
-        with nullcontext() if opt is None else opt._following(keep=False):
+        with nullcontext() if opt is None else opt.stepper.following(keep=False):
             _refuse_swapped(opt, "save")
             named = _parameters(opt, params)
             content["params"] = pack(named[0] if len(named) == 1 else named, ("params",), arrays)
             if opt is not None:
                 content["optimizer"] = type(opt).__name__
-                content["opt"] = pack(opt._written(), ("opt",), arrays)
+                content["opt"] = pack(opt.stepper.written(), ("opt",), arrays)
             _container.write(new, content, arrays)
         _container.check(new.name, file, safetensors)
 
@@ -127,45 +127,45 @@ def save(
 def load(
     path: str | os.PathLike[str], opt: Optimizer | None = None, *, params: object = None
 ) -> dict[str, Any]:
-    """Take an optimizer and its parameters back from a file that `save` wrote, in place.
+    """Load an optimizer and its parameters, in place, from a file that `save` wrote.
 
     Make parameters and optimizer as for a new run, with the same schedules, and load: the steps
-    that follow give the same bits as if the run had never stopped.
+    that follow have the same bits as if the run had never stopped.
 
     Parameters
     ----------
     path : str or path-like
         The file.
     opt : Optimizer, optional
-        Takes hyper-parameters, states and step counts; of the same class as the one that was
-        saved, and with parameters of the same names, shapes and dtypes.
+        The optimizer that gets the hyper-parameters, states and step counts; of the same class as
+        the saved one, and with parameters of the same names, shapes and dtypes.
     params : array, nested lists and dicts of arrays, or groups, optional
-        Where to put the parameters, by default those of `opt`; in the form in which they were
-        saved.  They are matched as `Optimizer.load_state_dict` does it: by name where both sides
-        have names, else by order.  An empty list takes none, if none were saved.
+        The arrays that get the parameters, by default those of `opt`; in the form in which they
+        were saved.  They are matched as `Optimizer.load_state_dict` does: by name where both sides
+        have names, else by order.  An empty list loads none, if none were saved.
 
     Returns
     -------
     dict
-        The metadata given to `save`; empty without.
+        The metadata given to `save`; empty if there was none.
 
     Raises
     ------
     CheckpointError
-        A ValueError: if the file is something else or damaged, or doesn't fit `opt` and `params`.
+        A ValueError: if the file is no checkpoint or corrupted, or doesn't fit `opt` and `params`.
     OSError
-        If the file can't be read, or isn't there.
+        If the file can't be read, or doesn't exist.
     TypeError
-        If there is something else than arrays in `params`.
+        If something in `params` is not an array.
     RuntimeError
-        If the optimizer's averages stand in the place of the weights.
+        If the optimizer's averages are swapped in for the weights.
     ImportError
-        Without safetensors.
+        If safetensors is not installed.
 
     Notes
     -----
-    Everything is read and checked, each bit by a checksum, before the first write: if anything is
-    raised, optimizer and parameters are as they were.
+    Everything is read and checked, each bit by a checksum (CRC-32), before the first write: if
+    anything is raised, optimizer and parameters are as they were.
 
     With `params` alone, only these are loaded, say to use a model without training it; with
     neither, the file is checked and its metadata returned.
@@ -190,7 +190,7 @@ def load(
     _check_optimizer(opt)
     targets = None if opt is None and params is None else _parameters(opt, params)
     content = _read(file)
-    with nullcontext() if opt is None else opt._lock:
+    with nullcontext() if opt is None else opt.stepper.lock:
         _refuse_swapped(opt, "load")
         try:
             pairs = [] if targets is None else _matched(targets, content["params"])
@@ -205,7 +205,7 @@ def load(
         for target, saved in pairs:
             target[...] = saved
         if opt is not None:
-            opt._copy_out()
+            opt.stepper.copy_out()
     metadata: dict[str, Any] = content["metadata"]
     return metadata
 
@@ -219,7 +219,10 @@ def _as_path(path: Any) -> str:
 
 
 def _refuse_swapped(opt: Optimizer | None, what: str) -> None:
-    """Neither averages are to be saved as weights, nor weights to be loaded and then put back."""
+    """Raise RuntimeError while averages are swapped in.
+
+    They would be saved as weights; and loaded weights would be overwritten on swapping back.
+    """
     if opt is not None and opt.average is not None:
         opt.average.refuse_swapped(what)
 
@@ -230,7 +233,7 @@ def _check_optimizer(opt: object) -> None:
 
 
 def _read(file: str) -> dict[str, Any]:
-    """The content of a file, as far as it can be checked without knowing what it is for."""
+    """The content of a file, checked without regard to what it is to be loaded into."""
     safetensors = _container.library("fastgd.load")
     try:
         content = _container.read(file, safetensors)
@@ -273,13 +276,13 @@ def _named(tree: object, prefix: tuple[object, ...]) -> Named:
     for path, leaf in flatten(tree)[1]:
         name, label = name_of(path), checks.label((*prefix, *path))
         if name in named:
-            raise ValueError(f"params: expected names of their own, found {name!r} twice")
+            raise ValueError(f"params: two parameters are named {name!r}")
         named[name] = checks.as_array(leaf, f"params{label}")
     return named
 
 
 def _matched(targets: Sequence[Named], saved: Any) -> list[tuple[Array, Array]]:
-    """Each array with what it is to take, checked."""
+    """Pairs of a target and the saved array to copy into it, checked."""
     groups = saved if isinstance(saved, list) else [saved]
     if not all(isinstance(group, dict) for group in groups):
         raise ValueError(f"params: expected arrays by name, found {reprlib.repr(saved)}")
@@ -291,7 +294,7 @@ def _matched(targets: Sequence[Named], saved: Any) -> list[tuple[Array, Array]]:
         if len(ours) != len(theirs):
             where = f"params{checks.label(prefix)}"
             raise ValueError(f"{where}: expected {len(ours)} parameters, found {len(theirs)}")
-        # The very rule by which states find their parameters.
+        # By the rule that matches states to parameters.
         names = {"params": list(theirs.values()), "param_names": list(theirs)}
         try:
             matched = _match(list(ours), names)

@@ -1,4 +1,4 @@
-"""Files that are replaced whole or not at all, whenever the process or the machine stops."""
+"""Atomic replacement of files: whole or not at all, whenever the process or the machine stops."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _TEMPORARY = re.compile(r"\.fastgd-[0-9a-f]{16}\.tmp")
 
 @contextmanager
 def replacement(path: str) -> Iterator[FileIO]:
-    """A new file to fill, which takes the place of `path` when the block has ended well.
+    """A temporary file to fill, which replaces `path` if the block ends without an exception.
 
     Parameters
     ----------
     path : str
-        What to replace.  A symbolic link stays one: what it leads to is replaced.  Permissions of
-        an existing file are kept; a new one has those that the umask leaves.
+        The file to replace.  A symbolic link stays one: its target is replaced.  Permissions of an
+        existing file are kept; a new one has those that the umask leaves.
 
     Yields
     ------
@@ -37,17 +37,17 @@ def replacement(path: str) -> Iterator[FileIO]:
     Raises
     ------
     OSError
-        If the system refuses (no such folder, full disk, …); `path` is as it was then, and the new
-        file gone.  Only if the folder itself cannot be written to disk, at the end, `path` is the
-        new file already.
+        If the system refuses (no such folder, full disk, …); `path` is as it was then, and the
+        temporary file removed.  Only if the folder itself can't be flushed to the disk, at the end,
+        `path` is the new file already.
     ValueError
-        If `path` is something else than a file.
+        If `path` exists and is not a regular file.
 
     Notes
     -----
-    The new file's bytes are on the disk (fsync) before its name is changed, and the folder's after.
-    A process that is killed leaves its temporary file behind, ``.fastgd-….tmp``; the next
-    replacement in the folder removes it.  Living processes hold locks on theirs.
+    The file is flushed to the disk (fsync) before it is renamed, and the folder afterwards.  A
+    process that is killed leaves its temporary file behind, ``.fastgd-….tmp``; the next replacement
+    in the folder removes it.  Running processes hold locks on theirs.
     """
     target = os.path.realpath(path)
     try:
@@ -62,7 +62,7 @@ def replacement(path: str) -> Iterator[FileIO]:
     folder = os.path.dirname(target)
     try:
         _clean(folder)
-        # Until it has been filled, we have to be able to write, and nobody new to read.
+        # Until it is filled, its owner must be able to write, and nobody more than before to read.
         with _create(folder, 0o666 if mode is None else mode | 0o600) as file:
             try:
                 yield file
@@ -77,7 +77,7 @@ def replacement(path: str) -> Iterator[FileIO]:
         _sync_folder(folder)
     except OSError as error:
         if error.filename is None or _is_temporary(error.filename):
-            error.filename, error.filename2 = path, None  # what the caller knows
+            error.filename, error.filename2 = path, None  # the path that the caller gave
         raise
 
 
@@ -91,25 +91,25 @@ def _create(folder: str, mode: int) -> FileIO:
         path = os.path.join(folder, f".fastgd-{secrets.token_hex(8)}.tmp")
         file = FileIO(path, "xb", opener=lambda path, flags: os.open(path, flags, mode))
         _lock(file.fileno(), wait=True)
-        # Before the lock somebody else may have thought it left behind.
+        # Before it was locked, another process may have removed it as left behind.
         if os.path.exists(path):
             return file
         file.close()
 
 
 def _lock(fd: int, wait: bool) -> bool:
-    """Take the lock of a file, which ends with the process; whether it was to be had."""
+    """Lock a file until it is closed or the process ends; returns whether that succeeded."""
     if fcntl is None:
         return False
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:  # somebody else's, or a file system without locks
+    except OSError:  # locked by another process, or a file system without locks
         return False
     return True
 
 
 def _clean(folder: str) -> None:
-    """Remove temporary files that nobody holds a lock on: their processes were killed."""
+    """Remove temporary files that no process holds a lock on: theirs were killed."""
     if fcntl is None:
         return
     with os.scandir(folder) as entries:
@@ -125,7 +125,7 @@ def _clean(folder: str) -> None:
 
 
 def _sync_folder(folder: str) -> None:
-    """Write a folder's entries to the disk, where there is such a thing."""
+    """Flush a folder's entries to the disk (fsync), where the system has that."""
     if fcntl is None:
         return
     fd = os.open(folder, os.O_RDONLY)

@@ -1,15 +1,15 @@
-"""The file of a checkpoint: a safetensors file whose metadata hold our JSON.
+"""The file of a checkpoint: a safetensors file with fastgd's JSON in its metadata.
 
-The library of safetensors reads and checks the header.  The arrays are read here: the library maps
-the file, which is slower, and ends the process where another has cut the file off meanwhile.  It is
-written here, too: the library writes into a file of its own making, whose permissions and flushing
-to the disk are not ours to decide, and says of a full disk no more than a sentence.
+The safetensors library reads and checks the header.  The arrays are read here: the library maps the
+file, which is slower, and kills the process (SIGBUS) if another truncates the file meanwhile.  It
+is written here, too: the library creates the file itself, so that permissions and flushing to the
+disk can't be chosen, and reports a full disk as a sentence, not as an OSError.
 
 ====================  ==================================================================
 in the metadata
 ====================  ==================================================================
 ``format``            `FORMAT`
-``version``           `VERSION`: what else is there, and how it is to be understood
+``version``           `VERSION` of the entries below and of the packing
 ``content``           JSON, as `fastgd.checkpoint.packing` has it, with a checksum of each array
 ``crc32``             the checksum of that JSON
 ====================  ==================================================================
@@ -38,12 +38,12 @@ DTYPES = {code: dtype for dtype, code in CODES.items()}
 FORMAT = "fastgd checkpoint"
 VERSION = "1"
 
-PIECE = 2**20  # bytes that are copied, summed and written while they are in cache
-READ = 2**22  # bytes that one thread reads while another sums up those before
+WRITE = 2**20  # bytes of a block that is copied, summed and written while it is in cache
+READ = 2**22  # bytes of a block that one thread reads while another sums up the one before
 
 
 def library(caller: str) -> Any:
-    """The package safetensors, which nothing else here needs."""
+    """The package safetensors, which only checkpoints need."""
     try:
         import safetensors
     except ImportError as error:
@@ -55,27 +55,27 @@ def library(caller: str) -> Any:
 def write(file: FileIO, content: Any, arrays: Mapping[str, Stored]) -> None:
     """Write packed content and its arrays, as `pack` returned them.
 
-    The bytes that are written are those that the checksums are of, even if others write into the
-    arrays meanwhile.
+    Each block is copied first, so that checksums are those of the bytes written even if another
+    thread writes into the arrays meanwhile.
 
     Raises
     ------
     OSError
         If the system refuses.
     """
-    # The widest first: so each array begins at a multiple of its items' size.
+    # The widest items first: so each array begins at a multiple of its item size.
     ordered = dict(sorted(arrays.items(), key=lambda item: -item[1][1].itemsize))
-    # Checksums are known when the arrays have been written; their room in the header is, now.
+    # Checksums are known once the arrays are written; the header has the same size without.
     header = _header(content, ordered)
     file.seek(len(header))
-    piece = np.empty(PIECE, np.uint8)
+    buffer = np.empty(WRITE, np.uint8)
     for node, a in ordered.values():
         data, crc = a.reshape(-1).view(np.uint8), 0
-        for start in range(0, data.size, PIECE):
-            part = piece[: min(PIECE, data.size - start)]
-            part[...] = data[start : start + PIECE]
-            crc = zlib.crc32(part.data, crc)
-            _write_all(file, part.data)
+        for start in range(0, data.size, WRITE):
+            block = buffer[: min(WRITE, data.size - start)]
+            block[...] = data[start : start + WRITE]
+            crc = zlib.crc32(block.data, crc)
+            _write_all(file, block.data)
         node["crc32"] = f"{crc:08x}"
     file.seek(0)
     _write_all(file, memoryview(_header(content, ordered)))
@@ -101,29 +101,29 @@ def _write_all(file: FileIO, data: memoryview) -> None:
 
 
 def check(path: str, name: str, safetensors: Any) -> None:
-    """Whether what was written to `path` can be opened, before it replaces `name`, which can.
+    """Check that the library can open the new file at `path`, before it replaces `name`.
 
     Raises
     ------
     ValueError
-        If not, as the library has limits: 100 MB for names, shapes and metadata together.
+        If it can't: its limit is 100 MB for names, shapes and metadata together.
     """
     try:
         with safetensors.safe_open(path, framework="np"):
             pass
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{name}: expected what safetensors can open again ({error})") from error
+        raise ValueError(f"{name}: expected a file that safetensors can open ({error})") from error
 
 
 def read(path: str, safetensors: Any) -> Any:
-    """The content of a file, unpacked; nothing in it is believed.
+    """The content of a file, unpacked and checked in all that it says.
 
     Raises
     ------
     OSError
         If it can't be read.
     ValueError
-        If `write` didn't write it so.
+        If it is not what `write` writes.
     """
     kind = os.stat(path).st_mode
     if not stat.S_ISREG(kind):
@@ -132,15 +132,15 @@ def read(path: str, safetensors: Any) -> Any:
     try:
         while True:
             with open(path, "rb") as file, safetensors.safe_open(path, framework="np") as opened:
-                # Else another save has replaced the file before the library opened it.
+                # Otherwise another save replaced the file before the library opened it.
                 if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                     return _unpacked(opened, file)
     except safetensors.SafetensorError as error:
         raise ValueError(
-            f"expected a whole safetensors file, found another or a part of one ({error})"
+            f"expected a whole safetensors file, found another or a truncated one ({error})"
         ) from error
     except RecursionError:
-        raise ValueError("content: expected an end to its nesting, found none") from None
+        raise ValueError("content: nested too deeply to be read") from None
 
 
 def _unpacked(opened: Any, file: BufferedReader) -> Any:
@@ -173,7 +173,7 @@ def _unpacked(opened: Any, file: BufferedReader) -> Any:
 
 
 def _empty(name: str, stored: Any) -> Array:
-    """An array to read a stored one into; the file is no smaller, as the library has checked."""
+    """An empty array to read a stored one into; the library has checked the file's size."""
     code, shape = stored.get_dtype(), stored.get_shape()
     if code not in DTYPES:
         raise ValueError(f"{name}: expected {', '.join(DTYPES)}, found {code}")
@@ -184,25 +184,25 @@ def _empty(name: str, stored: Any) -> Array:
 
 
 def _fill(arrays: Mapping[str, Array], file: BufferedReader) -> dict[str, str]:
-    """Read all arrays, which end the file, in the order of their bytes; returns their checksums.
+    """Read all arrays, which are at the file's end, in the order of their bytes.
 
-    These are of what the arrays hold, whatever becomes of the file.
+    Returns their checksums: of what was read, whatever becomes of the file.
     """
     sums = dict.fromkeys(arrays, 0)
 
-    def add(name: str, piece: Array) -> None:
-        sums[name] = zlib.crc32(piece.data, sums[name])
+    def add(name: str, block: Array) -> None:
+        sums[name] = zlib.crc32(block.data, sums[name])
 
     size = os.fstat(file.fileno()).st_size
     file.seek(max(size - sum(a.nbytes for a in arrays.values()), 0))
-    with ThreadPoolExecutor(1) as summing:  # which does one after the other
+    with ThreadPoolExecutor(1) as summing:  # one thread: blocks are summed in order
         for name, a in arrays.items():
             data = a.reshape(-1).view(np.uint8)
             for start in range(0, data.size, READ):
-                piece = data[start : start + READ]
-                if file.readinto(piece.data) < piece.size:
-                    raise ValueError(f"{name}: expected the whole of it, found the file cut off")
-                summing.submit(add, name, piece)
+                block = data[start : start + READ]
+                if file.readinto(block.data) < block.size:
+                    raise ValueError(f"{name}: expected {data.size} bytes, found a truncated file")
+                summing.submit(add, name, block)
     return {name: f"{crc32:08x}" for name, crc32 in sums.items()}
 
 

@@ -1,6 +1,6 @@
-"""Nested numbers, strings and arrays as JSON and flat named arrays, and back, exactly.
+"""Packing: nested numbers, strings and arrays as JSON and flat named arrays, and back, exactly.
 
-What JSON has goes as it is; the rest is a dict of one key that begins with ``$``:
+What JSON has stays as it is; the rest is a dict with a key that begins with ``$``:
 
 =========================================  =====================================================
 ``{"$tuple": [...]}``                      a tuple
@@ -31,11 +31,12 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 Array = NDArray[Any]
-# What stands for an array in JSON, and the array itself: in C order, little-endian, as in `CODES`.
+# The description of an array in JSON, and the array itself: in C order, little-endian, of a dtype
+# in `CODES`.
 Stored = tuple[dict[str, Any], Array]
 Take = Callable[[str, str, tuple[int, ...]], tuple[Array, str]]
 
-# The dtypes that are stored as they are, with their names in safetensors.
+# The dtypes that are stored as they are, by their names in safetensors.
 CODES = {
     "bool": "BOOL",
     **{f"float{bits}": f"F{bits}" for bits in (16, 32, 64)},
@@ -43,38 +44,38 @@ CODES = {
     **{f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)},
 }
 
-# Those of ml_dtypes, which are stored as integers of their size, as not everybody has it.
+# The dtypes of ml_dtypes, stored as integers of their size, as that package is optional.
 FOREIGN = {"bfloat16": "uint16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
 
 _FLOATS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
 def checksum(data: Buffer) -> str:
-    """The CRC-32 of bytes, as eight digits."""
+    """The CRC-32 of bytes, as eight hexadecimal digits."""
     return f"{zlib.crc32(data):08x}"
 
 
 def pack(value: Any, path: tuple[object, ...], arrays: dict[str, Stored]) -> Any:
-    """What stands for a value in JSON; its arrays are added to `arrays`.
+    """Turn a value into JSON; its arrays are added to `arrays`.
 
-    Arrays are not copied where they can be stored as they are, and have no checksum yet: whoever
-    writes them puts it into ``"crc32"``, eight digits for eight.
+    Arrays are not copied where they can be stored as they are, and have no checksum yet: the writer
+    puts it into ``"crc32"``, eight digits for eight.
 
     Parameters
     ----------
     value : number, string, None, array, or dicts, lists and tuples of these
-        What to pack.
+        The value to pack.
     path : tuple
-        Where it stands, to name its arrays by and for errors.
+        Where it is in a larger one, for the names of its arrays and for errors.
     arrays : dict
-        Takes what is to be stored under each name, which nothing else has.
+        Gets the arrays to store, each under a unique name.
 
     Raises
     ------
     TypeError
-        If something of another kind is in it.
+        If something of another type is in it.
     ValueError
-        If it is nested without end, or a number has too many digits.
+        If it is nested without end, or an integer has too many digits for Python to write.
     """
     if value is None or isinstance(value, (bool, str)):
         return str(value) if isinstance(value, str) else value
@@ -84,7 +85,7 @@ def pack(value: Any, path: tuple[object, ...], arrays: dict[str, Stored]) -> Any
     if isinstance(value, int):
         try:
             str(value)
-        except ValueError as error:  # which Python has a limit for
+        except ValueError as error:  # Python's limit on digits
             raise ValueError(
                 f"{_where(path)}: expected a number in fewer digits ({error})"
             ) from None
@@ -103,7 +104,7 @@ def pack(value: Any, path: tuple[object, ...], arrays: dict[str, Stored]) -> Any
             keys = [pack(key, (*path, "key"), arrays) for key in value]
             return {"$dict": [list(pair) for pair in zip(keys, values, strict=True)]}
     except RecursionError:
-        raise ValueError(f"{path[0]}: expected an end to its nesting, found none") from None
+        raise ValueError(f"{path[0]}: nested without end (does it contain itself?)") from None
     found = f"{type(value).__name__} {reprlib.repr(value)}"
     raise TypeError(
         f"{_where(path)}: expected numbers, strings, arrays, or dicts and lists of these, "
@@ -125,7 +126,7 @@ def _pack_array(value: Any, path: tuple[object, ...], arrays: dict[str, Stored])
     if dtype in FOREIGN:
         a = a.view(FOREIGN[dtype])
     a = a.astype(a.dtype.newbyteorder("<"), copy=False)
-    # Names are for people and other tools; strings that aren't Unicode would stop them.
+    # Names are for people and other tools, which need valid Unicode.
     plain = ".".join(map(str, path)).encode("utf-8", "backslashreplace").decode()
     name, k = plain, 2
     while name in arrays:
@@ -136,20 +137,20 @@ def _pack_array(value: Any, path: tuple[object, ...], arrays: dict[str, Stored])
 
 
 def unpack(packed: Any, take: Take) -> Any:
-    """The value that JSON stands for.
+    """Turn packed JSON back into the value.
 
     Parameters
     ----------
     packed : object
         What `pack` returned, or anything else that JSON can hold.
     take : callable
-        From the name, the stored dtype and the shape of an array to that array, for us to keep,
-        and its checksum.
+        From the name, the stored dtype and the shape of an array to that array, which the value
+        owns from then on, and its checksum.
 
     Raises
     ------
     ValueError
-        If `pack` can't have returned it, or the bits of an array are not those that it saw.
+        If `pack` can't have returned it, or an array's checksum differs.
     """
     if isinstance(packed, list):
         return [unpack(v, take) for v in packed]
@@ -204,6 +205,6 @@ def _unpack_array(packed: Any, take: Take) -> Array:
         try:
             import ml_dtypes
         except ImportError:
-            raise ValueError(f"{name}: needs ml_dtypes, which knows the dtype {dtype}") from None
+            raise ValueError(f"{name}: dtype {dtype} needs the package ml_dtypes") from None
         a = a.view(getattr(ml_dtypes, dtype))
     return a

@@ -1,4 +1,4 @@
-"""``python -m fastgd bytes``: what each way to keep a model costs, in memory and in time."""
+"""``python -m fastgd bytes``: what each way to store a model costs, in memory and in time."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ import fastgd
 from fastgd.kernels.spec.codecs import CODECS
 from fastgd.optimizers import OPTIMIZERS
 
-# Parameters and gradients as float32 or bfloat16, what goes with them, and how states are kept;
-# "random" is rounding by chance, without a master.
+# The dtype of parameters and gradients, and the options of how masters and states are stored;
+# "stochastic" is stochastic rounding, without a master.
 CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
     "float32": ("float32", {}),
     "float32, bf16 states": ("float32", {"state_dtype": "bfloat16"}),
@@ -30,12 +30,12 @@ CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
         "bfloat16",
         {"master": "split", "state_dtype": "8bit"},
     ),
-    "bf16, random": ("bfloat16", {"rounding": "stochastic"}),
-    "bf16, random, bf16 states": (
+    "bf16, stochastic": ("bfloat16", {"rounding": "stochastic"}),
+    "bf16, stochastic, bf16 states": (
         "bfloat16",
         {"rounding": "stochastic", "state_dtype": "bfloat16"},
     ),
-    "bf16, random, 8-bit states": (
+    "bf16, stochastic, 8-bit states": (
         "bfloat16",
         {"rounding": "stochastic", "state_dtype": "8bit"},
     ),
@@ -44,7 +44,7 @@ ROUNDS = 5
 
 
 class Cost(NamedTuple):
-    """What a choice costs: bytes and seconds of a step, for each parameter."""
+    """The cost of a choice: bytes and seconds of a step, for each parameter."""
 
     choice: str
     parameter: float
@@ -85,16 +85,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def measure(name: str, n: int, console: Console) -> list[Cost]:
-    """What each choice costs with an optimizer of `n` parameters, taking turns."""
+    """The cost of each choice with an optimizer of `n` parameters, taking turns."""
     steps = {}
     found: dict[str, list[float]] = {}
     sizes = {}
     for choice, (kind, options) in CHOICES.items():
         opt = optimizer(name, n, kind, options)
         entry = opt.state[0]
-        kept = sum(a.nbytes for key, a in entry.items() if key != "step") / n
+        state_bytes = sum(a.nbytes for key, a in entry.items() if key != "step") / n
         itemsize = CODECS[kind].code.itemsize
-        sizes[choice] = (itemsize, itemsize, kept)
+        sizes[choice] = (itemsize, itemsize, state_bytes)
         steps[choice] = opt
         opt.step()
     for _ in track(range(ROUNDS), "timing steps", console=console, transient=True):
@@ -110,13 +110,13 @@ def optimizer(name: str, n: int, kind: str, options: dict[str, Any]) -> fastgd.O
     rng = np.random.default_rng(0)
     drawn = np.resize(rng.standard_normal(min(n, 1 << 18), np.float32), n)
 
-    def kept() -> NDArray[Any]:
+    def stored() -> NDArray[Any]:
         code = np.empty(n, CODECS[kind].code)
         CODECS[kind].store(code, None, drawn)
         return code
 
     made: Any = OPTIMIZERS[name]  # whose arguments mypy can't know here
-    opt: fastgd.Optimizer = made(kept(), grads=kept(), **options)
+    opt: fastgd.Optimizer = made(stored(), grads=stored(), **options)
     return opt
 
 
@@ -138,7 +138,7 @@ def table_of(costs: list[Cost], total: int, measured: int, name: str) -> Table:
         title_justify="left",
         caption_justify="left",
     )
-    table.add_column("kept as", no_wrap=True)
+    table.add_column("stored as", no_wrap=True)
     for column in ("params", "grads", "states", "total", "step", "ratio"):
         table.add_column(column, justify="right", no_wrap=True)
     for c in costs:

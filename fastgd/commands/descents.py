@@ -1,4 +1,4 @@
-"""Descents on surfaces, by each optimizer: what the gallery and the race are made of."""
+"""Descents on surfaces by each optimizer, for the gallery and the race."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def contestants() -> dict[str, Maker]:
 def descend(
     make: Maker, surface: Surface, start: Sequence[float], steps: int, **hyper: Any
 ) -> Array:
-    """Where a descent is before its first step and after each; shape (steps + 1, d).
+    """The path of a descent: the start, and the point after each step; shape (steps + 1, d).
 
-    What diverges goes on as infinities and NaNs, without a warning.
+    A descent that diverges goes on with infinities and NaNs, without a warning.
     """
     w = np.array(start, np.float64)
     path = np.empty((steps + 1, len(w)))
@@ -48,8 +48,8 @@ def descend(
 def adaptive(make: Maker) -> bool:
     """Whether an optimizer scales each weight's step by the size of that weight's own gradients.
 
-    Found out by a step along two gradients of very different size: an adaptive one moves both
-    weights about alike.
+    It takes a step along two gradients of very different size: an adaptive optimizer moves both
+    weights by about as much.
 
     >>> import fastgd
     >>> adaptive(fastgd.SGD), adaptive(fastgd.Adam)
@@ -65,14 +65,14 @@ RATES = tuple(10 ** (k / 2) for k in range(-10, 3))
 
 
 class Run(NamedTuple):
-    """A descent of one optimizer, and what came of it.
+    """A descent of one optimizer, and its measurements.
 
     Attributes
     ----------
     lr : float
         The learning rate.
     path : ndarray of float64, shape (steps + 1, d)
-        Where it was.
+        The start, and the point after each step.
     values, distances : ndarray, shape (steps + 1,)
         The surface's values there, and the distances to the nearest known minimum.
     arrival : int or None
@@ -87,7 +87,7 @@ class Run(NamedTuple):
 
 
 def measure(surface: Surface, lr: float, path: Array, tolerance: float) -> Run:
-    """What came of a descent."""
+    """Measure a descent."""
     with np.errstate(over="ignore", invalid="ignore"):
         values = surface.value(path)
         minima = np.array([known.point for known in surface.minima])

@@ -1,4 +1,4 @@
-"""Pictures of 255 colours: a third of the size of those with all."""
+"""Pictures with a palette of 255 colours, a third of the size of those with all colours."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from PIL import Image
 
 from fastgd.plot import THEMES
 
-# Of 256, one is left to stand for what stays as it was from frame to frame in an animation.
+# Of 256 entries, one is left for pixels that don't change from frame to frame in an animation.
 FREQUENT = 192
 
 
 class Palette:
-    """The 255 colours that a picture gets by with: its most frequent ones, and 63 for all others.
+    """A palette of 255 colours: the picture's most frequent ones, and 63 for all others.
 
-    The usual ways to find a palette merge the few pixels of a thin line with whatever is near, or
-    neighbouring shades with each other.  The grounds and lines of a chart are the colours that
-    occur most, though, and stay as they are; the others are the edges between them.
+    The usual quantizers merge the few pixels of a thin line with whatever is near, or neighbouring
+    shades with each other.  But a chart's fills and lines are its most frequent colours, which stay
+    as they are here; the others are the edges between them.
 
     Parameters
     ----------
     image : Image
         The picture.
     theme : {"light", "dark"}
-        Whose lines keep their colours, where they occur.
+        The theme whose line colours are kept, where they occur.
     """
 
     def __init__(self, image: Image.Image, theme: str = "light") -> None:

@@ -39,7 +39,7 @@ def folder(text: str) -> Path:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: whoever looks sees the old one or the new one."""
+    """Replace a file atomically: readers see the old one or the new one."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

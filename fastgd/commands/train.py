@@ -1,4 +1,4 @@
-"""``python -m fastgd train``: one network, real digits, every optimizer, fastgd beside NumPy."""
+"""``python -m fastgd train``: a network on handwritten digits, every optimizer, against NumPy."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 class Outcome(NamedTuple):
-    """What training with one optimizer came to.
+    """The results of training with one optimizer.
 
     Attributes
     ----------
@@ -50,7 +50,7 @@ class Outcome(NamedTuple):
     fast_us, numpy_us : float
         The median time of a step in µs, by the compiled kernels and by NumPy.
     same_bits : bool
-        Whether both came to the same weights.
+        Whether both ended with the same weights, bit for bit.
     """
 
     optimizer: str

@@ -18,16 +18,16 @@ Array = NDArray[Any]
 
 
 class Accumulated:
-    """Sums of gradients, weighted, of parameters in some structure.
+    """Weighted sums of the gradients of several micro-batches.
 
     Attributes
     ----------
-    sums : list of ndarray
-        Of each parameter's gradients times their weights.
+    sums : list of ndarray of float32 or float64
+        The sum of each parameter's gradients times their weights, in its compute dtype.
     counts : ndarray of int64, shape (parameters,)
-        How many gradients each parameter got.
+        The number of gradients that each parameter got.
     weight : ndarray of float64, shape (1,)
-        The sum of the weights; 0 if there is nothing to take.
+        The sum of the weights; 0 if nothing was accumulated.
     """
 
     def __init__(self, structure: Structure, params: Sequence[Array], labels: list[str]) -> None:
@@ -38,7 +38,7 @@ class Accumulated:
         self._make_plan()
 
     def _make_plan(self) -> None:
-        # To the engine the sums are what is updated: by the rule `ema`, weights 1 and w.
+        # To the engine the sums are the parameters, updated by the rule `ema` with weights 1 and w.
         n = len(self.sums)
         none: list[tuple[Any, ...]] = [()] * n
         self._plan = Plan(
@@ -56,14 +56,14 @@ class Accumulated:
         return unflatten(self._structure, iter(found))
 
     def load(self, sums: Sequence[Array | None], weight: float) -> None:
-        """Take sums that fit, None where there was no gradient."""
+        """Copy sums of the right shapes and dtypes in; None where there was no gradient."""
         for k, (own, other) in enumerate(zip(self.sums, sums, strict=True)):
             own[...] = 0 if other is None else other
             self.counts[k] = other is not None
         self.weight[0] = weight
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the plan, which holds addresses."""
+        """The attributes but for the plan, which holds addresses."""
         return {key: value for key, value in self.__dict__.items() if key != "_plan"}
 
     def __setstate__(self, content: dict[str, Any]) -> None:

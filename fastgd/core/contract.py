@@ -38,7 +38,7 @@ def hyper(domain: Domain, default: Any, *, keyword: bool = False) -> Any:
     default : object
         Its value where none is given.
     keyword : bool
-        Whether it is given by keyword alone, as what torch's class of that name doesn't have.
+        Whether it is given by keyword alone, as hyper-parameters that torch's class lacks are.
     """
     return HyperParameter(domain, default, keyword)
 
@@ -55,7 +55,7 @@ class Contract:
     hypers: ClassVar[Mapping[str, HyperParameter]] = {"maximize": hyper(flag, False, keyword=True)}
     domains: ClassVar[Mapping[str, Domain]] = {"maximize": flag, **HYPER}
     year: ClassVar[int] = 0  # of the paper: the order in which optimizers are listed
-    decoupled: ClassVar[bool] = False  # whether weight decay acts beside the gradient
+    decoupled: ClassVar[bool] = False  # whether weight decay bypasses the gradient
     restarts: ClassVar[bool] = False  # whether steps count from when states were made
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -96,7 +96,7 @@ class Contract:
 
     @classmethod
     def parameters(cls, schedules: bool = True, keyword: bool = False) -> list[Any]:
-        """The hyper-parameters as `inspect.Parameter`, with schedules or numbers alone."""
+        """The hyper-parameters as `inspect.Parameter`, annotated with schedules or without."""
         from inspect import Parameter
 
         return [
@@ -111,9 +111,9 @@ class Contract:
 
     @staticmethod
     def rule(h: Hyper) -> str:
-        """The rule in `fastgd.kernels.reference` that hyper-parameters ask for.
+        """The name of the rule in `fastgd.kernels.reference` that hyper-parameters pick.
 
-        What is a schedule here is still one, and counts as a number that isn't 0.
+        Schedules have no value yet here; each counts as a number that isn't 0.
         """
         raise NotImplementedError
 
@@ -121,13 +121,13 @@ class Contract:
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
         """The rule's coefficients, in its order, for a parameter's t-th step, counted from 1.
 
-        May go on with those of the class's other rules.  All hyper-parameters are numbers here.
+        Those of the class's other rules may follow.  All hyper-parameters are numbers here.
         """
         raise NotImplementedError
 
     @staticmethod
     def initial(h: Hyper) -> Mapping[str, float]:
-        """What states start from, where that isn't 0."""
+        """The initial values of states that don't start from 0, by name."""
         return {}
 
     @staticmethod
@@ -142,9 +142,9 @@ class Contract:
             for name, p in zip(h["param_names"], h["params"], strict=True):
                 if not unit_length(p.shape, p.strides, p.itemsize):
                     raise ValueError(
-                        f"clip_ratio: expected parameters in C order, whose rows it is about, "
-                        f"found params{checks.label((name,))} with strides {p.strides} for shape "
-                        f"{p.shape}"
+                        f"clip_ratio: expected parameters whose rows are contiguous, as in C "
+                        f"order, found params{checks.label((name,))} with strides {p.strides} for "
+                        f"shape {p.shape}"
                     )
         for key, start in cls.initial(h).items():
             if start > FLOAT32_MAX:
@@ -154,7 +154,7 @@ class Contract:
 
     @classmethod
     def stages(cls, h: Hyper, unscale: float) -> tuple[float, ...]:
-        """The fields of `reference.Stages`: what the stages before the rule are given."""
+        """The fields of `reference.Stages`: the arguments of the stages before the rule."""
         decay = h.get("weight_decay", 0.0)
         l2, decoupled = (0.0, 1.0 - h["lr"] * decay) if cls.decoupled else (decay, 1.0)
         factor = -unscale if h["maximize"] else unscale
@@ -164,8 +164,8 @@ class Contract:
 
     @classmethod
     def settings(cls, rule: str, h: Hyper, t: int, unscale: float) -> tuple[Any, ...]:
-        """What the engine is given for a parameter's t-th step by a rule, counted from 1."""
-        # A scheduled momentum may be 0 at a step, and its rule wants it nonetheless: so classes
-        # list all coefficients, and each rule takes the first so many.
+        """The rule, its coefficients and the stages of a parameter's t-th step, counted from 1."""
+        # A scheduled momentum may be 0 at a step, and its rule takes it nonetheless: so classes
+        # list all coefficients, and each rule takes as many of the first as it has.
         coefficients = cls.coefficients(h, t)[: len(RULES[rule].coefficients)]
         return rule, coefficients, cls.stages(h, unscale)

@@ -1,4 +1,4 @@
-"""What values hyper-parameters and arguments may take, and the words that refuse others."""
+"""Validators: the values that hyper-parameters and arguments may take, and errors for others."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 
 from fastgd.kernels.memory.checks import shown
 
-# From a hyper-parameter's value and what to call it to the clean value; raises if it isn't one.
+# Validates a hyper-parameter: from its value and its name, for errors, to the clean value.
 Domain = Callable[[Any, str], Any]
 
-# What a hyper-parameter may be given as: a number, or a schedule, from a step to a number.
+# The types of a hyper-parameter: a number, or a schedule, from a step to a number.
 Scalar = float | Callable[[int], float]
 Pair = tuple[Scalar, Scalar] | Callable[[int], tuple[float, float]]
 
-# The domains of what every step uses afresh, which may therefore change from step to step.
+# The domains of values that every step reads anew, which may therefore be schedules.
 SCHEDULABLE: set[Domain] = set()
 _D = TypeVar("_D", bound=Domain)
 
@@ -110,7 +110,7 @@ def flag(value: Any, name: str) -> bool:
     return bool(value)
 
 
-# How a signature writes what a domain takes, with schedules and without.
+# The annotations of a domain's values in signatures, with schedules and without.
 ANNOTATIONS: dict[Domain, tuple[str, str]] = {
     nonnegative: ("Scalar", "float"),
     fraction: ("Scalar", "float"),
@@ -131,12 +131,12 @@ def one_of(choices: Sequence[str], value: object, name: str) -> str:
 
 
 def is_schedule(value: Any) -> bool:
-    """Whether a value, or one of several, has to be worked out for each step."""
+    """Whether a value, or one of a tuple or list, is a schedule: a callable."""
     return callable(value) or (isinstance(value, (tuple, list)) and any(map(callable, value)))
 
 
 def check_schedule(value: Any, domain: Domain, name: str) -> Any:
-    """Check what can be checked of a schedule before its steps: the numbers beside it."""
+    """Check the numbers of a pair of which others are schedules; these are checked at each step."""
     if callable(value):
         return value
     checked = domain([0 if callable(v) else v for v in value], name)

@@ -23,7 +23,7 @@ Array = NDArray[Any]
 
 
 def _like(p: Array) -> Array:
-    """Zeros like a parameter, of the type that it is computed with."""
+    """Zeros like a parameter, of its compute dtype."""
     return zeros_beside(p, computed(p.dtype))
 
 
@@ -41,7 +41,8 @@ class EMA:
     Parameters
     ----------
     params : array, nested lists and dicts of arrays
-        The weights; float32 or float64, contiguous. They are only read, but for `swapped`.
+        The weights: float32, float64, bfloat16 or float16, contiguous and writeable.  They are
+        only read, except by `swapped`.
     decay : float
         β, from 0 to below 1.
     bias_correction : bool
@@ -50,21 +51,22 @@ class EMA:
         Otherwise start from the weights as they are now, as torch's ``AveragedModel`` does.
     warmup : bool
         Let the past count for less at first: β at most (1 + t)/(10 + t) at the t-th update.
-        Instead of bias correction, not with it.
+        Excludes `bias_correction`.
 
     Attributes
     ----------
-    averages : dict
-        The averaged arrays by the name of their parameter.
+    averages : dict of ndarray
+        The averages by the name of their parameter, in its compute dtype: float64 for float64
+        parameters, else float32.
     step : int
         The number of updates.
     bound : bool
-        Whether an optimizer's steps update it, and nobody else.
+        Whether an optimizer's steps, and these alone, update it.
 
     Raises
     ------
     TypeError, ValueError
-        If a parameter or `decay` is not usable; the message names it.
+        If a parameter or `decay` is not valid; the message names it.
 
     Examples
     --------
@@ -92,7 +94,7 @@ class EMA:
         self.bias_correction = domains.flag(bias_correction, "bias_correction")
         self.warmup = domains.flag(warmup, "warmup")
         if warmup and bias_correction:
-            raise ValueError("warmup: expected without bias_correction, which does the same")
+            raise ValueError("warmup excludes bias_correction=True: both make up for the start")
         _, leaves = flatten(params)
         if not leaves:
             raise ValueError("params: expected at least one parameter, found none")
@@ -105,7 +107,8 @@ class EMA:
         start = [_like(p) for p in self._params]
         self.averages = dict(zip(names, start, strict=True))
         if len(self.averages) != len(names):
-            raise ValueError(f"params: expected names of their own, found {names}")
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"params: two parameters are named {twice!r}")
         if not self.bias_correction:
             for average, p in zip(start, self._params, strict=True):
                 _set(average, p)
@@ -119,7 +122,7 @@ class EMA:
     def refuse_others(self, params: Sequence[Array]) -> None:
         """Raise ValueError unless an optimizer of these parameters may bind this average."""
         if self.bound:
-            raise ValueError("average: expected an EMA of its own, found one bound already")
+            raise ValueError("average: the EMA is bound to another optimizer already")
         if len(params) != len(self._params) or any(
             p.ctypes.data != q.ctypes.data or p.shape != q.shape or p.dtype != q.dtype
             for p, q in zip(params, self._params, strict=True)
@@ -127,7 +130,7 @@ class EMA:
             raise ValueError("average: expected an EMA of the optimizer's parameters, in its order")
 
     def bind(self, params: Mapping[Name, Array]) -> None:
-        """Leave updates to the optimizer of these parameters, and call them by its names."""
+        """Leave updates to the optimizer of these parameters, and take over its names."""
         self.averages = dict(zip(params, self.averages.values(), strict=True))
         self._params, self.bound = list(params.values()), True
 
@@ -142,7 +145,7 @@ class EMA:
         self._make_plan()
 
     def _make_plan(self) -> None:
-        # To the engine the averages are what is updated, and the weights what is only read.
+        # To the engine the averages are the parameters, and the weights the gradients.
         count = len(self._params)
         averages = list(self.averages.values())
         self._plan = Plan(
@@ -162,7 +165,7 @@ class EMA:
         return int(self.steps[0])
 
     def update(self) -> None:
-        """Take the weights as they are now into the averages."""
+        """Update the averages with the weights as they are now."""
         with self.lock:
             if self.bound:
                 raise RuntimeError("update: the optimizer's step updates this average")
@@ -170,12 +173,12 @@ class EMA:
             self._plan.step(None, self._configure, 1.0)
 
     def refuse_swapped(self, what: str) -> None:
-        """Raise RuntimeError while the averages stand in the place of the weights."""
+        """Raise RuntimeError while the averages are swapped in for the weights."""
         if self._swapped:
-            raise RuntimeError(f"{what}: the averages stand in the place of the weights")
+            raise RuntimeError(f"{what}: the averages are swapped in for the weights")
 
     def weights(self, t: int) -> tuple[float, float]:
-        """What the t-th update weighs the average and the weights by."""
+        """The factors of the average and of the weights in the t-th update: β_t and 1 − β_t."""
         beta = self.decay
         if self.bias_correction:
             beta = beta * (1.0 - beta ** (t - 1)) / (1.0 - beta**t)
@@ -188,37 +191,38 @@ class EMA:
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """Put the averages in the place of the weights; on leaving, the weights are back.
+        """Swap the averages in for the weights; on leaving the block, restore the weights.
 
-        Whatever happens in between, and to the bit; it takes memory for a copy of the weights.
+        They are restored bit for bit, whatever is raised in the block.  This takes memory for a
+        copy of the weights.
 
         Raises
         ------
         ValueError
-            If there was no update yet to average.
+            If there was no update yet, with `bias_correction`.
         RuntimeError
-            If entered twice; so does `update` in between.
+            If the averages are swapped in already; `update` raises it within the block, too.
         """
         with self.lock:
             if not self.step and self.bias_correction:
                 raise ValueError("swapped: expected at least one update before, found none")
             self.refuse_swapped("swapped")
-            kept = [p.copy() for p in self._params]
+            saved = [p.copy() for p in self._params]
             self._swapped = True
             try:
                 for p, average in zip(self._params, self.averages.values(), strict=True):
                     _set(p, average)
                 yield
             finally:
-                self._put_back(kept)
+                self._restore(saved)
 
-    def _put_back(self, kept: Sequence[Array]) -> None:
-        """Put the weights back; if interrupted, by an impatient second Ctrl-C say, then again."""
+    def _restore(self, saved: Sequence[Array]) -> None:
+        """Restore the weights; again if interrupted meanwhile, as by a second Ctrl-C."""
         interrupt = None
         for _ in range(9):
             try:
-                for p, own in zip(self._params, kept, strict=True):
-                    p[...] = own
+                for p, value in zip(self._params, saved, strict=True):
+                    p[...] = value
                 self._swapped = False
             except KeyboardInterrupt as caught:
                 interrupt = caught
@@ -228,9 +232,9 @@ class EMA:
             raise interrupt
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the plan, which holds addresses, and the lock."""
+        """The attributes but for the plan, which holds addresses, and the lock."""
         with self.lock:
-            self.refuse_swapped("copy")  # whose weights would never come back
+            self.refuse_swapped("copy")  # nothing would restore the weights of the copy
             return {key: self.__dict__[key] for key in self.__dict__.keys() - {"_plan", "lock"}}
 
     def __setstate__(self, content: dict[str, Any]) -> None:
@@ -247,24 +251,30 @@ class EMA:
             }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take averages and the number of updates from a state dict.
+        """Copy averages and the number of updates from a state dict.
 
         Raises
         ------
         TypeError, ValueError
-            If it doesn't fit; nothing has been changed then.
+            If it doesn't fit; nothing is changed then.
         """
         with self.lock:
             self.take(*self.check_state_dict(state_dict))
 
     def take(self, step: int, averages: Mapping[Name, Array]) -> None:
-        """Take what `check_state_dict` found."""
+        """Copy in what `check_state_dict` returned."""
         for name, a in self.averages.items():
             a[...] = averages[name]
         self.steps[...] = step
 
     def check_state_dict(self, state_dict: object) -> tuple[int, dict[Name, Array]]:
-        """The number of updates and copies of the averages of a state dict; raises as above."""
+        """The number of updates of a state dict, and copies of its averages.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If they don't fit this EMA.
+        """
         if not isinstance(state_dict, Mapping) or not {"step", "averages"} <= set(state_dict):
             raise ValueError("state_dict: expected a dict with 'step' and 'averages'")
         step = domains.nonnegative(state_dict["step"], "step")

@@ -1,9 +1,10 @@
-"""Forks while other threads are in the middle of a call.
+"""Locks at a fork (`os.fork`) while other threads are in the middle of a call.
 
 A fork copies all memory as it is at that moment, and of the threads only the one that forks: in
 the child, a lock that another thread held stays locked for ever, and what that thread was writing
 stays half written.  So a fork first waits for the calls of other threads to end, and the child
-finds whole optimizers with free locks.  One that it could not wait for refuses all calls there.
+finds whole optimizers with free locks.  An optimizer that it could not wait for refuses all calls
+in the child.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from weakref import ref
 # for the thread that forks, and then the fork must not wait for the call.
 PATIENCE = 10.0
 
-# All owners of locks, in the order of their making, in which every fork then takes the locks.
-_owners: dict[tuple[int, str], ref[Any]] = {}
+# All owners of locks, in the order of their creation: every fork takes the locks in it.
+_owners: dict[tuple[int, str, str], ref[Any]] = {}
 _serial = count()
-_taken: dict[int, list[Any]] = {}  # by the threads that are forking
+_taken: dict[int, list[Any]] = {}  # the locks that each forking thread holds, by its ident
 
 
 class Lost:
-    """In the place of a lock that another thread held when the process forked."""
+    """Stands in the child for a lock that another thread held when the process forked."""
 
     def __init__(self, owner: str) -> None:
         self.owner = owner
@@ -39,23 +40,23 @@ class Lost:
         )
 
     def __exit__(self, *_: object) -> None:
-        """Never comes."""
+        """Do nothing: `__enter__` always raises, so no block is left."""
 
 
-def guard(owner: Any, attribute: str) -> None:
-    """See to the lock in an object's attribute at every fork while the object lives."""
-    key = next(_serial), attribute
+def guard(owner: Any, attribute: str, name: str | None = None) -> None:
+    """Take the lock in an object's attribute at every fork, as long as the object lives."""
+    key = next(_serial), attribute, name or type(owner).__name__
     _owners[key] = ref(owner, lambda _: _owners.pop(key, None))
 
 
-def _locks() -> Iterator[tuple[Any, list[tuple[Any, str]]]]:
-    """Each lock once, and in which attributes of which objects it is."""
-    found: dict[int, tuple[Any, list[tuple[Any, str]]]] = {}
-    for (_, attribute), reference in list(_owners.items()):
+def _locks() -> Iterator[tuple[Any, list[tuple[Any, str, str]]]]:
+    """Each lock once, with the objects and attributes that hold it, and their names."""
+    found: dict[int, tuple[Any, list[tuple[Any, str, str]]]] = {}
+    for (_, attribute, name), reference in list(_owners.items()):
         owner = reference()
         lock = getattr(owner, attribute, None)  # None: the owner is gone
         if lock is not None and not isinstance(lock, Lost):
-            found.setdefault(id(lock), (lock, []))[1].append((owner, attribute))
+            found.setdefault(id(lock), (lock, []))[1].append((owner, attribute, name))
     yield from found.values()
 
 
@@ -69,7 +70,7 @@ def _before() -> None:
                 break
             # While averages are swapped in, the lock is held for as long as the caller likes.
             if monotonic() > deadline or any(
-                getattr(owner, "_swapped", False) for owner, _ in owners
+                getattr(owner, "_swapped", False) for owner, _, _ in owners
             ):
                 break
 
@@ -85,15 +86,15 @@ def _after_in_child() -> None:
     for lock, owners in _locks():
         if any(lock is own for own in mine):
             lock.release()
-            # Not this one, of which other threads, now gone, may have waited for their turn.
+            # A new lock: threads that are gone now may have been waiting for the old one.
             new = RLock()
         elif lock.acquire(blocking=False):
             lock.release()
             continue
         else:
             new = None
-        for owner, attribute in owners:
-            setattr(owner, attribute, Lost(type(owner).__name__) if new is None else new)
+        for owner, attribute, name in owners:
+            setattr(owner, attribute, Lost(name) if new is None else new)
 
 
 if hasattr(os, "register_at_fork"):

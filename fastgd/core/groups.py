@@ -9,13 +9,22 @@ from fastgd.core.domains import SCHEDULABLE, Domain, check_schedule, is_schedule
 
 
 def not_an_attribute(name: str) -> AttributeError:
-    """Why a hyper-parameter can't be set as an attribute of an optimizer."""
+    """The error for a hyper-parameter that is set as an attribute of an optimizer."""
     hint = f"opt.param_groups[0][{name!r}] = …"
     return AttributeError(f"{name}: hyper-parameters but lr are set in groups: {hint}")
 
 
+class Changes:
+    """The number of changes of hyper-parameters in some groups."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
 class ParamGroup(dict[str, Any]):
-    """Parameters that share hyper-parameters: a dict that refuses what its optimizer can't use.
+    """Parameters that share hyper-parameters: a dict that refuses entries that aren't valid.
 
     ``group["lr"] = 0.01`` takes effect with the next step, and so does a schedule, say
     ``group["lr"] = lambda step: 0.1 / (1 + step)``, which the group then holds as it is.
@@ -34,6 +43,8 @@ class ParamGroup(dict[str, Any]):
         Raises ValueError if entries contradict each other.
     name : str
         What to call the group in an error.
+    changes : Changes, optional
+        Where to count the changes of hyper-parameters.
 
     Attributes
     ----------
@@ -48,14 +59,16 @@ class ParamGroup(dict[str, Any]):
         domains: Mapping[str, Domain],
         consistent: Callable[[Mapping[str, Any]], None],
         name: str = "",
+        changes: Changes | None = None,
     ) -> None:
         self._domains, self._consistent, self._name = domains, consistent, name
+        self._changes = changes or Changes()
         super().__init__(fixed)
         super().update(self.checked(hyper))
-        self._note_schedules()
+        self._note_change()
 
     def checked(self, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """The cleaned changes, if the group may take them; changes nothing yet."""
+        """The validated changes; raises if one is refused, and changes nothing yet."""
         clean = {}
         for key, value in changes.items():
             if key in {"params", "param_names"}:
@@ -71,16 +84,17 @@ class ParamGroup(dict[str, Any]):
 
     def __setitem__(self, key: str, value: Any) -> None:
         super().__setitem__(key, self.checked({key: value})[key])
-        self._note_schedules()
+        self._note_change()
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         """Take several changes, or none if one of them is refused."""
         super().update(self.checked(dict(*args, **kwargs)))
-        self._note_schedules()
+        self._note_change()
 
-    def _note_schedules(self) -> None:
-        # Kept, as every step asks.
+    def _note_change(self) -> None:
+        # Cached, as every step reads it.
         self.scheduled = tuple(key for key in self._domains if is_schedule(self[key]))
+        self._changes.count += 1
 
     def __ior__(self, other: Any) -> ParamGroup:  # type: ignore[override,misc]
         self.update(other)
@@ -92,7 +106,7 @@ class ParamGroup(dict[str, Any]):
     __delitem__ = pop = popitem = clear = _refuse
 
     def setdefault(self, key: str, default: Any = None) -> Any:
-        """The entry of that name; there is nothing to add."""
+        """The entry of that name; all entries exist, so none is added."""
         return self[key]
 
     def hyper(self) -> dict[str, Any]:
@@ -100,11 +114,11 @@ class ParamGroup(dict[str, Any]):
         return {key: self[key] for key in self._domains}
 
     def at(self, step: int) -> dict[str, Any]:
-        """The hyper-parameters as the numbers that they are at a step, counted from 0."""
+        """The hyper-parameters with schedules evaluated at a step, counted from 0."""
         return self.hyper() | {key: self.value(key, step) for key in self.scheduled}
 
     def value(self, key: str, step: int) -> Any:
-        """What a hyper-parameter is at a step, counted from 0.
+        """The value of a hyper-parameter at a step, counted from 0.
 
         Raises
         ------
@@ -131,4 +145,5 @@ class ParamGroup(dict[str, Any]):
 
     def __reduce__(self) -> Any:
         fixed = {key: self[key] for key in ("params", "param_names")}
-        return ParamGroup, (fixed, self.hyper(), self._domains, self._consistent, self._name)
+        own = self._domains, self._consistent, self._name, self._changes
+        return ParamGroup, (fixed, self.hyper(), *own)

@@ -1,4 +1,4 @@
-"""What a step does beside its update: clipping, skipping, averaging, copying, zeroing."""
+"""The options of every optimizer: clipping, skipping, averaging, copying, zeroing, storage."""
 
 from __future__ import annotations
 
@@ -19,68 +19,68 @@ Array = NDArray[Any]
 
 
 class Options(TypedDict, total=False):
-    r"""What every optimizer takes by keyword, beside its hyper-parameters.
+    r"""The options that every optimizer takes by keyword, besides its hyper-parameters.
 
     Attributes
     ----------
     grads : array or nested lists and dicts of arrays
         Gradients in the form of the parameters, bound once; ``step()`` then reads these.
     clip_norm : float
-        The most that the gradients' norm may be; larger ones are scaled down to it (Pascanu,
-        Mikolov and Bengio, 2013).  A hyper-parameter: it may differ between groups, change, be a
-        schedule.  None doesn't clip.
+        The maximum norm of the gradients (torch's ``max_norm``); larger ones are scaled down to it
+        (Pascanu, Mikolov and Bengio, 2013).  A hyper-parameter: it may differ between groups,
+        change, be a schedule.  None doesn't clip.
     clip_by : {"all", "group", "tensor"}
         Whether the norm is that of all gradients (of all groups, also those that don't clip), of
         each group's, or of each gradient alone.
     clip_value : float
-        The most that an element of the gradients may be, either way.  A hyper-parameter as well.
-        Comes after ``clip_norm`` if both are given, so that both bounds hold.
+        The maximum absolute value of an element of the gradients.  A hyper-parameter as well.
+        Applied after ``clip_norm`` if both are given, so that both bounds hold.
     clip_ratio : float
-        The most that the norm of each unit of the gradients may be, as a multiple of the norm of
-        its parameters: adaptive gradient clipping.  A hyper-parameter as well; see Notes.
+        The maximum norm of each unit of the gradients, as a multiple of the norm of the unit's
+        parameters: adaptive gradient clipping.  A hyper-parameter as well; see Notes.
     nonfinite : {"propagate", "skip", "raise"}
-        What to do with gradients that hold an infinity or NaN: use them; leave parameters, states,
+        What to do if gradients hold an infinity or NaN: use them; leave parameters, states,
         step counts and averages as they are and count the step in ``skipped``; or leave all as it
         is and raise FloatingPointError.
     average : float or EMA
         Average the weights after each step with this decay, or in this `fastgd.averages.EMA`.
     copy_to : array or nested lists and dicts of arrays
-        float32 or bfloat16 arrays in the form of the parameters, to which each step copies them.
+        float32, bfloat16 or float16 arrays in the form of the parameters, to which each step copies
+        them.  Excludes ``master=True``.
     zero_grads : bool
         Zero the gradients' arrays in the sweep that reads them; also if the step is skipped.
     state_dtype : {"float32", "float64", "bfloat16", "float16", "8bit"} or dict by state
-        How states are kept; by default in the type that is computed with, float64 for float64
-        parameters, else float32.  What is kept in fewer bits is rounded up or down by chance, so
-        that small changes add up.  "8bit" is one byte for each element and one for each 256; see
-        ``docs/formats.md``.
+        How states are stored; by default in the compute dtype, float64 for float64 parameters, else
+        float32.  States in fewer bits are rounded stochastically, so that small changes add up.
+        "8bit" is one byte for each element and one for each 256; see ``docs/formats.md``.
     master : {False, True, "split"}
-        For parameters of 16 bits: keep a float32 master in the state, of which they are the nearest
-        copy; or, for bfloat16, only its lower half beside them.
+        For parameters of 16 bits: keep a float32 master in the state, of which they are a copy,
+        rounded to nearest; or, for bfloat16, only the remainder, the master's lower 16 bits.
     rounding : {"nearest", "stochastic"}
         Without a master, how updated parameters of 16 bits are rounded.
     min_8bit_size : int
-        Parameters with fewer elements keep the states as they are computed with.
+        The states of parameters with fewer elements are stored in the compute dtype.
     seed : int
-        Of rounding by chance, which follows from it, the step and the element alone.
+        The seed of stochastic rounding, which depends on it, the step and the element alone.
 
     Notes
     -----
-    ``clip_ratio`` = λ scales the unit :math:`G_i` of a gradient, its parameters being
+    ``clip_ratio`` = λ multiplies unit i of a gradient, :math:`G_i`, whose parameters are
     :math:`W_i`, by
 
     .. math::
         \min\left(1, \; \lambda \, \frac{\max(\|W_i\|, 10^{-3})}{\|G_i\|}\right)
 
     Units are the rows along the first axis of arrays of two or more dimensions, ``(n_out, n_in)``
-    or ``(n_out, n_in, height, width)`` as PyTorch keeps weights: all that leads to one output.
-    Arrays of less are a unit each.  Weights kept as ``(n_in, n_out)`` are clipped by inputs then,
-    which is something else.  Rows have to be pieces of memory, as in C order.
+    or ``(n_out, n_in, height, width)`` as PyTorch stores weights: all that leads to one output.
+    Arrays of fewer dimensions are a unit each.  Weights stored as ``(n_in, n_out)`` are clipped by
+    inputs then, which is something else.  Rows have to be contiguous, as in C order.
 
     The paper clips by 0.01, and everything but a classifier's last layer: put that into a group
     without.  Norms are measured in double precision, that of parameters as they are before the step
     (of their master, if they have one), that of gradients after ``grad_scale`` and ``clip_norm``
-    and before ``clip_value`` and L2 decay: λ bounds the gradient that the loss has.  What isn't
-    finite spreads in its unit.
+    and before ``clip_value`` and L2 decay: λ bounds the gradient of the loss itself.  NaN and
+    infinity spread in their unit.
 
     References
     ----------
@@ -104,7 +104,7 @@ class Options(TypedDict, total=False):
     seed: int
 
 
-# Those that are hyper-parameters of groups.
+# The options that are hyper-parameters of groups.
 HYPER: dict[str, domains.Domain] = {
     "clip_norm": domains.limit,
     "clip_value": domains.limit,
@@ -116,11 +116,11 @@ NONFINITE = ("propagate", "skip", "raise")
 
 
 def checked(given: Mapping[str, Any], optimizer: str) -> Mapping[str, Any]:
-    """The options that stay as they are for an optimizer's life, without arrays."""
+    """Validate the options that are fixed when an optimizer is made, but for arrays and storage."""
     for key in given:
         if key not in Options.__annotations__:
             raise TypeError(
-                f"{optimizer}: got an unexpected keyword argument {key!r}; beside its "
+                f"{optimizer}: got an unexpected keyword argument {key!r}; besides its "
                 f"hyper-parameters there are {', '.join(Options.__annotations__)}"
             )
     return MappingProxyType(
@@ -135,7 +135,7 @@ def checked(given: Mapping[str, Any], optimizer: str) -> Mapping[str, Any]:
 
 
 def as_average(value: object, params: Mapping[Name, Array]) -> EMA | None:
-    """The `EMA` over an optimizer's parameters that its ``average`` asks for."""
+    """The `EMA` over an optimizer's parameters for its option ``average``, None for none."""
     if value is None:
         return None
     from fastgd.core.ema import EMA
@@ -149,8 +149,8 @@ def as_average(value: object, params: Mapping[Name, Array]) -> EMA | None:
 def as_copies(
     value: object, structure: Structure, params: Sequence[Array], paths: Sequence[Path]
 ) -> list[Array]:
-    """The arrays to copy parameters to, in order, with the parameters' values."""
-    found, leaves = flatten(value)
+    """The arrays of the option ``copy_to`` in the order of the parameters, validated."""
+    found, leaves = flatten(value, name="copy_to")
     if found != structure:
         raise ValueError("copy_to: expected the same lists and dicts as in params")
     return [

@@ -27,7 +27,7 @@ def integer(value: Any, name: str, low: int) -> int:
 
 
 def generator(seed: Any) -> np.random.Generator:
-    """The generator that a seed stands for: itself, or a new one; None asks the system for entropy.
+    """The generator of a seed: itself, or a new one; None takes entropy from the system.
 
     Raises
     ------

@@ -6,7 +6,8 @@ in fewer bytes is loaded and stored tile by tile in the sweep (`fastgd.kernels.s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from fastgd.core.trees import Name
 from fastgd.kernels.memory.alloc import zeros_beside
 from fastgd.kernels.memory.checks import shown
 from fastgd.kernels.reference import RULES
+from fastgd.kernels.spec import norms
 from fastgd.kernels.spec.codecs import CODECS
 from fastgd.kernels.spec.coded_array import Stored, as_stored, codec_of, computed
 
@@ -36,20 +38,23 @@ def squares() -> frozenset[str]:
     return frozenset[str]().union(*(rule.squares for rule in RULES.values()))
 
 
-class Piece(NamedTuple):
-    """What a parameter is a piece of, where others hold the rest.
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """An array that stands for a parameter of which it is a piece, or a flat view.
 
-    It is kept, and rounded by chance, as the whole parameter's elements would be.
+    It is kept, and rounded stochastically, as the whole parameter's elements would be.
     """
 
-    origin: int  # the elements before it
-    whole: int  # the elements in all
+    array: Array
+    origin: int  # the parameter's elements before it
+    whole: int  # the parameter's elements in all
+    unit_length: int | None = None  # that of `norms.unit_length`, where the shape doesn't tell
 
 
 class Storage(NamedTuple):
     """How an optimizer keeps its arrays; see `fastgd.Options`.
 
-    ``pieces`` tells of the parameters that are only pieces, by their ``id``.
+    ``pieces`` tells of the parameters that are only pieces, by the ``id`` of their array.
     """
 
     state_dtype: str | Mapping[str, str] | None = None
@@ -59,9 +64,19 @@ class Storage(NamedTuple):
     seed: int = 0
     pieces: Mapping[int, Piece] | None = None
 
+    def with_pieces(self, pieces: Iterable[Piece]) -> Storage:
+        """The same, with more of the parameters being pieces."""
+        known = {id(piece.array): piece for piece in pieces}
+        return self._replace(pieces={**(self.pieces or {}), **known}) if known else self
+
     def piece(self, p: Array) -> Piece:
         """Which piece of a parameter this array is, mostly all of it."""
-        return (self.pieces or {}).get(id(p)) or Piece(0, p.size)
+        return (self.pieces or {}).get(id(p)) or Piece(p, 0, p.size)
+
+    def unit_length(self, p: Array) -> int:
+        """The elements of each unit that `clip_ratio` is about; 0 if they are not contiguous."""
+        known = self.piece(p).unit_length
+        return norms.unit_length(p.shape, p.strides, p.itemsize) if known is None else known
 
     # ------------------------------------------------------------------------------- parameters
 

@@ -1,25 +1,36 @@
-"""Parameters as people hold them (an array, a list, a dict, nested) as one flat list of leaves."""
+"""Trees of parameters (an array, or nested lists and dicts of arrays) as flat lists of leaves."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set, ValuesView
 from typing import Any
 
-# None for an array, a list or a dict of the same for what holds arrays.
+# The shape of a tree: None for a leaf, a list or a dict of structures for a node.
 Structure = None | list[Any] | dict[Any, Any]
 Path = tuple[object, ...]
 Name = int | str
 
 
-def flatten(tree: object, path: Path = ()) -> tuple[Structure, list[tuple[Path, Any]]]:
+def flatten(
+    tree: object, path: Path = (), name: str = "params"
+) -> tuple[Structure, list[tuple[Path, Any]]]:
     """The structure of a tree, and its leaves with their paths, in order.
 
-    Dicts, lists, tuples, iterators and a dict's values hold leaves; everything else is one.
+    Dicts, lists, tuples, iterators and a dict's values are nodes; everything else is a leaf.
+
+    Parameters
+    ----------
+    tree : object
+        The tree.
+    path : tuple
+        Where it is in a larger tree; the paths of its leaves begin with it.
+    name : str
+        The argument that it is, for errors.
 
     Raises
     ------
     TypeError
-        If something in the tree has no order (a set).
+        If a set is in the tree, whose elements have no order.
     ValueError
         If it is nested without end.
     """
@@ -29,18 +40,18 @@ def flatten(tree: object, path: Path = ()) -> tuple[Structure, list[tuple[Path, 
         pairs = list(enumerate(tree))
     elif isinstance(tree, Set):
         found = type(tree).__name__
-        raise TypeError(f"params: expected a list or dict, found a {found}, which has no order")
+        raise TypeError(f"{name}: expected a list or dict, found a {found}, which has no order")
     else:
         return None, [(path, tree)]
     leaves = []
     children = []
     try:
         for key, child in pairs:
-            structure, inner = flatten(child, (*path, key))
+            structure, inner = flatten(child, (*path, key), name)
             children.append(structure)
             leaves += inner
     except RecursionError:
-        raise ValueError("params: expected an end to its nesting, found none") from None
+        raise ValueError(f"{name}: nested without end (does it contain itself?)") from None
     if isinstance(tree, Mapping):
         return dict(zip(tree, children, strict=True)), leaves
     return children, leaves
@@ -56,7 +67,7 @@ def unflatten(structure: Structure, leaves: Iterator[Any]) -> Any:
 
 
 def name_of(path: Path) -> Name:
-    """What a leaf is called: its index in a list, else its keys joined by dots."""
+    """The name of a leaf: its index in a list, else its keys joined by dots."""
     if not path:
         return 0
     if len(path) == 1 and isinstance(path[0], int):

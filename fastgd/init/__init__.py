@@ -1,4 +1,4 @@
-r"""Initial weights: random enough to differ, and scaled so that signals keep their size.
+r"""Weight initialization: random weights, scaled so that activations keep their variance.
 
 A unit that adds up n inputs multiplies their variance by n; weights of standard deviation
 
@@ -11,7 +11,7 @@ Every function either allocates an array of a shape, or fills the array ``out``;
 float32.  Seeds are integers or a NumPy Generator.  **Give all layers of a model the same
 Generator**: layers of the same shape and the same integer seed begin equal.
 
-Which axis is which is up to `layout`:
+The meaning of the axes depends on `layout`:
 
 =================  =====================  =======================  ===========================
 layout             dense                  convolution              used by
@@ -67,7 +67,7 @@ __all__ = [
     "xavier",
 ]
 
-# Rejection draws on average 1/mass times; below this, ask for another method.
+# Rejection sampling draws 1/mass times on average, so less mass than this is refused.
 LEAST_MASS = 0.01
 
 
@@ -90,24 +90,24 @@ def scaled(
     Parameters
     ----------
     shape : sequence of int, optional
-        The shape of new weights, at least 2-D; see the module for what its axes mean.
+        The shape of new weights, at least 2-D; the module's docstring says what its axes mean.
     dtype : optional
         float32, the default, or float64.
     a : float or str
         The factor, at least 0; or a nonlinearity by the name it has in `calculate_gain`.
     mode : {"fan_in", "fan_out", "fan_avg"}
-        What n is: a unit's inputs, its outputs, or the mean of both.
+        n: the number of a unit's inputs, of its outputs, or the mean of both.
     distribution : {"normal", "uniform", "truncated_normal"}
         Each has the standard deviation :math:`\sigma = a / \sqrt n`: uniform reaches from
-        :math:`-\sqrt 3 \sigma` to :math:`\sqrt 3 \sigma`; truncated is cut at two standard
-        deviations of a normal that is wider by 1/0.8796 to make up for the cut.
+        :math:`-\sqrt 3 \sigma` to :math:`\sqrt 3 \sigma`; truncated is cut off at two standard
+        deviations of a normal distribution, wider by 1/0.8796 to make up for that.
     layout : {"in_out", "out_in"}
         Which axes are inputs and outputs.
     seed : int, Generator or None
-        Where random numbers come from; None asks the system for a seed.
+        The source of random numbers; None takes a seed from the system.
     out : array, optional
-        Weights to fill in place of `shape` and `dtype`: contiguous, writeable, NumPy or a CPU
-        tensor.  Both memory orders get the same values.
+        Weights to fill in place: contiguous, writeable, NumPy or a CPU tensor.  Excludes `shape`
+        and `dtype`.  Both memory orders get the same values.
 
     Returns
     -------
@@ -117,7 +117,7 @@ def scaled(
     Raises
     ------
     TypeError, ValueError
-        If an argument is of the wrong kind or value; the message names it and nothing is changed.
+        If an argument is not valid; the message names it and nothing is changed.
 
     Examples
     --------
@@ -147,7 +147,7 @@ def lecun(
     seed: Seed = None,
     out: Any = None,
 ) -> Array:
-    r""":math:`\sigma = g / \sqrt{n_{in}}`: keeps the size of signals through linear units and selu.
+    r""":math:`\sigma = g / \sqrt{n_{in}}`: keeps the variance through linear units and selu.
 
     Parameters
     ----------
@@ -183,7 +183,7 @@ def xavier(
     seed: Seed = None,
     out: Any = None,
 ) -> Array:
-    r""":math:`\sigma = g \sqrt{2 / (n_{in} + n_{out})}`: a balance of signals and gradients.
+    r""":math:`\sigma = g \sqrt{2 / (n_{in} + n_{out})}`: for activations and gradients alike.
 
     Parameters
     ----------
@@ -262,7 +262,7 @@ def truncated_normal(
     seed: Seed = None,
     out: Any = None,
 ) -> Array:
-    r"""Normal values, those beyond the bounds drawn anew.
+    r"""Truncated normal values: those beyond the bounds are drawn anew.
 
     Parameters
     ----------
@@ -271,8 +271,8 @@ def truncated_normal(
     dtype, seed, out
         As for `scaled`.
     mean, std : float
-        Mean and standard deviation σ of the normal distribution **before** it is cut, as in
-        torch.  What is left is narrower: between bounds l and u its variance is
+        Mean and standard deviation σ of the normal distribution **before** truncation, as in
+        torch.  The truncated one is narrower: between bounds l and u its variance is
 
         .. math:: \sigma^2 \left(1 + \frac{l\varphi(l) - u\varphi(u)}{Z}
                   - \left(\frac{\varphi(l) - \varphi(u)}{Z}\right)^2\right), \quad
@@ -291,7 +291,7 @@ def truncated_normal(
     Raises
     ------
     TypeError, ValueError
-        If an argument is of the wrong kind or value; the message names it and nothing is changed.
+        If an argument is not valid; the message names it and nothing is changed.
 
     Examples
     --------
@@ -328,8 +328,8 @@ def orthogonal(
     r"""A random orthogonal matrix times a gain, uniform among all of them.
 
     The weights count as a matrix with a column (``"in_out"``) or row (``"out_in"``) for each
-    output and all else flat.  The shorter of its rows and columns are orthonormal, times `gain`:
-    :math:`W^T W = g^2 I` if it is at least as high as wide, else :math:`W W^T = g^2 I`.
+    output, the other axes flattened.  Its columns are orthonormal, times `gain`, if it is at least
+    as high as wide: :math:`W^T W = g^2 I`; else its rows are: :math:`W W^T = g^2 I`.
 
     Parameters
     ----------
@@ -340,8 +340,8 @@ def orthogonal(
 
     Notes
     -----
-    QR decomposition is LAPACK's, in the dtype of the weights: its last bits are those of the
-    machine's NumPy.
+    The QR decomposition is LAPACK's, in the dtype of the weights: its last bits depend on the
+    build of NumPy and the processor.
 
     References
     ----------
@@ -368,7 +368,7 @@ def orthogonal(
     def draw(flat: Array) -> None:
         high, wide = max(rows, columns), min(rows, columns)
         q, r = np.linalg.qr(rng.standard_normal((high, wide), flat.dtype.type))
-        q *= np.copysign(factor, np.diagonal(r))  # or Q would lean to LAPACK's choice of signs
+        q *= np.copysign(factor, np.diagonal(r))  # or Q would depend on LAPACK's choice of signs
         flat.reshape(rows, columns)[...] = q if rows >= columns else q.T
 
     return fill(w, draw)

@@ -1,4 +1,4 @@
-"""What `fastgd.init` stands on: fans and gains, the array to fill, and the draws that fill it."""
+"""The helpers of `fastgd.init`: fans and gains, the array to fill, and the distributions."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ def choice(value: Any, name: str, choices: Iterable[str]) -> str:
 
 
 def fans(shape: Sequence[int], layout: str = "in_out") -> tuple[int, int]:
-    r"""How many inputs a unit has, and how many outputs an input has.
+    r"""Fan-in and fan-out: the inputs of a unit, and the units that an input feeds.
 
-    Both are channels times the elements of the kernel, which is 1 for dense weights.
+    Both are channels times the elements of the kernel, which are 1 for dense weights.
 
     Parameters
     ----------
     shape : sequence of int
         (in, out) or (\*kernel, in, out); or, with ``"out_in"``, (out, in) or (out, in, \*kernel).
     layout : {"in_out", "out_in"}
-        Which of the two.
+        The order of the axes.
 
     Returns
     -------
@@ -55,7 +55,7 @@ def fans(shape: Sequence[int], layout: str = "in_out") -> tuple[int, int]:
     Raises
     ------
     TypeError, ValueError
-        If `shape` is not at least two integers from 0, or there is no such layout.
+        If `shape` is not two or more integers of at least 0, or there is no such layout.
 
     Examples
     --------
@@ -75,7 +75,7 @@ def fans(shape: Sequence[int], layout: str = "in_out") -> tuple[int, int]:
 
 
 def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
-    r"""What to multiply weights by, to make up for what a nonlinearity does to the size of signals.
+    r"""The gain of a nonlinearity: the factor of weights that makes up for its change of variance.
 
     1 for linear, convolutions and sigmoid; 5/3 for tanh, :math:`\sqrt 2` for relu, 3/4 for selu,
     and :math:`\sqrt{2 / (1 + s^2)}` for leaky_relu of slope s: torch's names and values.
@@ -107,7 +107,7 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
 
 
 def gain_of(value: float | str, name: str) -> float:
-    """The number, at least 0, of a gain that may be given by the name of a nonlinearity."""
+    """A gain, at least 0, from a number or the name of a nonlinearity."""
     if isinstance(value, str):
         return calculate_gain(choice(value, name, (*GAINS, "leaky_relu")))
     return nonnegative(value, name)
@@ -127,7 +127,7 @@ def target(shape: Shape | None, dtype: DTypeLike | None, out: Any) -> Array:
     """The array to fill: `out`, or else a new one."""
     if out is not None:
         if shape is not None or dtype is not None:
-            raise TypeError("out: expected it alone, found a shape or dtype beside it")
+            raise TypeError("out excludes shape and dtype: it has its own")
         return checks.check_parameter(out, "out")
     if shape is None:
         raise TypeError("shape: expected a shape, or an array as out, found neither")
@@ -145,7 +145,7 @@ def target(shape: Shape | None, dtype: DTypeLike | None, out: Any) -> Array:
 
 
 def fill(w: Array, draw: Callable[[Array], None]) -> Array:
-    """Have `draw` fill `w`, which it is given flat and in C order, whatever the order in memory."""
+    """Fill `w` by `draw`, which gets a flat array in C order, whatever the memory order of `w`."""
     if w.flags.c_contiguous:
         draw(w.reshape(-1))
     else:
@@ -165,7 +165,7 @@ def normal(flat: Array, rng: np.random.Generator, std: float) -> None:
 
 
 def uniform(flat: Array, rng: np.random.Generator, std: float) -> None:
-    """Uniform values of mean 0 and this standard deviation, up to √3 of it."""
+    """Uniform values of mean 0 and standard deviation `std`, from −√3 to √3 times that."""
     bound = math.sqrt(3) * std
     rng.random(dtype=flat.dtype.type, out=flat)
     flat *= 2 * bound
@@ -187,13 +187,13 @@ def truncated(
 
 
 def narrowing(c: float) -> float:
-    """The standard deviation that is left of a standard normal cut at ±c."""
+    """The standard deviation of a standard normal distribution truncated at ±c."""
     density = math.exp(-(c**2) / 2) / math.sqrt(2 * math.pi)
     return math.sqrt(1 - 2 * c * density / math.erf(c / math.sqrt(2)))
 
 
 def truncated_at_two(flat: Array, rng: np.random.Generator, std: float) -> None:
-    """Values of mean 0 and this standard deviation, of a normal distribution cut at ±2 of its."""
+    """Values of mean 0 and standard deviation `std`, of a normal truncated at ±2 of its own σ."""
     truncated(flat, rng, 0.0, std / narrowing(2.0), -2.0, 2.0)
 
 

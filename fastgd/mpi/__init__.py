@@ -1,7 +1,7 @@
 """Optimizers for NumPy loops on several processes, by MPI; needs mpi4py and an MPI library.
 
-Each process, a rank, works out the gradients of its own part of the batch; `Sharded` adds them up
-over ranks and updates the parameters.  Of the optimizer's states each rank keeps its share alone.
+Each process, a rank, computes the gradients of its own samples of the batch; `Sharded` reduces them
+over ranks and updates the parameters.  Each rank has a shard of the optimizer's states (ZeRO).
 
 >>> import numpy as np, fastgd
 >>> from fastgd.mpi import Sharded

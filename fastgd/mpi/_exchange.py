@@ -1,4 +1,4 @@
-"""Gradients to the ranks that own them, and parameters back to all, bucket by bucket."""
+"""Reduce-scatter of gradients to the ranks' shards, and all-gather of parameters, in buckets."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from numpy.typing import NDArray
 
 from fastgd.kernels.spec.coded_array import as_stored, computed
 from fastgd.mpi._link import Link
-from fastgd.mpi._space import Bucket, Segment, Space, buckets, flat
+from fastgd.mpi._space import Bucket, Interval, Space, buckets, flat
 
 Array = NDArray[Any]
 
-# Buckets under way at a time: one is packed or added up while the other travels.
+# Buckets in flight at a time: one is packed or summed while the other is sent.
 DEPTH = 2
 
 
 class Exchange:
-    """The buffers and the order of all messages of a step.
+    """The reduce-scatter and the all-gather of a step, and their buffers.
 
     Parameters
     ----------
     link : Link
-        To the other ranks.
+        The link to the other ranks.
     spaces : sequence of Space
-        How the parameters are cut.
+        The index spaces, which say how the parameters are sharded.
     params : sequence of ndarray
         The parameters.
     bucket_bytes : int
-        The bytes of a bucket, over all ranks; buffers hold four.
+        Bytes of a bucket, over all ranks; the buffers hold four buckets.
     ordered : bool
-        Add gradients up in the order of ranks.
+        Whether to sum gradients in the order of ranks.
 
     Attributes
     ----------
     params : list of ndarray
-        The parameters' bits, one-dimensional.
+        The parameters' bits as unsigned integers, flat.
     sums : list of ndarray
         The rank's shard of the gradients' sum, one for each space.
     sent : int
-        The bytes that this rank has given to MPI for others.
+        The bytes that this rank has sent to others.
     """
 
     def __init__(
@@ -76,19 +76,19 @@ class Exchange:
         self.sent = 0
 
     def _rows(self, raw: Array, bucket: Bucket, dtype: np.dtype[Any]) -> Array:
-        """A buffer as one row for each rank."""
+        """A view of a buffer with a row for each rank."""
         shape = self._link.size, bucket.end - bucket.start
         return raw[: shape[0] * shape[1] * dtype.itemsize].view(dtype).reshape(shape)
 
     def reduce_scatter(self, grads: Sequence[Array | None]) -> None:
-        """Put the sum over ranks of the gradients, None for zeros, into `sums`."""
-        known = [None if g is None else _readable(g) for g in grads]
+        """Sum the gradients over ranks into `sums`; None counts as zeros."""
+        readers = [None if g is None else _reader(g) for g in grads]
 
         def post(bucket: Bucket, send: Array, receive: Array) -> tuple[MPI.Request, Array]:
             dtype = self._dtypes[bucket.space]
             rows = self._rows(send, bucket, dtype)
-            for rank, param, inside, place in bucket.segments:
-                read = known[param]
+            for rank, param, inside, place in bucket.intervals:
+                read = readers[param]
                 rows[rank, place] = 0 if read is None else read(inside, dtype)
             self.sent += rows[0].nbytes * (self._link.size - 1)
             if not self._ordered:
@@ -100,7 +100,7 @@ class Exchange:
         def finish(bucket: Bucket, rows: Array) -> None:
             if self._ordered:
                 total = self.sums[bucket.space][bucket.start : bucket.end]
-                # From 0 on, as a sum of gradients begins: -0 + 0 is 0.
+                # Start from 0, as accumulation does: -0 + 0 is 0.
                 np.add(rows[0], 0, out=total)
                 for row in rows[1:]:
                     np.add(total, row, out=total)
@@ -109,20 +109,20 @@ class Exchange:
             self._pipeline(self._up, post, finish, "the gradients")
 
     def allgather(self) -> None:
-        """Bring all ranks' pieces of the parameters to all ranks."""
+        """Send all ranks' shards of the parameters to all ranks."""
         own = self._link.rank
 
         def post(bucket: Bucket, send: Array, receive: Array) -> tuple[MPI.Request, Array]:
             bits = self._bits[bucket.space]
             row = self._rows(send, bucket, bits)[0]
-            for _, param, inside, place in _of_rank(bucket.segments, own):
+            for _, param, inside, place in _of_rank(bucket.intervals, own):
                 row[place] = self.params[param][inside]
             self.sent += row.nbytes * (self._link.size - 1)
             into = self._rows(receive, bucket, bits)
             return self._link.post_allgather(row, into), into
 
         def finish(bucket: Bucket, rows: Array) -> None:
-            for rank, param, inside, place in bucket.segments:
+            for rank, param, inside, place in bucket.intervals:
                 if rank != own:
                     self.params[param][inside] = rows[rank, place]
 
@@ -135,7 +135,7 @@ class Exchange:
         finish: Callable[[Bucket, Array], None],
         what: str,
     ) -> None:
-        """Post the exchange of each bucket before the one `DEPTH` before it is finished."""
+        """Exchange all buckets, `DEPTH` of them in flight at a time."""
         under_way: deque[tuple[MPI.Request, Bucket, Array]] = deque()
 
         def finish_first() -> None:
@@ -152,18 +152,18 @@ class Exchange:
             while under_way:
                 finish_first()
         except BaseException:
-            self._link.kept += [under_way, self._slots, self.sums]  # as MPI may still write there
+            self._link.kept += [under_way, self._slots, self.sums]  # MPI may still write to these
             raise
 
 
-def _of_rank(segments: Sequence[Segment], rank: int) -> Iterator[Segment]:
-    return (segment for segment in segments if segment.rank == rank)
+def _of_rank(intervals: Sequence[Interval], rank: int) -> Iterator[Interval]:
+    return (interval for interval in intervals if interval.rank == rank)
 
 
-def _readable(g: Array) -> Callable[[slice, np.dtype[Any]], Array]:
-    """From a slice of a gradient in the order of memory to its numbers, to be copied."""
+def _reader(g: Array) -> Callable[[slice, np.dtype[Any]], Array]:
+    """A function from a slice of a gradient, in memory order, and a dtype to its numbers."""
     stored = as_stored(g)
     row = flat(g)
     if stored.codec in {"float32", "float64", "float16"}:
-        return lambda inside, dtype: row[inside]  # assigned to another type, it is rounded
+        return lambda inside, dtype: row[inside]  # assignment rounds to another dtype
     return lambda inside, dtype: stored._replace(code=row[inside]).load(dtype)

@@ -1,8 +1,8 @@
-"""Calls that all ranks make together, none of which waits for ever.
+"""MPI collectives with timeouts.
 
 Every collective is non-blocking and polled up to a deadline.  A rank that gives up calls the roll:
-it says so to all others, who then give up, too, wherever they wait, and answer; so all who live
-raise within a moment of each other, and know who did not answer.
+it sends a message to all others, who then give up, too, wherever they wait, and answer; so all
+ranks that are alive raise within a moment of each other, and know which ones did not answer.
 """
 
 from __future__ import annotations
@@ -25,47 +25,47 @@ from fastgd.checkpoint import CheckpointError
 
 Array = NDArray[Any]
 
-NO_BITS = np.zeros(0, bool)  # to agree on
+NO_BITS = np.zeros(0, bool)  # for `Link.agree`
 
-ROLL_CALL = 1  # the tag of a message that says: I have given up
-# Seconds: of waiting awake, where there is a core for each rank and where there isn't; of the first
-# nap and of the longest; between looks for such messages; and the most that those who have given up
-# wait for others to say the same.
+ROLL_CALL = 1  # the tag of the message of a rank that gives up
+# Seconds: of busy-waiting, with a core for each rank and with fewer; of the first sleep and of the
+# longest; between probes for such messages; and the maximum that a rank which has given up waits
+# for the others' answers.
 SPIN, SPIN_CROWDED, NAPS, LOOK, GRACE = 2e-3, 5e-5, (1e-5, 2e-4), 0.01, 2.0
-LAST_WORDS = 1.0  # that the others have before they are ended, to say what they found
+LAST_WORDS = 1.0  # seconds that others have to print their errors before MPI_Abort ends them
 
 _yield = getattr(os, "sched_yield", lambda: time.sleep(0))
 
 
 class RankError(RuntimeError):
-    """A rank died, left, or did not come within the time given; the message says which.
+    """A rank died, hung, or did not make the same call within the timeout; the message says which.
 
-    The ranks are no longer in step, and the communicator is of no further use: all later calls
-    raise this, too.  When a process that has seen it ends, it ends all others by ``MPI_Abort``, as
-    ``MPI_Finalize`` would wait for the dead.
+    The ranks are no longer in step, and the communicator can't be used any more: all later calls
+    raise this, too.  When a process that has raised it ends, it ends all others by ``MPI_Abort``,
+    as ``MPI_Finalize`` would wait for dead ranks.
     """
 
 
 class Link:
-    """What belongs to a communicator: private ones beside it, and whether it still works.
+    """Private duplicates of a communicator, the collectives on them, and whether they still work.
 
     Parameters
     ----------
     comm : MPI.Intracomm
-        Somebody's; nothing is sent on it.
+        The caller's communicator; nothing is sent on it.
     timeout : float
-        The seconds to wait for the others to make theirs.
+        Seconds to wait for the other ranks' links.
     """
 
     def __init__(self, comm: MPI.Intracomm, timeout: float) -> None:
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         self.broken: str | None = None
-        self.kept: list[Any] = []  # with which MPI is not done, and never may be
-        self.optimizers = 0  # of this communicator, so far
+        self.kept: list[Any] = []  # requests and buffers that MPI may still write to
+        self.optimizers = 0  # made on this communicator so far
         self._patience = timeout
         self._spin = SPIN_CROWDED
         self._control: MPI.Intracomm | None = None
-        # In this order, as the wait for the second can then be ended by messages.
+        # In this order, as the wait for the second can then be ended by messages on the first.
         self._control = self._private(comm)
         self._comm = self._private(comm)
         self._spin = SPIN_CROWDED if self._is_crowded() else SPIN
@@ -93,7 +93,7 @@ class Link:
 
     @contextmanager
     def patience(self, timeout: float) -> Iterator[None]:
-        """Wait so many seconds at each collective within the block."""
+        """Use another timeout, in seconds, for each collective within the block."""
         before, self._patience = self._patience, timeout
         try:
             yield
@@ -106,7 +106,7 @@ class Link:
         Raises
         ------
         RankError
-            If it does not in time, or others have given up.
+            If it does not within the timeout, or others have given up.
         """
         start = look = time.monotonic()
         nap = NAPS[0]
@@ -122,11 +122,11 @@ class Link:
                     look = now + LOOK
                     if self._control.Iprobe(tag=ROLL_CALL):
                         self.give_up(f"was waiting for {what} when others gave up")
-                # Who waits must not keep others from working.
+                # Sleep, so that waiting doesn't take a core from others.
                 time.sleep(nap)
                 nap = min(1.2 * nap, NAPS[1])
         except BaseException as error:
-            self.kept.append(request)  # and its buffers, into which MPI may still write
+            self.kept.append(request)  # with its buffers, to which MPI may still write
             if not isinstance(error, MPI.Exception):
                 raise
             self.give_up(f"could not wait for {what}: {error}", error)
@@ -148,13 +148,13 @@ class Link:
         raise RankError(words) from cause
 
     def mark_broken(self, why: str) -> None:
-        """Refuse all further calls, and let the process end all others when it ends."""
+        """Refuse all further calls, and call ``MPI_Abort`` when the process ends."""
         if self.broken is None:
             self.broken = why
             atexit.register(_abort)
 
     def notify(self, error: BaseException) -> None:
-        """Tell the others that this rank raised something they did not."""
+        """Tell the others that this rank raised an exception that they did not."""
         if self.broken is None and self.size > 1:
             words = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             self._send_all(FAILED + words)
@@ -172,12 +172,12 @@ class Link:
             if rank != self.rank:
                 try:
                     self.kept.append(self._control.Isend([message, MPI.BYTE], rank, ROLL_CALL))
-                except MPI.Exception:  # the MPI library knows already that it is dead
+                except MPI.Exception:  # MPI knows already that the rank is dead
                     continue
         self.kept.append(message)
 
     def _call_roll(self, why: str) -> tuple[dict[int, str], list[int]]:
-        """What the others said, by rank, and who said nothing."""
+        """The other ranks' messages, by rank, and the ranks that sent none."""
         others = set(range(self.size)) - {self.rank}
         heard: dict[int, str] = {}
         if self._control is None:
@@ -207,7 +207,7 @@ class Link:
         return self._comm.Ialltoall(_bytes(send), _bytes(receive))
 
     def post_reduce_scatter(self, send: Array, receive: Array) -> MPI.Request:
-        """The sum of row r of all ranks' arrays to rank r, in an order that is MPI's affair."""
+        """Reduce row r of all ranks' arrays to rank r, in an order that MPI chooses."""
         return self._comm.Ireduce_scatter_block(send, receive, MPI.SUM)
 
     def post_allgather(self, send: Array, receive: Array) -> MPI.Request:
@@ -215,20 +215,20 @@ class Link:
         return self._comm.Iallgather(_bytes(send), _bytes(receive))
 
     def gather(self, a: Array, what: str) -> Array:
-        """A small array of all ranks, one after the other."""
+        """All-gather a small array, in the order of ranks."""
         found = np.empty((self.size, *a.shape), a.dtype)
         self.wait(self.post_allgather(a, found), what)
         return found
 
-    def broadcast(self, a: Array, what: str, piece: int = 2**24) -> None:
-        """Give all ranks rank 0's contiguous array."""
+    def broadcast(self, a: Array, what: str, message_bytes: int = 2**24) -> None:
+        """Broadcast rank 0's contiguous array to all ranks, in messages of bounded size."""
         data = a.reshape(-1).view(np.uint8)
-        for start in range(0, data.size, piece):
-            part = [data[start : start + piece], MPI.BYTE]
-            self.wait(self._comm.Ibcast(part, 0), what)
+        for start in range(0, data.size, message_bytes):
+            message = [data[start : start + message_bytes], MPI.BYTE]
+            self.wait(self._comm.Ibcast(message, 0), what)
 
     def gather_objects(self, value: object) -> list[Any]:
-        """A value of each rank."""
+        """All-gather a picklable value, in the order of ranks."""
         message = np.frombuffer(pickle.dumps(value), np.uint8)
         sizes = self.gather(np.array([message.size]), "the sizes of messages")
         padded = np.zeros(int(sizes.max()), np.uint8)
@@ -240,29 +240,29 @@ class Link:
     def agree(
         self, call: str, error: Exception | None, lines: Sequence[str], bits: Array
     ) -> NDArray[np.bool]:
-        """See that all ranks make the same call with the same arguments, and none has an error.
+        """Check that all ranks make the same call with the same arguments, and none has an error.
 
         Parameters
         ----------
         call : str
-            What is called; the first thing to be alike.
+            The name of the call.
         error : Exception or None
-            What this rank would raise.
+            The error that this rank would raise.
         lines : sequence of str
-            What else has to be alike, each as "name: value".
+            Arguments that must be equal on all ranks, each as "name: value".
         bits : ndarray of bool
-            Of the same length on all ranks.
+            Flags, as many on all ranks.
 
         Returns
         -------
         ndarray of bool
-            Where a rank has a bit set.
+            The bitwise or of all ranks' flags.
 
         Raises
         ------
         Exception
-            On all ranks the same, of the type of the first rank's error; or ValueError if the
-            calls are not alike.
+            The same on all ranks: of the type of the first error in the order of ranks, or
+            ValueError if calls or arguments differ.
         """
         lines = [f"call: {call}", *lines]
         digest = np.frombuffer(blake2b("\n".join(lines).encode(), digest_size=8).digest(), np.uint8)
@@ -290,22 +290,22 @@ class Link:
         raise AssertionError("digests differ, and lines do not")
 
 
-FAILED = "\x00"  # what begins the message of a rank that raised
+FAILED = "\x00"  # the first character of the message of a rank that raised
 
 
 def agreed(error: Exception) -> Exception:
-    """Mark an exception as one that all ranks raise."""
+    """Mark an exception as raised on all ranks."""
     error._fastgd_agreed = True  # type: ignore[attr-defined]
     return error
 
 
 def is_agreed(error: BaseException) -> bool:
-    """Whether all ranks raise this."""
+    """Whether an exception is raised on all ranks."""
     return isinstance(error, RankError) or getattr(error, "_fastgd_agreed", False)
 
 
 def _difference(expected: Sequence[str], found: Sequence[str]) -> str | None:
-    """Where lines of "name: value" first differ from rank 0's."""
+    """The first difference of lines of "name: value" from rank 0's, in words; None if equal."""
     ours, theirs = (
         {line.partition(": ")[0]: line for line in lines} for lines in (expected, found)
     )
@@ -315,7 +315,7 @@ def _difference(expected: Sequence[str], found: Sequence[str]) -> str | None:
     for name, line in theirs.items():
         if name not in ours:
             return f"no {name}, as on rank 0, found {line}"
-    # In another order, or of names that are not their own.
+    # In another order, or with repeated names.
     for one, other in zip(expected, found, strict=False):
         if one != other:
             return f"{one}, as on rank 0, found {other}"
@@ -329,12 +329,12 @@ def _text(error: Exception) -> str:
 
 
 def _exception(name: str, text: str) -> Exception:
-    """An exception of a builtin type by its name, else a RuntimeError."""
+    """An exception of the builtin type of that name, else a RuntimeError."""
     kind = getattr(builtins, name, CheckpointError if name == "CheckpointError" else None)
     if isinstance(kind, type) and issubclass(kind, Exception):
         try:
             return kind(text)
-        except TypeError:  # the Unicode errors take more than a text
+        except TypeError:  # UnicodeError's subclasses take more arguments
             pass
     return RuntimeError(f"{text} ({name})")
 
@@ -356,12 +356,12 @@ def _abort() -> None:
 
 # ------------------------------------------------------------------------ one for a communicator
 
-# What belongs to a communicator goes when it is freed, which all its ranks do together.
+# A communicator's link is freed with it, which is a collective call.
 _KEY = MPI.Comm.Create_keyval(delete_fn=lambda comm, key, link: link.free())
 
 
 def link_of(comm: MPI.Intracomm, timeout: float) -> Link:
-    """The link of a communicator, made when first asked for: MPI has few communicators to give."""
+    """The link of a communicator, made by the first call, as MPI's communicators are limited."""
     found = comm.Get_attr(_KEY)
     if found is None:
         found = Link(comm, timeout)

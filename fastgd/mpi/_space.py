@@ -1,12 +1,12 @@
-"""The elements of many parameters as one row of numbers, and its cut into equal shards.
+"""The elements of many parameters as one index space, cut into equal shards.
 
-Parameters of a dtype share an index space: the elements of one after those of the other, in the
-order of memory, each parameter from a multiple of `ALIGN` on.  Rank r's shard is the r-th of as
-many equal intervals as there are ranks, a multiple of `ALIGN` long.  So each parameter is cut into
-pieces, one for each rank, consecutive and mostly empty, and one exchange serves all of them.
+Parameters of a dtype share an index space: the elements of one after those of the other, in memory
+order, each parameter from a multiple of `ALIGN` on.  The space is cut into as many equal shards as
+there are ranks, each a multiple of `ALIGN` long; rank r has the r-th.  So each parameter is cut
+into consecutive shards, one for each rank and mostly empty, and one exchange serves all parameters.
 
-Buckets cut all shards alike: an exchange of bucket k moves the k-th part of every shard, as one row
-for each rank.
+Buckets cut all shards alike: an exchange of bucket k moves the k-th interval of every shard, as one
+row for each rank.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from fastgd.kernels.spec.coded_array import as_stored
 
 Array = NDArray[Any]
 
-# Elements: a cache line of float32, so that pieces lie in lines as whole parameters do; and what
-# shares a scale in 8-bit states.
+# Elements: a cache line of float32, so that shards begin on cache lines if parameters do; and the
+# block of an 8-bit state that shares a scale.
 ALIGN, ALIGN_8BIT = 16, 256
 
 
-class Segment(NamedTuple):
-    """Elements of a parameter that stand in a row of a bucket."""
+class Interval(NamedTuple):
+    """Elements of a parameter in a row of a bucket."""
 
     rank: int  # the row
     param: int
-    inside: slice  # of the parameter, flat
-    place: slice  # of the row
+    inside: slice  # in the parameter, flat
+    place: slice  # in the row
 
 
 class Bucket(NamedTuple):
@@ -41,7 +41,7 @@ class Bucket(NamedTuple):
     space: int
     start: int
     end: int
-    segments: list[Segment]
+    intervals: list[Interval]
 
 
 class Space:
@@ -50,23 +50,23 @@ class Space:
     Parameters
     ----------
     indices : sequence of int
-        Which of all parameters these are.
+        The indices of these among all parameters.
     sizes : sequence of int
-        Their elements.
+        The number of elements of each.
     ranks : int
-        How many shards to cut.
+        The number of shards.
     align : int
-        What parameters and shards begin at a multiple of.
+        Parameters and shards begin at multiples of so many elements.
 
     Attributes
     ----------
     shard : int
-        The elements of a shard, with padding.
+        The number of elements of a shard, with padding.
 
     Examples
     --------
     >>> space = Space([0, 1], [40, 10], ranks=2)
-    >>> space.shard, [space.piece(0, rank) for rank in range(2)], space.piece(1, 0)
+    >>> space.shard, [space.owned(0, rank) for rank in range(2)], space.owned(1, 0)
     (32, [(0, 32), (32, 40)], (0, 0))
     """
 
@@ -81,20 +81,20 @@ class Space:
             end += -(-size // align) * align
         self.shard = -(-end // (ranks * align)) * align
 
-    def piece(self, k: int, rank: int) -> tuple[int, int]:
-        """The elements of the k-th parameter, from and to, that are in a rank's shard."""
+    def owned(self, k: int, rank: int) -> tuple[int, int]:
+        """The first and the end of the k-th parameter's elements in a rank's shard."""
         start, size = self.starts[k], self.sizes[k]
         low, high = (min(max(r * self.shard - start, 0), size) for r in (rank, rank + 1))
         return low, high
 
     def place(self, k: int, rank: int) -> slice:
-        """Where the k-th parameter's piece is in a rank's shard."""
-        low, high = self.piece(k, rank)
+        """The slice of a rank's shard that holds the k-th parameter's elements."""
+        low, high = self.owned(k, rank)
         start = self.starts[k] + low - rank * self.shard
         return slice(start, start + high - low) if high > low else slice(0, 0)
 
-    def segments(self, start: int, end: int) -> Iterator[Segment]:
-        """What the elements from `start` to `end` of every shard are."""
+    def intervals(self, start: int, end: int) -> Iterator[Interval]:
+        """The intervals of parameters in the elements from `start` to `end` of every shard."""
         k = 0
         for rank in range(self.ranks):
             first = rank * self.shard + start
@@ -108,12 +108,12 @@ class Space:
                 if low < high:
                     at = self.starts[j] + low - first
                     inside, place = slice(low, high), slice(at, at + high - low)
-                    yield Segment(rank, self.indices[j], inside, place)
+                    yield Interval(rank, self.indices[j], inside, place)
                 j += 1
 
 
 def flat(a: Array, dtype: DTypeLike | None = None) -> Array:
-    """An array's elements in the order of memory, without a copy; as what has as many bytes."""
+    """A flat view of an array in memory order; `dtype` reinterprets its bits."""
     row: Array = a.reshape(-1, order=as_stored(a).order)
     return row if dtype is None else row.view(dtype)
 
@@ -121,8 +121,8 @@ def flat(a: Array, dtype: DTypeLike | None = None) -> Array:
 def spaces(params: Sequence[Array], ranks: int, min_8bit_size: int | None) -> list[Space]:
     """The index spaces of parameters, one for each of their dtypes.
 
-    Where states are kept in 8 bits, parameters that have such states and those that are too small
-    have spaces of their own, so that each rank has its share of both.
+    With 8-bit states, parameters that have such states and those that are too small for them are in
+    different spaces, so that each rank has its share of both.
     """
     alike: dict[tuple[np.dtype[Any], int], list[int]] = {}
     for i, p in enumerate(params):
@@ -135,17 +135,17 @@ def spaces(params: Sequence[Array], ranks: int, min_8bit_size: int | None) -> li
 
 
 def pieces(cut: Sequence[Space], rank: int) -> list[tuple[int, int]]:
-    """The elements of each parameter, from and to, that a rank has."""
-    found = {i: s.piece(k, rank) for s in cut for k, i in enumerate(s.indices)}
+    """The first and the end of each parameter's elements in a rank's shard."""
+    found = {i: s.owned(k, rank) for s in cut for k, i in enumerate(s.indices)}
     return [found[i] for i in range(len(found))]
 
 
 def buckets(space: Sequence[Space], itemsizes: Sequence[int], size: int) -> list[Bucket]:
-    """All elements of some spaces, cut into buckets of at most so many bytes, if that can be."""
+    """All elements of some spaces in buckets of at most `size` bytes, but at least one `ALIGN`."""
     cut = []
     for k, (one, itemsize) in enumerate(zip(space, itemsizes, strict=True)):
         row = max(size // (one.ranks * itemsize * ALIGN), 1) * ALIGN
         for start in range(0, one.shard, row):
             end = min(start + row, one.shard)
-            cut.append(Bucket(k, start, end, list(one.segments(start, end))))
+            cut.append(Bucket(k, start, end, list(one.intervals(start, end))))
     return cut

@@ -1,14 +1,14 @@
 """The optimizers, a module for each family: hyper-parameters, the rule's formula, coefficients.
 
-Beside each ``family.py`` stands ``family.pxi``, what its rules do to one element, from which the
-build makes the loops.  Nothing lists the families: what is in this folder is there.
+Each ``family.py`` has a ``family.pxi``, what its rules do to one element, from which the build
+makes the loops.  Nothing lists the families: each module in this folder is one.
 
 Hyper-parameters and states go by torch.optim's names, with torch's defaults.  ``eps`` is added to
 the square root, as torch does; ``eps_root`` inside it, as the papers of AdaGrad and RMSProp, Keras
 and optax do; either may be 0.
 
-What is listed as a float may be a schedule instead, a callable from the step to the value:
-`fastgd.schedules` has the usual ones.
+Where a docstring says float, a schedule may be given instead, a callable from the step to the
+value: `fastgd.schedules` has the usual ones.
 
 Attributes
 ----------
@@ -27,7 +27,7 @@ from fastgd.core.optimizer import Optimizer
 
 
 def _classes() -> Iterator[type[Optimizer]]:
-    """The optimizers that the modules of this folder define, and not what others derive."""
+    """The optimizers that the modules of this folder define, without subclasses from elsewhere."""
     for module in iter_modules(__path__):
         family = import_module(f"{__name__}.{module.name}")
         for value in vars(family).values():

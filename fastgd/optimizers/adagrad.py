@@ -1,4 +1,4 @@
-"""AdaGrad: steps scaled down by all gradients so far."""
+"""AdaGrad: steps divided by the root of the sum of squared gradients."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastgd.kernels.spec.registry import Array, Fused, Scalar, Squares, rule
 
 
 class Adagrad(Optimizer):
-    r"""Steps scaled down by all gradients so far.
+    r"""Steps divided by the root of the sum of squared gradients.
 
     .. math::
         \nu_t = \nu_{t-1} + g_t^2, \qquad
@@ -25,9 +25,9 @@ class Adagrad(Optimizer):
     params, lr, weight_decay, maximize, **options
         As for `SGD`.
     lr_decay : float
-        How fast the learning rate falls with the step count.
+        The decay of the learning rate with the step count.
     initial_accumulator_value : float
-        What ν starts from when the optimizer is made; never a schedule.
+        The initial value of ν; never a schedule.
     eps, eps_root : float
         Added to the root, and inside it.
 

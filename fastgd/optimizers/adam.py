@@ -1,4 +1,4 @@
-"""Adam and what differs from it by a line: AMSGrad, AdamW."""
+"""Adam, and its variants AMSGrad and AdamW."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Adam(Optimizer):
     eps, eps_root : float
         Added to the corrected root, and inside it.
     amsgrad : bool
-        Never let the scale grow again.
+        Divide by the root of the largest v so far, so that step sizes never grow again.
 
     References
     ----------
@@ -87,7 +87,7 @@ class AdamW(Adam):
     params, lr, betas, eps, amsgrad, eps_root, maximize, **options
         As for `Adam`.
     weight_decay : float
-        λ, which here does not pass through the gradient.
+        λ, which is not added to the gradient here.
 
     References
     ----------

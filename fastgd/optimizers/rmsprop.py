@@ -1,4 +1,4 @@
-"""RMSProp: steps scaled down by the recent size of the gradients, also centered, with momentum."""
+"""RMSProp: steps divided by the root of averaged squared gradients; centered, with momentum."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from fastgd.kernels.spec.registry import Array, Fused, Scalar, Squares, positive
 
 
 class RMSprop(Optimizer):
-    r"""Steps scaled down by the recent size of the gradients.
+    r"""Steps divided by the root of the average of squared gradients.
 
     .. math::
         \nu_t = \beta \nu_{t-1} + (1 - \beta) g_t^2, \qquad
         W_t = W_{t-1} - \frac{\alpha}{\sqrt{\nu_t + \epsilon_{root}} + \epsilon} \, g_t
 
-    ``centered`` takes the variance, ν less the square of the gradients' average, for ν;
-    ``momentum`` feeds the scaled gradients to a heavy ball.
+    ``centered`` takes the variance, ν minus the square of the average gradient, for ν;
+    ``momentum`` feeds the scaled gradients to heavy-ball momentum.
 
     Parameters
     ----------
@@ -29,9 +29,9 @@ class RMSprop(Optimizer):
     eps, eps_root : float
         Added to the root, and inside it.
     momentum : float
-        μ of the heavy ball; 0 keeps no velocity.  As a schedule it always keeps one.
+        μ.  With 0 there is no velocity; with a schedule there always is one.
     centered : bool
-        Scale by the variance.  Where rounding makes it negative, it counts as 0.
+        Divide by the root of the variance.  Where rounding makes it negative, it counts as 0.
 
     References
     ----------
@@ -100,7 +100,7 @@ def rmsprop_momentum(
     eps_root: Scalar,
     mu: Scalar,
 ) -> None:
-    """RMSProp whose scaled gradients feed a heavy ball: V ← μV + g/(√(ν + ε_root) + ε)."""
+    """RMSProp with momentum: V ← μV + g/(√(ν + ε_root) + ε); p ← p − αV."""
     nu, V = square_avg, momentum_buffer
     nu[...] = beta * nu + gamma * (g * g)
     V[...] = mu * V + g / (np.sqrt(nu + eps_root) + eps)
@@ -120,7 +120,7 @@ def rmsprop_centered(
     eps: Scalar,
     eps_root: Scalar,
 ) -> None:
-    """RMSProp by the variance ν − ḡ², ḡ ← βḡ + γg (Graves, 2013); rounding below 0 counts as 0."""
+    """RMSProp by the variance ν − ḡ², ḡ ← βḡ + γg (Graves, 2013); negative values count as 0."""
     nu, mean = square_avg, grad_avg
     nu[...] = beta * nu + gamma * (g * g)
     mean[...] = beta * mean + gamma * g
@@ -142,7 +142,7 @@ def rmsprop_centered_momentum(
     eps_root: Scalar,
     mu: Scalar,
 ) -> None:
-    """Centered RMSProp whose scaled gradients feed a heavy ball."""
+    """Centered RMSProp with momentum."""
     nu, mean, V = square_avg, grad_avg, momentum_buffer
     nu[...] = beta * nu + gamma * (g * g)
     mean[...] = beta * mean + gamma * g

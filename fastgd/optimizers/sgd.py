@@ -1,4 +1,4 @@
-"""Gradient descent: plain, with the heavy ball, Nesterov's, and along an averaged gradient."""
+"""Gradient descent: plain, with heavy-ball or Nesterov momentum, and along averaged gradients."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastgd.kernels.spec.registry import Array, Fused, Scalar, rule
 
 
 class SGD(Optimizer):
-    r"""Gradient descent, with the heavy ball and Nesterov's look-ahead as torch has them.
+    r"""Gradient descent, with heavy-ball or Nesterov momentum as torch has them.
 
     .. math::
         V_t = \mu V_{t-1} + (1 - d) g_t, \quad V_1 = g_1, \qquad W_t = W_{t-1} - \alpha V_t
@@ -26,25 +26,26 @@ class SGD(Optimizer):
     lr : float
         The learning rate α.
     momentum : float
-        μ; 0 keeps no velocity.  As a schedule it always keeps one, also where it is 0.
+        μ.  With 0 there is no velocity; with a schedule there always is one, also where it is 0.
     dampening : float
-        d, which does not apply to a velocity's first step (unless that comes after others of a
-        group with schedules, whose steps are not counted anew).
+        d, which does not apply to the first step of a velocity (except where schedules of the group
+        switch momentum on later: steps are not counted anew then).
     weight_decay : float
         λ of an L2 penalty: λW is added to the gradient.
     nesterov : bool
-        Look ahead; needs ``momentum > 0`` and ``dampening = 0``.
+        Nesterov momentum; needs ``momentum > 0`` and ``dampening = 0``.
     maximize : bool
         Ascend instead of descend.
     **options
-        What every optimizer takes: ``grads`` to be bound, ``clip_norm``, ``clip_by``,
-        ``clip_value``, ``clip_ratio``, ``nonfinite``, ``average``, ``copy_to``, ``zero_grads``;
-        see `fastgd.Options`.
+        The options of every optimizer: ``grads`` to be bound, ``clip_norm``, ``clip_by``,
+        ``clip_value``, ``clip_ratio``, ``nonfinite``, ``average``, ``copy_to``, ``zero_grads``,
+        ``state_dtype``, ``master``, ``rounding``, ``min_8bit_size``, ``seed``; see
+        `fastgd.Options`.
 
     Raises
     ------
     TypeError, ValueError, KeyError
-        If a parameter or hyper-parameter is not usable; the message names it.
+        If a parameter or hyper-parameter is not valid; the message names it.
 
     References
     ----------
@@ -77,7 +78,7 @@ class SGD(Optimizer):
 
     @staticmethod
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
-        # The first step sets V = g: there is nothing yet to weigh it against.
+        # The first step sets V = g, as torch does.
         beta, gamma = (0.0, 1.0) if t == 1 else (h["momentum"], 1.0 - h["dampening"])
         return h["lr"], beta, gamma, h["momentum"]
 
@@ -154,10 +155,10 @@ def sgd(p: Array, g: Array, *, alpha: Scalar) -> None:
 def momentum(
     p: Array, g: Array, momentum_buffer: Array, *, alpha: Scalar, beta: Scalar, gamma: Scalar
 ) -> None:
-    """Descent along an accumulated direction: V ← βV + γg; p ← p − αV.
+    """Momentum: V ← βV + γg; p ← p − αV.
 
-    γ = 1 − β makes V the exponentially weighted average of the gradients, γ = 1 the heavy ball
-    of Polyak (1964).
+    With γ = 1 − β, V is the exponentially weighted average of the gradients; with γ = 1 it is the
+    velocity of the heavy ball (Polyak, 1964).
     """
     V = momentum_buffer
     V[...] = beta * V + gamma * g
@@ -181,7 +182,7 @@ def nesterov(
     gamma: Scalar,
     mu: Scalar,
 ) -> None:
-    """Heavy ball that looks ahead: V ← βV + γg; p ← p − α(g + μV) (Sutskever et al., 2013)."""
+    """Nesterov momentum: V ← βV + γg; p ← p − α(g + μV) (Sutskever et al., 2013)."""
     V = momentum_buffer
     V[...] = beta * V + gamma * g
     p[...] = p - alpha * (g + mu * V)

@@ -1,7 +1,7 @@
-"""Drawing descents with matplotlib (the extra ``plot``): contours, paths and loss curves.
+"""Plots of descents with matplotlib (the extra ``plot``): contours, paths and loss curves.
 
-The functions draw on axes that the caller already owns, in whatever style is in force; `style` is
-the house's, for light and for dark pages.
+The functions draw on the caller's axes, in the style in force; `style` is fastgd's own, for light
+and for dark pages.
 
 >>> import numpy as np, fastgd
 >>> from fastgd import plot
@@ -76,19 +76,19 @@ def contours(
 ) -> QuadContourSet:
     """Draw the contours of a surface over two variables.
 
-    The levels divide the picture's area about evenly, low ones a little finer: so valleys show on
-    steep surfaces, too, and neighbouring lines don't stand for equal differences in height.
+    Levels are quantiles of the values, low ones a little denser: so valleys show on steep surfaces,
+    too, and neighbouring lines don't stand for equal differences in height.
 
     Parameters
     ----------
     axes : matplotlib.axes.Axes
-        What to draw on.
+        The axes to draw on.
     surface : Surface
         A surface of `fastgd.surfaces`, over two variables.
     domain : ((float, float), (float, float)), optional
         The intervals of the variables; the surface's own if left out.
     levels, resolution : int
-        How many levels, and how many points in each direction the surface is evaluated at.
+        The number of levels, and of points in each direction at which the surface is evaluated.
     marks : bool
         Mark the known minima (★) and saddles (×).
 
@@ -100,7 +100,7 @@ def contours(
     Raises
     ------
     TypeError, ValueError
-        If `surface` isn't one, or not over two variables, or a setting is not usable.
+        If `surface` isn't a surface over two variables, or an option is not valid.
     """
     _check(axes, surface, 2)
     flag(marks, "marks")
@@ -113,8 +113,8 @@ def contours(
     x, y = np.linspace(*across, resolution), np.linspace(*along, resolution)
     z = surface.value(np.stack(np.meshgrid(x, y), axis=-1))
     heights = np.unique(np.quantile(z, np.linspace(0, 1, levels + 1) ** 1.5))
-    # Quiet shades between paper and ink, the lines a little stronger than the ground beside them:
-    # what is drawn over them counts.
+    # Faint shades between paper and ink, the lines a little stronger than the fill between them, so
+    # that what is drawn over them stands out.
     paper, ink = (np.array(to_rgb(mpl.rcParams[key])) for key in ("axes.facecolor", "text.color"))
     strength = np.linspace(0.0, 0.24, len(heights) - 1)[:, None]
     ground, lines = (paper + (strength + more) * (ink - paper) for more in (0.0, 0.1))
@@ -148,7 +148,7 @@ def curve(
     axes, surface, domain
         As for `contours`, but of one variable.
     **line
-        Keywords of matplotlib's ``Axes.plot``.
+        Keyword arguments of matplotlib's ``Axes.plot``.
 
     Returns
     -------
@@ -179,7 +179,7 @@ def _check(axes: Any, surface: Any, dim: int) -> None:
 
 
 def _intervals(surface: Surface, domain: Any) -> list[Interval]:
-    """The intervals to draw over."""
+    """The intervals of the variables to draw, validated."""
     found = np.array(surface.domain if domain is None else domain, np.float64)
     if found.shape != (surface.dim, 2):
         raise ValueError(f"domain: expected {surface.dim} intervals, found shape {found.shape}")
@@ -192,9 +192,9 @@ def _intervals(surface: Surface, domain: Any) -> list[Interval]:
 
 
 def drawable(points: Array) -> Array:
-    """Points, with NaNs for those that would keep matplotlib busy for ever.
+    """Points, with NaN for those farther off than 1e30.
 
-    Where a descent diverges, dashes as far as 1e100 are too many to be drawn.
+    Where a descent diverges, matplotlib would draw dashes as far as 1e100 for ever.
     """
     return np.where(np.abs(points) < 1e30, points, np.nan)
 
@@ -204,21 +204,21 @@ def path(
 ) -> Line2D:
     """Draw the path of a descent: its start as a ring, its end as a dot.
 
-    The view stays as it is where contours were drawn before: a path that leaves it is cut off.
+    Where contours were drawn before, the axes keep their limits: the path is clipped there.
 
     Parameters
     ----------
     axes : matplotlib.axes.Axes
-        What to draw on.
+        The axes to draw on.
     points : array_like, shape (steps + 1, 2)
-        Where the descent was after each step.  Points that aren't finite, or farther off than
+        The start, and the point after each step.  Points that aren't finite, or farther off than
         1e30, break the line.
     label : str, optional
-        For the legend.
+        The label in the legend.
     halo : bool
-        Set the line off from what is under it.
+        Draw an outline in the background's colour around the line.
     **line
-        Keywords of matplotlib's ``Axes.plot``; else the next of the style's cycle.
+        Keyword arguments of matplotlib's ``Axes.plot``; by default the style's cycle.
 
     Returns
     -------
@@ -268,18 +268,18 @@ def loss_curves(
     Parameters
     ----------
     axes : matplotlib.axes.Axes
-        What to draw on.
+        The axes to draw on.
     losses : dict of array_like, shape (n,)
-        Labels, and the losses of each.
+        The losses of each curve by its label.
     beta : float, optional
-        β of an exponentially weighted average (`fastgd.averages.ewma`) to draw in front of the
-        losses themselves, which then stay faint.
+        β of an exponentially weighted average (`fastgd.averages.ewma`) of the losses, which is then
+        drawn over the losses themselves, these faint.
     unit : str
-        What the horizontal axis counts.
+        The label of the horizontal axis.
     first : int
-        Its first number.
+        The number of the first loss on it.
     scale : {"log", "linear"}
-        Of the vertical axis.
+        The scale of the vertical axis.
 
     Returns
     -------
@@ -289,7 +289,7 @@ def loss_curves(
     Raises
     ------
     TypeError, ValueError
-        If losses are not series of numbers, or an option is not usable; nothing is drawn then.
+        If losses are not series of numbers, or an option is not valid; nothing is drawn then.
 
     Examples
     --------

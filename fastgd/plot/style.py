@@ -1,4 +1,4 @@
-"""The house style of `fastgd.plot`: its colours on light and on dark pages, and its lines.
+"""The style of `fastgd.plot`: its colours on light and on dark pages, and its lines.
 
 The public names are in `fastgd.plot`.
 """
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import matplotlib as mpl
 from cycler import cycler
 
-# As many as there are colours less three: so no two of the first 28 lines look alike.
+# 4 dashes and 7 colours have no common factor: so no two of the first 28 lines look alike.
 DASHES = ("-", "--", "-.", ":")
 
 
@@ -21,7 +21,7 @@ class Theme(NamedTuple):
     Attributes
     ----------
     paper, ink, faint : str
-        The background, what is written on it, and what should hardly be seen.
+        The colours of the background, of text and axes, and of the grid.
     lines : tuple of str
         The colours of lines, in order.
     """
@@ -32,9 +32,9 @@ class Theme(NamedTuple):
     lines: tuple[str, ...]
 
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart, less the yellow, which pales
-# on white; and the same hues in lighter shades, all at least 4.5 times as luminous as the dark
-# paper.
+# Okabe and Ito's colours, which colour-blind readers can tell apart, without the yellow, which is
+# too pale on white; and the same hues in lighter shades, all with a contrast of at least 4.5 to the
+# dark paper.
 THEMES = {
     "light": Theme(
         "#ffffff", "#1d2126", "#d5d9de",
@@ -48,14 +48,14 @@ THEMES = {
 
 
 def style(theme: str = "light") -> AbstractContextManager[None]:
-    """The house style, for as long as a ``with`` block lasts.
+    """A context manager in whose block the style is in force.
 
     Lines differ in colour and in dashes, so that colour is never the only cue.
 
     Parameters
     ----------
     theme : {"light", "dark"}
-        For which page.
+        The theme, for light or for dark pages.
 
     Raises
     ------

@@ -66,13 +66,13 @@ __all__ = [
 
 
 def _half_wave(start: float, end: float, share: float) -> float:
-    """From start to end along half a period of the cosine."""
+    """Cosine annealing: from start to end along half a period of the cosine."""
     return end + (start - end) * (1.0 + cos(pi * share)) / 2.0
 
 
 @dataclass(frozen=True)
 class Step(Schedule):
-    r"""A fall every so many steps: :math:`a_t = a \gamma^{\lfloor t / k \rfloor}`; torch's StepLR.
+    r"""Decay every k steps: :math:`a_t = a \gamma^{\lfloor t / k \rfloor}`; torch's StepLR.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ class Step(Schedule):
 
 @dataclass(frozen=True)
 class MultiStep(Schedule):
-    r"""A fall at each milestone: :math:`a_t = a \gamma^{k}` past k of them; torch's MultiStepLR.
+    r"""Decay at milestones: :math:`a_t = a \gamma^{k}` past k of them; torch's MultiStepLR.
 
     Parameters
     ----------
@@ -127,7 +127,7 @@ class MultiStep(Schedule):
 
 @dataclass(frozen=True)
 class Exponential(Schedule):
-    r"""A fall at every step: :math:`a_t = a \gamma^t`; torch's ExponentialLR.
+    r"""Exponential decay: :math:`a_t = a \gamma^t`; torch's ExponentialLR.
 
     Parameters
     ----------
@@ -149,7 +149,7 @@ class Exponential(Schedule):
 
 @dataclass(frozen=True)
 class Polynomial(Schedule):
-    r"""Down to `end`: :math:`a_t = e + (a - e)(1 - \min(t, T) / T)^p`; torch's PolynomialLR.
+    r"""Polynomial decay: :math:`a_t = e + (a - e)(1 - \min(t, T) / T)^p`; torch's PolynomialLR.
 
     Parameters
     ----------
@@ -160,7 +160,7 @@ class Polynomial(Schedule):
     power : float
         p.
     end : float
-        e, which torch has not.
+        e, which is 0 in torch.
     """
 
     initial: float
@@ -178,7 +178,7 @@ class Polynomial(Schedule):
 
 @dataclass(frozen=True)
 class Linear(Schedule):
-    r"""A line, then level: :math:`a_t = a + (e - a) \min(t, T) / T`; torch's LinearLR.
+    r"""Linear, then constant: :math:`a_t = a + (e - a) \min(t, T) / T`; torch's LinearLR.
 
     Parameters
     ----------
@@ -201,9 +201,9 @@ class Linear(Schedule):
 
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    r"""Half a wave down: :math:`a_t = e + (a - e)(1 + \cos \pi t / T) / 2`, e from step T on.
+    r"""Cosine annealing: :math:`a_t = e + (a - e)(1 + \cos \pi t / T) / 2`, e from step T on.
 
-    torch's CosineAnnealingLR, except that torch climbs up again after T.
+    torch's CosineAnnealingLR, except that torch's rises again after T.
 
     Parameters
     ----------
@@ -232,18 +232,18 @@ class Cosine(Schedule):
 
 @dataclass(frozen=True)
 class CosineRestarts(Schedule):
-    """`Cosine`, again and again; torch's CosineAnnealingWarmRestarts.
+    """Cosine annealing with warm restarts; torch's CosineAnnealingWarmRestarts.
 
     Parameters
     ----------
     initial : float
-        What each wave starts from.
+        The first value of each cycle.
     T_0 : int
-        The steps of the first wave.
+        The steps of the first cycle.
     T_mult : int
-        How many times as long each wave is as the one before.
+        The factor by which each cycle is longer than the one before.
     eta_min : float
-        What each wave falls towards.
+        The value that each cycle approaches.
 
     References
     ----------
@@ -262,7 +262,7 @@ class CosineRestarts(Schedule):
         length = self.T_0
         if self.T_mult == 1:
             step %= length
-        # Whole numbers, where torch's logarithm may round into the wrong wave.
+        # In integers: torch's logarithm may round into the wrong cycle.
         while step >= length:
             step -= length
             length *= self.T_mult
@@ -271,7 +271,7 @@ class CosineRestarts(Schedule):
 
 @dataclass(frozen=True)
 class InverseSqrt(Schedule):
-    r"""Warm-up to a peak, then down by the root: with the step s = t + 1 counted from 1,
+    r"""Linear warm-up, then decay by the inverse root: with the step s = t + 1 counted from 1,
 
     .. math:: a_t = a \min(s / T, \sqrt{T / s}).
 
@@ -300,7 +300,7 @@ class InverseSqrt(Schedule):
 
 @dataclass(frozen=True)
 class OneCycle(Schedule):
-    """Up to a peak, down again, and further down; torch's OneCycleLR.
+    """The 1cycle policy: up to a peak, and down to a fraction of the start; torch's OneCycleLR.
 
     For the momentum that torch cycles the other way, from 0.95 to 0.85 and back:
     ``OneCycle(0.85, steps, div_factor=0.85 / 0.95, final_div_factor=1.0)``.
@@ -308,20 +308,20 @@ class OneCycle(Schedule):
     Parameters
     ----------
     peak : float
-        The value in the middle, torch's max_lr.
+        The largest value, torch's max_lr.
     total_steps : int
-        The length of all; from there on the last value holds, where torch raises.
+        The number of steps of the cycle; from there on the last value holds, where torch raises.
     pct_start : float
-        The share of the steps that lead to the peak, as in torch less one step; at most 1.
+        The share of the steps that lead to the peak, minus one step, as in torch; at most 1.
     anneal_strategy : {"cos", "linear"}
-        Along half waves or lines.
+        Whether to interpolate by cosines or linearly.
     div_factor : float
-        By what the peak is divided for the first value.
+        The peak divided by the first value.
     final_div_factor : float
-        By what the first value is divided for the last.
+        The first value divided by the last.
     three_phase : bool
-        Take as long down to the first value as up, and from there to the last; `pct_start` is at
-        most 0.5 then.  Else go down from the peak to the last value at once.
+        Go down to the first value in as many steps as up, and then to the last; `pct_start` is at
+        most 0.5 then.  Otherwise go down from the peak to the last value directly.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""What a schedule is, and those that are made of others or of given values.
+"""The base class of schedules, and schedules made of others or of given values.
 
 The public names are in `fastgd.schedules`.
 """
@@ -33,7 +33,7 @@ def whole(value: Any, name: str, least: int) -> int:
 
 
 def several(values: Any, name: str, check: Callable[[Any, str], Any]) -> tuple[Any, ...]:
-    """Several values, each checked."""
+    """A tuple of values, each checked."""
     try:
         if isinstance(values, (str, dict)):
             raise TypeError
@@ -52,12 +52,12 @@ def milestones_of(values: Any, name: str) -> tuple[int, ...]:
 
 
 def schedule_of(value: Any, name: str) -> Callable[[int], Any]:
-    """A schedule; a number is one that stays."""
+    """A schedule; a number becomes a constant one."""
     return value if callable(value) else Constant(number(value, name))
 
 
 def line(start: float, end: float, share: float) -> float:
-    """From start to end along a line, and exactly there at a share of 0 and 1."""
+    """Linear interpolation from start to end, exact at a share of 0 and 1."""
     return start * (1.0 - share) + end * share
 
 
@@ -79,17 +79,17 @@ def _check_count(name: str, values: tuple[Any, ...], expected: int) -> None:
 class Schedule:
     """A callable from the step, counted from 0, to a value.
 
-    Not for direct use: each subclass is a schedule, a frozen dataclass that checks its arguments
-    when it is made and says with `value` what its formula is.
+    Not for direct use: each subclass is a frozen dataclass that checks its arguments when it is
+    made, and whose formula is its method `value`.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument, or the step of a call, is not usable; the message names it.
+        If an argument, or the step of a call, is not valid; the message names it.
     """
 
     def __call__(self, step: int) -> float:
-        """The value that a step uses, the first step being 0."""
+        """The value at a step, counted from 0."""
         step = whole(step, "step", 0)
         try:
             return self.value(step)
@@ -98,7 +98,7 @@ class Schedule:
             raise ValueError(f"step: expected one with a finite value, found {found}") from None
 
     def value(self, step: int) -> float:
-        """The formula, for a step that was checked."""
+        """The formula, for a valid step."""
         raise NotImplementedError
 
     def _clean(self, **checks: Callable[[Any, str], Any]) -> None:
@@ -113,7 +113,7 @@ def at_least(least: int) -> Callable[[Any, str], int]:
 
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """Always the same: :math:`a_t = a`.
+    """A constant: :math:`a_t = a`.
 
     Parameters
     ----------
@@ -137,11 +137,11 @@ class Warmup(Schedule):
     Parameters
     ----------
     total_iters : int
-        How many steps the line takes from `start` to the value that `then` begins with.
+        The number of steps from `start` to the first value of `then`.
     then : float or callable
-        What follows; its steps are counted from the end of the warm-up.
+        The schedule that follows; its steps are counted from the end of the warm-up.
     start : float
-        What the line starts from.
+        The first value.
 
     References
     ----------
@@ -169,14 +169,14 @@ class Warmup(Schedule):
 
 @dataclass(frozen=True)
 class Piecewise(Schedule):
-    """Steps between given values; torch's ConstantLR is one of two.
+    """Piecewise constant: steps between given values; torch's ConstantLR is one with two values.
 
     Parameters
     ----------
     milestones : sequence of int
         The first steps with a new value, in rising order.
     values : sequence of float
-        One more than milestones: ``values[k]`` holds past k of them.
+        One more than milestones: ``values[k]`` holds from the k-th milestone on.
 
     Examples
     --------
@@ -198,7 +198,7 @@ class Piecewise(Schedule):
 
 @dataclass(frozen=True)
 class Interpolated(Schedule):
-    """Lines between given points; level before the first and after the last.
+    """Linear interpolation between given points; constant before the first and after the last.
 
     Parameters
     ----------
@@ -265,7 +265,7 @@ class Sequential(Schedule):
 
 @dataclass(frozen=True)
 class Product(Schedule):
-    """Schedules multiplied, as torch's ChainedScheduler does with the factors of its own.
+    """The product of schedules, as torch's ChainedScheduler multiplies the factors of several.
 
     Parameters
     ----------

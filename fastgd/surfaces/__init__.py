@@ -1,4 +1,4 @@
-"""Surfaces: functions to descend on, with value and gradient, over many points at once.
+"""Surfaces: test functions for optimization, with value and gradient, over many points at once.
 
 `SURFACES` has one of each by its name; the functions of this module make them with other numbers
 of variables, other eigenvalues, other columns of data.
@@ -13,11 +13,11 @@ of variables, other eigenvalues, other columns of data.
 >>> w.round(3), beale.minimum
 (array([3. , 0.5]), Known(point=(3.0, 0.5), value=0.0))
 
-Points are arrays whose last axis are the variables: the contours of a picture are one call of
-`value`, and a thousand descents from different starts are one array of shape (1000, 2).
+The last axis of an array of points are the variables: the contours of a picture take one call of
+`value`, and a thousand descents from different starts one array of shape (1000, 2).
 
-Two surfaces are the losses of linear models on real data, which scikit-learn brings.  These also
-take the samples of a mini-batch:
+Two surfaces are the losses of linear models on data sets of scikit-learn.  These also take the
+samples of a mini-batch:
 
 >>> diabetes = SURFACES["least_squares"]
 >>> diabetes.gradient(np.zeros(diabetes.dim), samples=[0, 7, 99]).shape
@@ -73,8 +73,8 @@ def quadratic(
 ) -> Surface:
     r"""A convex quadratic of any conditioning: :math:`\frac 1 2 (x - c)^T Q \Lambda Q^T (x - c)`.
 
-    Plain descent converges for learning rates below :math:`2 / \lambda_{max}`, at a pace that the
-    condition number :math:`\lambda_{max} / \lambda_{min}` sets.
+    Gradient descent converges for learning rates below :math:`2 / \lambda_{max}`, at a rate that
+    the condition number :math:`\lambda_{max} / \lambda_{min}` sets.
 
     Parameters
     ----------
@@ -148,8 +148,8 @@ def double_well() -> Surface:
 def saddle() -> Surface:
     """½x² − ½y² + ¼y⁴: a saddle at the origin between two minima.
 
-    From a start on the ridge y = 0 plain descent runs into the saddle; the suggested start is a
-    hair's breadth beside it.
+    From a start on the ridge y = 0 gradient descent runs into the saddle; the suggested start is
+    1e-6 off it.
     """
     return FormulaSurface(
         "saddle",

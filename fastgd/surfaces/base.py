@@ -1,4 +1,4 @@
-"""What a surface is.
+"""The base class of surfaces, and surfaces given by formulas.
 
 The public names are in `fastgd.surfaces`.
 """
@@ -30,11 +30,11 @@ class Surface:
     Attributes
     ----------
     name, formula, source : str
-        What it is called, how it reads, and where it comes from.
+        Its name, its formula, and the publication it is from.
     domain : tuple of (float, float)
-        The interval of each variable that one usually looks at.
+        The usual interval of each variable.
     start : tuple of float
-        Where to start a descent that shows something.
+        A point from which descents are instructive.
     minima : tuple of Known
         The known minima, local ones too.
     saddles : tuple of Known
@@ -80,7 +80,7 @@ class Surface:
         raise NotImplementedError
 
     def gradient(self, points: object) -> Array:
-        """The gradients at points, as an optimizer's step takes them.
+        """The gradients at points, in the form that `Optimizer.step` takes.
 
         Parameters
         ----------
@@ -95,7 +95,7 @@ class Surface:
         raise NotImplementedError
 
     def checked(self, points: object) -> Array:
-        """The array of points, if it is one."""
+        """The points as an array of float32 or float64; raises as `value` does."""
         x = np.asarray(points)
         if x.dtype.kind in "iu":
             x = x.astype(np.float64)

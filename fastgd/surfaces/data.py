@@ -1,4 +1,4 @@
-"""Surfaces of real data: the losses of linear models, of all samples or of a mini-batch.
+"""Losses of linear models on real data as surfaces, over all samples or a mini-batch.
 
 The public names are in `fastgd.surfaces`.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from fastgd.core.domains import nonnegative, positive
 from fastgd.surfaces.base import Array, Known, Surface
 
-# A block of points by samples stays about in cache, whatever the size of a grid.
+# Points times samples of a block, small enough for the cache, whatever the size of a grid.
 BLOCK = 1 << 18
 
 
@@ -54,8 +54,8 @@ class DataSurface(Surface):
 
     .. math:: f(w) = \frac 1 n \sum_i L(x_i \cdot w, y_i) + \frac 1 2 \sum_j \lambda_j w_j^2
 
-    `value` and `gradient` take a part of the samples for a mini-batch; the penalty is whole in
-    each, so that the gradients of batches of one size are without bias.
+    `value` and `gradient` take some of the samples as a mini-batch; the penalty is the whole one
+    in each, so that the gradients of batches of one size are unbiased.
 
     Attributes
     ----------
@@ -101,8 +101,8 @@ class DataSurface(Surface):
         w = self.checked(points)
         x, y, penalty = self._batch(samples, w.dtype)
         found = [
-            self.loss.value(part @ x.T, y).mean(axis=-1) + 0.5 * (part * part) @ penalty
-            for part in _parts(w, len(y))
+            self.loss.value(block @ x.T, y).mean(axis=-1) + 0.5 * (block * block) @ penalty
+            for block in _blocks(w, len(y))
         ]
         return np.concatenate(found).reshape(w.shape[:-1])[()]
 
@@ -111,8 +111,8 @@ class DataSurface(Surface):
         w = self.checked(points)
         x, y, penalty = self._batch(samples, w.dtype)
         found = [
-            self.loss.slope(part @ x.T, y) @ x / len(y) + part * penalty
-            for part in _parts(w, len(y))
+            self.loss.slope(block @ x.T, y) @ x / len(y) + block * penalty
+            for block in _blocks(w, len(y))
         ]
         return np.concatenate(found).reshape(w.shape)
 
@@ -123,8 +123,8 @@ class DataSurface(Surface):
         return x.astype(dtype, copy=False), y.astype(dtype, copy=False), self.penalty.astype(dtype)
 
 
-def _parts(w: Array, n: int) -> Iterator[Array]:
-    """Points as a matrix, in parts that with n samples make a block."""
+def _blocks(w: Array, n: int) -> Iterator[Array]:
+    """Points as a matrix, in blocks of `BLOCK` elements with n samples for each point."""
     w = w.reshape(-1, w.shape[-1])
     size = max(1, BLOCK // n)
     for first in range(0, max(len(w), 1), size):
@@ -132,7 +132,7 @@ def _parts(w: Array, n: int) -> Iterator[Array]:
 
 
 def _chosen(samples: object, n: int) -> Any:
-    """What picks samples out of n: a slice or an array of int that isn't empty."""
+    """An index of some of n samples: a slice or an array of int that isn't empty."""
     if samples is None:
         return slice(None)
     if isinstance(samples, slice):
@@ -162,7 +162,7 @@ def linear_model(
 ) -> DataSurface:
     """The surface of a linear model; its minimum is found by Newton's method.
 
-    The losses are convex, so steps that are halved until they descend get there from anywhere.
+    The losses are convex: with steps halved until the loss falls, it converges from anywhere.
     """
     n, d = x.shape
 
@@ -187,8 +187,8 @@ def linear_model(
 def least_squares(features: Sequence[int | str] | None = None, l2: float = 0.0) -> DataSurface:
     r"""Linear regression on the diabetes data: :math:`\frac 1 {2n} \sum_i (x_i \cdot w - y_i)^2`.
 
-    442 patients; 10 standardised measurements and a constant 1 (the last variable) predict the
-    standardised progress of the disease.
+    442 patients; the progress of the disease, standardised, is predicted from 10 standardised
+    measurements and a constant 1, whose weight is the last variable.
 
     Parameters
     ----------
@@ -196,12 +196,12 @@ def least_squares(features: Sequence[int | str] | None = None, l2: float = 0.0) 
         The columns to use, by number or scikit-learn's name, say ``["bmi"]`` for a surface of two
         variables; all if left out.
     l2 : float
-        λ of the penalty :math:`\frac \lambda 2 \sum_j w_j^2`, which spares the constant.
+        λ of the penalty :math:`\frac \lambda 2 \sum_j w_j^2`, which leaves out the constant.
 
     Raises
     ------
     ImportError
-        Without scikit-learn.
+        If scikit-learn is not installed.
     """
     x, y, decay = _load("diabetes", features, nonnegative(l2, "l2"))
     return linear_model(
@@ -223,17 +223,17 @@ def logistic_regression(
     .. math:: \frac 1 n \sum_i \ln(1 + e^{-y_i x_i \cdot w}) + \frac \lambda 2 \sum_j w_j^2
 
     569 tumours, malignant (y = −1) or benign (y = 1), by 30 standardised measurements and a
-    constant 1 (the last variable).
+    constant 1, whose weight is the last variable.
 
     Parameters
     ----------
     features, l2
-        As for `least_squares`; l2 is above 0, as the minimum else may be infinitely far.
+        As for `least_squares`; l2 is above 0, as the minimum may otherwise be at infinity.
 
     Raises
     ------
     ImportError
-        Without scikit-learn.
+        If scikit-learn is not installed.
     """
     x, y, decay = _load("breast_cancer", features, positive(l2, "l2"))
     return linear_model(

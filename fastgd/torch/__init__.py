@@ -11,24 +11,25 @@
 tensor(3.)
 
 There is a class for every optimizer of fastgd, by its name.  Where torch has that name, too, the
-class is called as torch's is, and their state dicts are each other's, also halfway; fastgd's
+class has torch's signature, and each loads the other's state dicts, also in mid-training; fastgd's
 further options, like ``eps_root``, are given by keyword.  Groups, closures, hooks, schedulers,
 ``GradScaler``, ``deepcopy``, pickling and ``torch.save`` work as they do for `torch.optim`.
 
 What a step does:
 
-- It writes to the memory of the tensors, parameters and states alike: ``opt.state[p]`` has torch's
-  keys, and what is written there counts.  States appear with a parameter's first step.
-- It looks where every tensor is before it touches one.  ``p.data = ...``, ``model.to(dtype)``,
-  ``share_memory_()``, states replaced or loaded: all are noticed; states follow their parameter.
-- It takes float32, float64, bfloat16 and float16 in CPU memory, in any memory format without holes,
-  ``channels_last`` for one; of a DTensor, the shard of this process.  A gradient must have its
-  parameter's strides, as those that autograd makes do; another one, a sparse one and other devices
-  are refused, by name, before anything is changed.  No gradient is ever copied on the quiet.
-- It gives the same bits as fastgd's optimizer on arrays, on any number of threads:
+- It updates the tensors in place, parameters and states alike: ``opt.state[p]`` has torch's keys,
+  and the next step uses what is written there.  States are made by a parameter's first step.
+- It checks the address of every tensor before it writes to one.  ``p.data = ...``,
+  ``model.to(dtype)``, ``share_memory_()``, states replaced or loaded: all are noticed; states
+  follow their parameter.
+- It takes float32, float64, bfloat16 and float16 in CPU memory, in any dense memory format
+  (`torch.contiguous_format`, ``channels_last``); of a DTensor, the local shard.  A gradient must
+  have its parameter's strides, as those of autograd do; other strides, sparse gradients and other
+  devices are refused, by name, before anything is changed.  No gradient is ever copied silently.
+- It has the same bits as fastgd's optimizer on arrays, on any number of threads:
   `fastgd.set_num_threads`, or as many as OpenMP takes (`torch.set_num_threads` is for torch's own).
 
-torch's words for how to compute are taken where they are true: ``fused`` may be None or True,
+torch's options of how to compute are accepted where they are true: ``fused`` may be None or True,
 ``foreach`` None or False, ``capturable`` and ``differentiable`` False.
 
 By keyword there are fastgd's options (`fastgd.Options` has their meaning):
@@ -36,43 +37,43 @@ By keyword there are fastgd's options (`fastgd.Options` has their meaning):
 - ``clip_norm``, ``clip_value`` and ``clip_ratio``, hyper-parameters of groups; ``clip_by``;
   ``nonfinite="skip"`` or ``"raise"``; ``zero_grads``, which leaves zeros in each ``p.grad``.
   ``opt.record`` says what the last step did, ``opt.skipped`` how many were skipped.
-- ``average``, a decay or an `EMA`: ``opt.average.swapped()`` puts the averages in the place of the
-  parameters for a while.  They stand in ``opt.state[p]["average"]``.
+- ``average``, a decay or an `EMA`: ``opt.average.swapped()`` swaps the averages in for the
+  parameters in a ``with`` block.  They are in ``opt.state[p]["average"]``.
 - ``state_dtype``, ``min_8bit_size``, ``seed``: 8-bit states are tensors of uint8, with their scales
   in ``opt.state[p]["exp_avg_scale"]`` and its like.
 - For parameters of 16 bits one of ``master=True``, ``master="split"``, ``rounding="stochastic"``.
-  A master is in ``opt.state[p]["master"]``; what is written to the parameter itself gets into it
-  with the next step, unless autograd wasn't told (``p.data.copy_()``): then write to the master.
+  A master is in ``opt.state[p]["master"]``; the next step takes over what is written to the
+  parameter itself, except behind autograd's back (``p.data.copy_()``): then write to the master.
 
-``copy_to``, ``grads`` and schedules are for optimizers of arrays, and are refused.
+``copy_to``, ``grads`` and schedules are for optimizers of arrays, and are refused here.
 
 In several processes of `torch.distributed` (gloo), the results are those of one process, up to
-the rounding of sums over processes, and but for what is rounded by chance (see the last point):
+the rounding of sums over processes, and but for stochastic rounding (see the last point):
 
 - With ``DistributedDataParallel`` every process takes the same step.
 - ``ZeroRedundancyOptimizer(params, fastgd.torch.AdamW, lr=...)`` splits parameters and states among
   processes, with ``parameters_as_bucket_view``, too; ``consolidate_state_dict()`` makes a state
-  dict that any number of processes load, or torch's own classes.  ``overlap_with_ddp`` needs an
-  optimizer of torch's own: torch refuses others.  What a process would do to its own parameters
-  alone is refused: ``zero_grads``, and ``swapped()``, for which an optimizer of all parameters
-  loads the consolidated state dict.
+  dict that any number of processes load, or torch's own classes.  ``overlap_with_ddp`` needs one of
+  torch's own classes: torch refuses others.  What would be done to a process's own parameters alone
+  is refused: ``zero_grads``, and ``swapped()``; to evaluate averages, load the consolidated state
+  dict into an optimizer of all parameters.
 - ``fully_shard()`` (FSDP2) on a mesh of CPUs, with any ``MixedPrecisionPolicy`` and
   ``CPUOffloadPolicy(pin_memory=False)``: states are DTensors like their parameters, and
   `torch.distributed.checkpoint` saves them in one number of processes and loads them in another.
-- ``clip_norm`` and ``nonfinite`` are about whole gradients wherever they are: processes that have
-  parts of them, by ``fully_shard()``, as other DTensors or in a ``ZeroRedundancyOptimizer``,
-  exchange their sums of squares first, and so clip, skip or raise alike.  All must step then, as
-  with any collective: where one raises before, say at a gradient that doesn't fit, the others wait
-  for the timeout of their process group.  ``FullyShardedDataParallel`` (FSDP1) doesn't tell who
-  has the other shards: there, these two are refused.
-- ``clip_ratio`` is about whole rows: it is refused for DTensors and in FSDP1, and works with
+- ``clip_norm`` and ``nonfinite`` refer to whole gradients: processes that have shards of them, by
+  ``fully_shard()``, as other DTensors or in a ``ZeroRedundancyOptimizer``, exchange their sums of
+  squares first, and so clip, skip or raise alike.  All must step then, as with any collective: if
+  one raises before, say for a gradient of another shape, the others wait for the timeout of their
+  process group.  ``FullyShardedDataParallel`` (FSDP1) doesn't tell which processes have the other
+  shards: there, these two are refused.
+- ``clip_ratio`` refers to whole rows: it is refused for DTensors and in FSDP1, and works with
   the others.
-- What is rounded by chance, with ``rounding="stochastic"`` or ``state_dtype``, is another draw than
-  one process's in a ``ZeroRedundancyOptimizer`` and with DTensors: just as likely, but not the same
-  bits.  Chance follows from a parameter's place in this process's optimizer, and an element's in
-  its shard.  8-bit states of DTensors are refused.
+- Stochastic rounding, by ``rounding="stochastic"`` or ``state_dtype``, uses other random bits than
+  in one process in a ``ZeroRedundancyOptimizer`` and with DTensors: the distribution is the same,
+  the bits are not.  They depend on a parameter's index in this process's optimizer, and on an
+  element's in its shard.  8-bit states of DTensors are refused.
 
-`step_in_backward` steps each parameter as soon as its gradient is there, and frees the gradient.
+`step_in_backward` steps each parameter as soon as its gradient is made, and frees the gradient.
 """
 
 from __future__ import annotations

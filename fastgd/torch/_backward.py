@@ -1,4 +1,4 @@
-"""Steps taken while gradients are made: each is used as soon as it is there, and freed."""
+"""Steps within backward: each gradient is used as soon as it is made, and freed."""
 
 from __future__ import annotations
 
@@ -14,37 +14,39 @@ from fastgd.torch._tensors import is_sharded
 def step_in_backward(model: torch.nn.Module, opt: Optimizer) -> StepInBackward:
     """Step each parameter as soon as ``loss.backward()`` has made its gradient, and free that.
 
-    The gradient is still in cache when it is used, and there are never more of them in memory than
-    backward itself needs: for a large model, a third less in all than parameters, gradients and
-    Adam's states.  The result is that of ``loss.backward(); opt.step(); opt.zero_grad()``.
+    The gradient is still in cache when it is used, and only those that backward itself needs are
+    in memory at a time: for a large model, peak memory is a quarter below that of parameters,
+    gradients and Adam's two states.  The result is that of ``loss.backward(); opt.step();
+    opt.zero_grad()``.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Its parameters that the optimizer has, and that require gradients now, are stepped so.
+        The model.  Its parameters that the optimizer has, and that require gradients now, are
+        stepped in backward.
     opt : fastgd.torch.Optimizer
-        The optimizer.  ``opt.step()`` steps what still has a gradient then: parameters that are not
-        the model's, or were added later, else none; a training loop that calls it needs no change.
+        The optimizer.  ``opt.step()`` steps parameters that still have a gradient then: those that
+        are not the model's, or were added later; a training loop that calls it needs no change.
 
     Returns
     -------
     StepInBackward
-        A handle whose ``remove()`` ends it; a context manager, too.
+        A handle whose ``remove()`` ends this; also a context manager.
 
     Raises
     ------
     TypeError, ValueError
-        If `opt` is no optimizer of this module, has none of the model's parameters, or was asked
-        for what needs all gradients at once: an average, ``nonfinite`` other than "propagate", or
-        ``clip_norm`` other than by ``clip_by="tensor"``, or at all of DTensors.  If `model` is, or
+        If `opt` is no optimizer of this module, has none of the model's parameters, or has options
+        that need all gradients at once: an average, ``nonfinite`` other than "propagate",
+        ``clip_norm`` other than with ``clip_by="tensor"``, or any of DTensors.  If `model` is, or
         has, a DistributedDataParallel, or a ZeroRedundancyOptimizer made `opt`.
 
     Notes
     -----
     Every ``backward()`` is a step, so that gradients can't be accumulated over several, nor be
     clipped by the norm of all; and a loss that ``GradScaler`` has scaled must not be used.  The
-    optimizer's step hooks run with ``opt.step()``.  Models of ``fully_shard()`` can be stepped so.
-    The module within a DistributedDataParallel can't, and there is no way to notice.
+    optimizer's step hooks run with ``opt.step()``.  Models of ``fully_shard()`` work.  The module
+    within a DistributedDataParallel doesn't, which can't be detected.
 
     Examples
     --------
@@ -61,8 +63,8 @@ def step_in_backward(model: torch.nn.Module, opt: Optimizer) -> StepInBackward:
         raise TypeError(f"opt: expected an optimizer of fastgd.torch, found {type(opt).__name__}")
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, found {type(model).__name__}")
-    theirs = {id(p) for p in model.parameters() if p.requires_grad}
-    shared = [p for group in opt.param_groups for p in group["params"] if id(p) in theirs]
+    trained = {id(p) for p in model.parameters() if p.requires_grad}
+    shared = [p for group in opt.param_groups for p in group["params"] if id(p) in trained]
     if not shared:
         raise ValueError("model: expected parameters that opt has, and that require gradients")
     refuse_reduced(model, opt)
@@ -71,35 +73,32 @@ def step_in_backward(model: torch.nn.Module, opt: Optimizer) -> StepInBackward:
 
 
 def refuse_reduced(model: torch.nn.Module, opt: Optimizer) -> None:
-    """Raise ValueError if gradients are not yet those of all processes when they are made."""
+    """Raise ValueError if gradients are reduced over processes only after backward made them."""
     if any(isinstance(m, torch.nn.parallel.DistributedDataParallel) for m in model.modules()):
         raise ValueError(
-            "model: expected none of DistributedDataParallel, which sums up gradients over "
-            "processes only after a step in backward has used them; fully_shard() does so before"
+            "model: step_in_backward excludes DistributedDataParallel, which reduces gradients "
+            "over processes only after the step has used them; fully_shard() does so before"
         )
     if opt.is_split:
         raise ValueError(
-            "opt: expected one of all parameters, found that of a ZeroRedundancyOptimizer, which "
-            "hands on parameters only after steps of its own"
+            "opt: step_in_backward excludes ZeroRedundancyOptimizer, which broadcasts parameters "
+            "only after its own steps"
         )
 
 
 def refuse_options(opt: Optimizer) -> None:
-    """Raise ValueError for what needs more than the gradient that was just made."""
+    """Raise ValueError for options that need more than the gradient that was just made."""
     opt.options.refuse_in_backward(opt.param_groups, opt.average is not None)
     for k, group in enumerate(opt.param_groups):
         if group["clip_norm"] is not None and any(map(is_sharded, group["params"])):
             raise ValueError(
-                f"params[{k}]: clip_norm: expected None for steps in backward of DTensors, whose "
-                "norm takes all processes"
+                f"params[{k}]: step_in_backward excludes clip_norm of DTensors, whose norm needs "
+                "all processes"
             )
 
 
 class StepInBackward:
-    """What `step_in_backward` returns: a handle that ends it.
-
-    As a context manager it ends it on leaving.
-    """
+    """The handle that `step_in_backward` returns, a context manager that removes itself."""
 
     def __init__(self, opt: Optimizer, params: list[Any]) -> None:
         self._opt = opt
@@ -108,7 +107,7 @@ class StepInBackward:
         self._hooks = [p.register_post_accumulate_grad_hook(self._step) for p in params]
 
     def remove(self) -> None:
-        """Leave gradients to ``opt.step()`` again; more than once is fine."""
+        """Leave gradients to ``opt.step()`` again; repeated calls do nothing."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -121,7 +120,7 @@ class StepInBackward:
         self.remove()
 
     def _step(self, p: Any) -> None:
-        """Use a gradient and free it."""
+        """Step a parameter and free its gradient."""
         opt = self._opt
         with opt._lock:
             k, i = self._place(p)
@@ -138,7 +137,7 @@ class StepInBackward:
             opt._opt_called = True  # or torch's schedulers warn that no step came before theirs
 
     def _place(self, p: Any) -> tuple[int, int]:
-        """The parameter's group and its place there, both as they are now."""
+        """The index of the parameter's group, and its index there, as they are now."""
         groups = self._opt.param_groups
         if known := self._places.get(id(p)):
             k, i, group = known

@@ -1,4 +1,4 @@
-"""The classes: each optimizer of fastgd, called as torch's class of that name."""
+"""The classes of `fastgd.torch`: each optimizer of fastgd, with torch's signature if it has one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def keys_of(kind: type[FastgdOptimizer]) -> tuple[str, ...]:
 
 
 def signature(kind: type[FastgdOptimizer]) -> inspect.Signature:
-    """How torch's class of the same name is called, and after it fastgd's further options."""
+    """The signature of torch's class of the same name, followed by fastgd's further options."""
     theirs = getattr(torch.optim, kind.__name__, None)
     if theirs is None:
         self = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -35,9 +35,9 @@ def signature(kind: type[FastgdOptimizer]) -> inspect.Signature:
 
 
 def ways(kind: type[FastgdOptimizer]) -> dict[str, tuple[tuple[Any, ...], str]]:
-    """The options of torch's that are not fastgd's: what they may be, and why not something else.
+    """torch's options that fastgd lacks: by name, the accepted values, and why no others are.
 
-    One that nothing is known of may be left at its default.
+    Of an option that is not in `HOW`, only the default is accepted.
     """
     unknown = "fastgd's optimizer has no such option"
     known = {
@@ -51,7 +51,7 @@ def ways(kind: type[FastgdOptimizer]) -> dict[str, tuple[tuple[Any, ...], str]]:
 
 
 def make(kind: type[FastgdOptimizer], module: str) -> type[Optimizer]:
-    """The optimizer of torch that steps with one of fastgd's."""
+    """The subclass of torch's Optimizer that steps with one of fastgd's."""
     called = signature(kind)
     keys = keys_of(kind)
     options = [name for name in called.parameters if name not in ("self", "params", *keys)]
@@ -68,7 +68,7 @@ def make(kind: type[FastgdOptimizer], module: str) -> type[Optimizer]:
         del options["self"]
         params = options.pop("params")
         fixed = {name: options.pop(name) for name in FIXED}
-        # torch's AdamW is an Adam, and the two know each other's state dicts by this.
+        # torch's AdamW is an Adam, and the two tell each other's state dicts apart by this.
         if kind.decoupled:
             options["decoupled_weight_decay"] = True
         Optimizer.__init__(self, params, options, fixed)
@@ -91,7 +91,7 @@ def make(kind: type[FastgdOptimizer], module: str) -> type[Optimizer]:
 
 
 def describe(kind: type[FastgdOptimizer]) -> str:
-    """The docstring of a class: what it is, and where the rest is said."""
+    """The docstring of a class: its summary, and where to find the rest."""
     theirs = getattr(torch.optim, kind.__name__, None)
     summary = (kind.__doc__ or "").partition("\n")[0]
     called = f"`torch.optim.{kind.__name__}`" if theirs else f"`fastgd.{kind.__name__}`"

@@ -1,8 +1,8 @@
-"""Handles of tensors, by which C code may ask where their memory is without asking Python.
+"""Handles of tensors, by which C code reads their data pointers without calling Python.
 
 They are those of torch's stable C ABI (torch/csrc/inductor/aoti_torch/c/shim.h), which
-https://docs.pytorch.org/docs/stable/notes/libtorch_stable_abi.html describes.  The way to one is an
-operator: torch hands its arguments over as handles, which the operator then owns.
+https://docs.pytorch.org/docs/stable/notes/libtorch_stable_abi.html describes.  To get one takes an
+operator: torch passes its arguments as handles, which the operator then owns.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-# torch's library, whose dependencies are looked through as well.
+# torch's library; symbols of its dependencies are found through it as well.
 LIBRARY = ctypes.CDLL(torch._C.__file__)
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.POINTER(ctypes.c_uint64), ctypes.c_uint64, ctypes.c_uint64)
 NAMESPACE, NAME = b"fastgd", b"handle_of"
@@ -20,11 +20,11 @@ NAMESPACE, NAME = b"fastgd", b"handle_of"
 
 @KERNEL
 def _handle_of(stack: Any, arguments: int, results: int) -> None:
-    """Leave the argument, a handle, where the result is to be, a number."""
+    """Return the argument, a handle, as a number: both are at the same place of the stack."""
 
 
 def _function(name: str) -> Any:
-    """One of torch's functions, which return whether they failed."""
+    """One of torch's C functions; they return 0 on success."""
     try:
         return getattr(LIBRARY, name)
     except AttributeError:
@@ -40,7 +40,7 @@ def _call(name: str, *arguments: Any) -> None:
 
 
 def _register() -> Any:
-    """The operator that makes handles."""
+    """Register the operator that makes handles, and return it."""
     definition, implementation = ctypes.c_void_p(), ctypes.c_void_p()
     here = __file__.encode(), ctypes.c_uint32(0)
     _call("aoti_torch_library_init_fragment", NAMESPACE, *here, ctypes.byref(definition))
@@ -61,11 +61,11 @@ _operator = _register()
 
 
 def hold(tensor: Any) -> int:
-    """The handle of a tensor, which holds it until it is let go."""
+    """The handle of a tensor, an owning reference until it is deleted."""
     with torch._C.DisableTorchFunctionSubclass():
         return int(_operator(tensor))
 
 
-# What `kernels._tensors.Watch` needs of them.  Memory that is to be written to is a copy of its own
-# from when it is asked for, if torch had not made that yet.
+# For `kernels._watch.Watch`: how to make a handle, to read its mutable data pointer (which first
+# copies memory that torch shares copy-on-write), and to delete it.
 HANDLES = hold, _address("torch_get_mutable_data_ptr"), _address("aoti_torch_delete_tensor_object")

@@ -1,4 +1,4 @@
-"""fastgd's options as the keywords of torch's optimizers: what there is, and what there isn't."""
+"""fastgd's options as keyword arguments of torch's optimizers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from fastgd.core import options as _options
 from fastgd.core import storage as _storage
 
-# What may be given beside the hyper-parameters, and what it is if it isn't.
+# Keyword options and their defaults.
 FIXED: dict[str, Any] = {
     "clip_by": "all",
     "nonfinite": "propagate",
@@ -26,10 +26,10 @@ PARAMETERS = [
     Parameter(name, Parameter.KEYWORD_ONLY, default=default) for name, default in KEYWORDS.items()
 ]
 
-# fastgd's options that the tensors themselves take the place of.
+# fastgd's options for arrays alone, and what replaces them here.
 ABSENT = {
     "grads": "a step takes each parameter's .grad",
-    "copy_to": "master=True keeps a float32 master of parameters in 16 bits, which are its copy",
+    "copy_to": "master=True has a float32 master of 16-bit parameters, which are its copy",
 }
 
 
@@ -41,7 +41,7 @@ def refuse_absent(given: Mapping[str, Any]) -> None:
 
 
 class Options:
-    """The options of one optimizer that stay as they are for its life, checked.
+    """The options of one optimizer that are fixed when it is made, validated.
 
     Parameters
     ----------
@@ -57,30 +57,29 @@ class Options:
         self.storage = _storage.checked(self.given)
 
     def reseed(self, seed: int) -> None:
-        """Let rounding by chance follow from another seed."""
+        """Set the seed of stochastic rounding."""
         self.given["seed"] = seed
         self.storage = self.storage._replace(seed=seed)
 
     def refuse_split(self) -> None:
-        """Raise ValueError for what needs all parameters, where each process has some of them."""
+        """Raise ValueError for options that need all parameters, where processes split them."""
         if self.given["zero_grads"]:
             raise ValueError(
-                "zero_grads: expected False in a ZeroRedundancyOptimizer, where a step would leave "
-                "the gradients of other processes' parameters as they are, found True; call "
-                "zero_grad() of the ZeroRedundancyOptimizer"
+                "zero_grads: ZeroRedundancyOptimizer excludes zero_grads=True: a step would leave "
+                "the gradients of other processes' parameters as they are; call its zero_grad()"
             )
 
     def refuse_in_backward(self, groups: list[dict[str, Any]], averages: bool) -> None:
-        """Raise ValueError for what needs all gradients at once, and not one after the other."""
+        """Raise ValueError for options that need all gradients at once."""
         if averages:
-            raise ValueError("average: expected none for steps in backward, which have no end")
+            raise ValueError("average: step_in_backward excludes an average: no step ends there")
         if self.given["nonfinite"] != "propagate":
             raise ValueError(
-                'nonfinite: expected "propagate" for steps in backward, where others have stepped '
-                f"before a gradient is found, found {self.given['nonfinite']!r}"
+                'nonfinite: step_in_backward excludes all but "propagate": other parameters were '
+                f"stepped before a gradient is seen, found {self.given['nonfinite']!r}"
             )
         if self.given["clip_by"] != "tensor" and any(g["clip_norm"] is not None for g in groups):
             raise ValueError(
-                'clip_norm: expected clip_by="tensor" for steps in backward, where the norm of '
-                f"all is known too late, found {self.given['clip_by']!r}"
+                'clip_norm: step_in_backward excludes all but clip_by="tensor": the norm of all '
+                f"is known too late, found {self.given['clip_by']!r}"
             )

@@ -1,7 +1,7 @@
-"""Which processes hold the rest of the gradients, and sums of squares over all of them.
+"""The processes that hold the other shards of gradients, and sums of squares over all of them.
 
 A norm, and whether all is finite, are properties of whole gradients.  Where a process has only
-parts of them, shards of DTensors or some of the parameters, sums of squares are exchanged.
+shards of DTensors, or some of the parameters, sums of squares are exchanged.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ Array = NDArray[np.float64]
 
 
 def splitter() -> Any:
-    """The processes among which the parameters of an optimizer are split that is being made.
+    """The process group of the ZeroRedundancyOptimizer that is making an optimizer, or None.
 
-    ZeroRedundancyOptimizer makes its optimizer of some of the parameters and doesn't tell it so;
-    the only trace is that the method which does so is among the callers.  Others of its methods,
-    which subclasses may have, can make optimizers of whatever they like.
+    ZeroRedundancyOptimizer makes its optimizer of some of the parameters without saying so; the
+    only trace is the frame of the method that does it.  Other methods, of subclasses say, may make
+    optimizers of whatever parameters they like.
     """
     module = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
     if module is None:
@@ -39,22 +39,22 @@ def splitter() -> Any:
 
 
 def may_be(params: Iterable[Any], processes: Any) -> bool:
-    """Whether other processes might have parts of some gradients."""
+    """Whether other processes may have shards of some gradients, or other parameters."""
     return processes is not None or any(_tensors.is_sharded(p) for p in params)
 
 
 def shards_over(p: Any) -> tuple[Any, ...]:
-    """The groups of processes, one for each axis of the mesh, that hold the shards of a parameter.
+    """The process groups that hold the shards of a parameter, one for each axis of its mesh.
 
     Raises
     ------
     ValueError
-        If they can't be told.
+        If they aren't known.
     """
     if getattr(p, "_fsdp_flattened", False):
         raise ValueError(
             "expected parameters of fully_shard() for norms and for nonfinite, found those of "
-            "FullyShardedDataParallel, whose clip_grad_norm_() knows where their shards are"
+            "FullyShardedDataParallel, of which only clip_grad_norm_() knows where the shards are"
         )
     if not _tensors.is_sharded(p):
         return ()
@@ -69,13 +69,13 @@ def shards_over(p: Any) -> tuple[Any, ...]:
 
 
 def added(sums: Array, group: Any) -> Array:
-    """Sums over the processes of a group, in the order of ranks: the same bits in all of them."""
+    """All-reduce sums over a process group, in the order of ranks: the same bits in each."""
     own = torch.from_numpy(np.ascontiguousarray(sums))
     found = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size(group))]
     torch.distributed.all_gather(found, own, group=group)
     total = np.zeros_like(sums)
-    for part in found:
-        total += part.numpy()
+    for shard in found:
+        total += shard.numpy()
     return total
 
 
@@ -87,23 +87,23 @@ class Sharing:
     Parameters
     ----------
     groups : list of list of tensor
-        The parameters of each group; some may have none here, as others have them.
+        The parameters of each group; a group may have none here, but in other processes.
     names : list of list of str
-        What to call them in an error, after ``params``.
+        Their names in errors, after ``params``.
     processes : ProcessGroup or None
-        Among which the parameters are split.
+        The processes among which the parameters are split.
 
     Raises
     ------
     ValueError
-        If it can't be told who has the other parts of a parameter.
+        If it isn't known which processes have the other shards of a parameter.
     """
 
     def __init__(self, groups: list[list[Any]], names: list[list[str]], processes: Any) -> None:
         self._processes = processes
         self._owners: list[int] = []  # the group of each row
         self._n_groups = len(groups)
-        self._rows: dict[tuple[Any, ...], list[int]] = {}  # by who has the other shards
+        self._rows: dict[tuple[Any, ...], list[int]] = {}  # by the process groups of their shards
         for k, group in enumerate(groups):
             for p, name in zip(group, names[k], strict=True):
                 try:
@@ -113,20 +113,20 @@ class Sharing:
                 if over:
                     self._rows.setdefault(over, []).append(len(self._owners))
                 self._owners.append(k)
-            if not group:  # for which something stands
+            if not group:  # an empty group has a placeholder
                 self._owners.append(k)
 
     def __bool__(self) -> bool:
-        """Whether any other process has a part."""
+        """Whether any other process has shards, or other parameters."""
         return bool(self._rows) or self._processes is not None
 
     def __call__(self, sums: Array) -> None:
-        """Turn this process's sums into those over all, in place.
+        """Turn this process's sums into those over all processes, in place.
 
         Parameters
         ----------
-        sums : ndarray, shape (parameters + groups + 1, 2)
-            The sums of squares of each gradient, of each group's, of all; in two parts.
+        sums : ndarray of float64, shape (parameters + groups + 1, 2)
+            The sums of squares of each gradient, of each group's, and of all; each as two terms.
         """
         n = len(self._owners)
         for over, rows in self._rows.items():

@@ -1,4 +1,4 @@
-"""What a tensor must be before a step may touch it, and where DTensors keep their memory."""
+"""Checks of tensors before a step may touch them, and the local shards of DTensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fastgd.kernels import _watch
 from fastgd.kernels.spec.norms import unit_length
 
-# The table of C functions through which tensors say where their memory is.
+# DLPack's table of C functions, through which data pointers are read.
 API = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
 if API is None:
     raise ImportError(
@@ -28,11 +28,11 @@ def is_sharded(tensor: Any) -> bool:
 
 
 def local(tensor: Any) -> Any:
-    """The tensor that holds a tensor's memory: of a DTensor its shard, else itself."""
+    """The tensor that holds a tensor's memory: of a DTensor its local shard, else itself."""
     if not is_sharded(tensor):
         return tensor
     shard = tensor._local_tensor
-    return shard.wait() if hasattr(shard, "wait") else shard  # one that is still on its way
+    return shard.wait() if hasattr(shard, "wait") else shard  # the result of a pending collective
 
 
 def like(p: Any, shard: Any) -> Any:
@@ -47,7 +47,7 @@ def like(p: Any, shard: Any) -> Any:
 
 
 def fault(tensor: Any) -> Exception | None:
-    """What keeps a step from touching a tensor, in words that lack its name; None if nothing."""
+    """The error for a tensor that a step can't use, without the tensor's name; None if it can."""
     if tensor.layout is not torch.strided:
         return TypeError(f"expected a dense tensor, found layout {tensor.layout}")
     if tensor.device.type != "cpu":
@@ -58,36 +58,35 @@ def fault(tensor: Any) -> Exception | None:
     if tensor.is_inference():
         return ValueError("expected a tensor made outside inference mode, found one made inside")
     if _watch.flat(API, tensor, None) is None:
-        return TypeError(f"expected a tensor with memory of its own, found {type(tensor).__name__}")
+        return TypeError(f"expected a tensor with a storage, found {type(tensor).__name__}")
     if not is_dense(tensor):
         return ValueError(
-            "expected memory without holes or overlaps, found strides "
+            "expected a dense tensor without overlap, found strides "
             f"{tuple(tensor.stride())} for shape {tuple(tensor.shape)}"
         )
     return None
 
 
 def fault_in(p: Any, group: Mapping[str, Any]) -> Exception | None:
-    """What keeps a step from touching a parameter of a group, likewise."""
+    """The error for a parameter of a group that a step can't use, without its name, or None."""
     error = fault(local(p))
     if error is not None or group["clip_ratio"] is None:
         return error
     if is_sharded(p) or getattr(p, "_fsdp_flattened", False):
         return ValueError(
-            "clip_ratio: expected None for shards, as other processes may have parts of the units "
-            f"whose norms it is about, found {group['clip_ratio']}"
+            "clip_ratio: expected None for shards, as the units whose norms it limits may reach "
+            f"into other processes' shards, found {group['clip_ratio']}"
         )
     if not unit_length(p.shape, p.stride()):
         return ValueError(
-            "clip_ratio: expected None, or rows along the first axis that are pieces of memory, "
-            f"found {group['clip_ratio']} and strides {tuple(p.stride())} for shape "
-            f"{tuple(p.shape)}"
+            "clip_ratio: expected None, or contiguous rows along the first axis, found "
+            f"{group['clip_ratio']} and strides {tuple(p.stride())} for shape {tuple(p.shape)}"
         )
     return None
 
 
 def is_dense(tensor: Any) -> bool:
-    """Whether the elements fill a stretch of memory, each its own, in some order of the axes."""
+    """Whether a tensor is non-overlapping and dense: contiguous in some order of its axes."""
     axes = sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n != 1)
     expected = 1
     for stride, size in axes:
@@ -98,10 +97,10 @@ def is_dense(tensor: Any) -> bool:
 
 
 def flat(tensor: Any) -> NDArray[Any]:
-    """A flat array over the memory of a tensor that has no fault, in the order of addresses.
+    """A flat array that aliases a tensor without `fault`, in the order of addresses.
 
-    The array keeps that memory, though not the tensor's hold on it: ``tensor.data = ...`` leaves it
-    behind.  Unlike ``tensor.numpy()`` this lets the storage still be resized by its owner.
+    The array keeps that memory alive, but doesn't follow the tensor: after ``tensor.data = ...`` it
+    still aliases the old memory.  Unlike after ``tensor.numpy()``, the storage can be resized.
     """
     array = _watch.flat(API, tensor, tensor.detach())
     if array is None:
@@ -110,7 +109,7 @@ def flat(tensor: Any) -> NDArray[Any]:
 
 
 def refuse_gradient(g: Any, p: Any, name: str) -> None:
-    """Raise what is wrong with a gradient, or the shard of one, that isn't like its parameter."""
+    """Raise the error for a gradient, or the shard of one, that isn't like its parameter."""
     hint = ""
     if g.layout is not torch.strided:
         hint = "; p.grad.to_dense() makes one, as does sparse=False in the layer"

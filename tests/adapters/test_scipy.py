@@ -220,7 +220,7 @@ def test_unknown_options_are_warned_about_in_the_callers_line():
         ({"copy": 1}, TypeError, "^copy: "),
         ({"disp": 1}, TypeError, "^disp: "),
         ({"return_all": 1}, TypeError, "^return_all: "),
-        ({"best": True, "average": 0.9}, ValueError, "^best: expected without average"),
+        ({"best": True, "average": 0.9}, ValueError, "^best excludes average"),
         ({"clip_norm": 0}, ValueError, "^clip_norm: "),
     ],
 )

@@ -127,7 +127,7 @@ def test_layouts_and_out(rng):
         ({"state": 3}, TypeError, "^state: expected an Ewma"),
         ({"state": Ewma(np.zeros(2), 0.0)}, ValueError, r"^state: expected series of shape \(\)"),
         ({"state": Ewma(np.zeros(()), 0.0), "initial": 0}, ValueError, "^initial: expected either"),
-        ({"initial": 1.0}, ValueError, "^initial: expected none with bias_correction"),
+        ({"initial": 1.0}, ValueError, "^initial excludes bias_correction"),
         ({"initial": [1, 2], "bias_correction": False}, ValueError, "^initial: expected shape"),
         ({"bias_correction": 1}, TypeError, "^bias_correction: expected True or False"),
     ],
@@ -262,7 +262,7 @@ def test_state_dicts_copies_and_pickles():
         ({"params": []}, ValueError, "params: expected at least one"),
         ({"params": [np.zeros(2, int)]}, TypeError, r"params\[0\]: expected dtype"),
         ({"decay": 1.0}, ValueError, "decay: expected"),
-        ({"warmup": True}, ValueError, "warmup: expected without bias_correction"),
+        ({"warmup": True}, ValueError, "warmup excludes bias_correction"),
         ({"bias_correction": None}, TypeError, "bias_correction: expected True or False"),
     ],
 )

@@ -121,7 +121,7 @@ def test_whatever_fails_the_old_file_stays(call, error, file, monkeypatch):
 
 @pytest.mark.slow
 def test_what_could_not_be_opened_again_is_not_kept(file):
-    with pytest.raises(ValueError, match=f"^{file}: expected what safetensors can open again"):
+    with pytest.raises(ValueError, match=f"^{file}: expected a file that safetensors can open"):
         fastgd.save(file, params=[np.zeros(100)], metadata={"n": 2, "long": "x" * 100_000_000})
     assert holds(file) == 1
 

@@ -28,9 +28,9 @@ def test_bytes_of_each_choice():
     assert states["float32, 8-bit states"] == 2 + 2 / 256
     assert states["bf16, master"] == 12
     assert states["bf16, split"] == 10
-    assert states["bf16, random, 8-bit states"] == 2 + 2 / 256
+    assert states["bf16, stochastic, 8-bit states"] == 2 + 2 / 256
     assert all(c.seconds > 0 for c in costs.values())
-    assert costs["bf16, random"].parameter == 2
+    assert costs["bf16, stochastic"].parameter == 2
 
 
 @pytest.mark.parametrize("text", ["", "x", "0", "-1M", "1.5Q", "nan", "inf", "1e99"])

@@ -91,7 +91,7 @@ def test_what_is_a_unit():
             a = np.zeros(shape, F32, order=order)
             found = unit_length(a.shape, a.strides, a.itemsize)
             assert found == (row if a.flags.c_contiguous else 0), (shape, order)
-    # One row, or rows of one element, are pieces of memory in whatever order.
+    # One row, or rows of one element, are contiguous in either order.
     for shape in ((1, 3, 4), (6, 1, 1)):
         a = np.zeros(shape, order="F")
         assert unit_length(a.shape, a.strides, a.itemsize) == a.size // shape[0]
@@ -409,11 +409,9 @@ def test_a_norm_that_float32_cannot_clip_is_refused(backend):
 # ------------------------------------------------------------------------------------- bad input
 
 
-def test_rows_that_are_no_pieces_of_memory_are_refused():
+def test_rows_that_are_not_contiguous_are_refused():
     w, f = np.zeros((2, 3)), np.zeros((2, 3), order="F")
-    match = (
-        r'clip_ratio: expected parameters in C order, .* found params\["b"\] with strides \(8, 16'
-    )
+    match = r'clip_ratio: expected parameters whose rows are contiguous, .* found params\["b"\] with strides \(8, 16'
     with pytest.raises(ValueError, match=match):
         fastgd.SGD({"a": w, "b": f}, clip_ratio=0.1)
     opt = fastgd.SGD({"a": w, "b": f})
@@ -430,7 +428,9 @@ def test_rows_that_are_no_pieces_of_memory_are_refused():
     opt.add_param_group({"params": [f], "clip_ratio": None})
     saved = fastgd.SGD(w.copy(), clip_ratio=0.1).state_dict()
     other = fastgd.SGD(np.zeros((2, 3), order="F"))
-    with pytest.raises(ValueError, match="clip_ratio: expected parameters in C order"):
+    with pytest.raises(
+        ValueError, match="clip_ratio: expected parameters whose rows are contiguous"
+    ):
         other.load_state_dict(saved)
 
 

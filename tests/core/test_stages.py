@@ -1,4 +1,4 @@
-"""What a step does beside its update: clipping, skipping, averaging, copying, zeroing, summing up.
+"""What a step does besides its update: clipping, skipping, averaging, copying, zeroing, summing up.
 
 Each against its definition in NumPy or against the separate calls that it stands for; and every
 combination against the NumPy backend, bit for bit.
@@ -286,10 +286,10 @@ def test_a_bound_average_is_the_steps_alone():
     with opt.average.swapped():
         assert np.allclose(w, (-1 * 0.25 - 2 * 0.5) / 0.75)
         for call in (lambda: opt.step(np.ones(2)), lambda: opt.add_param_group({"params": w})):
-            with pytest.raises(RuntimeError, match="averages stand in the place of the weights"):
+            with pytest.raises(RuntimeError, match="averages are swapped in for the weights"):
                 call()
     assert w.tolist() == [-2, -2]
-    with pytest.raises(ValueError, match="average: expected an EMA of its own"):
+    with pytest.raises(ValueError, match="average: the EMA is bound to another optimizer"):
         fastgd.SGD(w, average=ema)
     with pytest.raises(ValueError, match="average: expected an EMA of the optimizer's parameters"):
         fastgd.SGD(w, average=EMA(np.zeros(2)))
@@ -506,7 +506,7 @@ def test_copies_of_an_optimizer_go_on_alike(way):
             o.step()
     assert same_bits(v, w)
     assert same_bits(twin.average.averages[0], opt.average.averages[0])
-    assert same_bits(twin._copies[0], opt._copies[0])
+    assert same_bits(twin.stepper.copies[0], opt.stepper.copies[0])
     with twin.average.swapped():
         assert same_bits(v, twin.average.averages[0])
 
@@ -619,6 +619,6 @@ def test_no_copy_while_averages_are_swapped_in():
     opt.step(np.ones(2))
     with opt.average.swapped():
         for way in (copy.deepcopy, pickle.dumps):
-            with pytest.raises(RuntimeError, match="^copy: the averages stand in the place"):
+            with pytest.raises(RuntimeError, match="^copy: the averages are swapped in"):
                 way(opt)
     copy.deepcopy(opt).step(np.ones(2))

@@ -123,7 +123,7 @@ def test_units_are_rows_in_any_memory_format():
         torch.testing.assert_close(q[k], before[k] - q.grad[k] * factor, rtol=1e-5, atol=1e-6)
 
 
-def test_rows_that_are_no_pieces_of_memory_are_refused():
+def test_rows_that_are_not_contiguous_are_refused():
     p = torch.nn.Parameter(torch.zeros(3, 2).t())
     q = torch.nn.Parameter(torch.zeros(3, 2))
     match = r"clip_ratio: expected None, or rows .* strides \(1, 2\) for shape \(2, 3\)"

@@ -1,4 +1,4 @@
-"""fastgd.torch with parameters of 16 bits, and states in fewer bits than are computed with."""
+"""fastgd.torch with parameters of 16 bits, and states in fewer bits than the compute dtype."""
 
 from __future__ import annotations
 

@@ -237,8 +237,8 @@ def frozen():
     ("arguments", "error", "message"),
     [
         ({}, TypeError, "shape: expected a shape, or an array as out, found neither"),
-        ({"shape": (2, 3), "out": np.zeros((2, 3))}, TypeError, "out: expected it alone"),
-        ({"dtype": F64, "out": np.zeros((2, 3))}, TypeError, "out: expected it alone"),
+        ({"shape": (2, 3), "out": np.zeros((2, 3))}, TypeError, "out excludes shape and dtype"),
+        ({"dtype": F64, "out": np.zeros((2, 3))}, TypeError, "out excludes shape and dtype"),
         ({"shape": (2, 3.0)}, TypeError, "shape[1]: expected an integer, found 3.0"),
         ({"shape": (-2, 3)}, ValueError, "shape[0]: expected an integer of at least 0, found -2"),
         ({"shape": "23"}, TypeError, "shape: expected an integer, found '23'"),

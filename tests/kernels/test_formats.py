@@ -1,4 +1,4 @@
-"""What the formats promise: rounding by chance without bias, and states in 8 bits."""
+"""What the formats promise: stochastic rounding is unbiased, and states in 8 bits."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_what_can_be_stored_exactly_is(name):
 
 
 def test_finite_stays_finite_by_chance():
-    """Where rounding to nearest overflows, rounding by chance keeps the largest finite number."""
+    """Where rounding to nearest overflows, stochastic rounding gives the largest finite number."""
     top = np.array([1, -1], np.float32) * np.finfo(np.float32).max
     up = np.full(2, 0xFFFFFFFF, np.uint32)
     assert stored(CODECS["bfloat16"].store, "bfloat16", top)[0].tolist() == [0x7F80, 0xFF80]
@@ -205,7 +205,7 @@ def test_a_decaying_second_moment_is_followed(backend, beta, company):
 
 
 def test_rounding_to_nearest_would_get_stuck():
-    """Why states are rounded by chance."""
+    """Why states are rounded stochastically."""
     code, scale = CODECS["ue5m3"].new(TILE)
     CODECS["ue5m3"].store(code, scale, np.ones(TILE, np.float32))
     for _ in range(100):

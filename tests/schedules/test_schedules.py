@@ -280,7 +280,7 @@ def test_a_momentum_that_is_0_at_times_keeps_its_velocity():
         assert opt.state[0]["momentum_buffer"][0] == V
 
 
-def test_a_heavy_ball_of_rmsprop_likewise():
+def test_a_heavy_ball_of_rmsprop_may_be_scheduled():
     mu = [0.0, 0.5, 0.0]
     w, V, nu, expected = np.zeros(1), 0.0, 0.0, 0.0
     opt = fastgd.RMSprop(w, lr=0.5, alpha=0.5, eps=0.0, momentum=lambda step: mu[step])

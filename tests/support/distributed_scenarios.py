@@ -490,7 +490,7 @@ def fsdp_skips_together():
 
 @scenario(2)
 def fsdp_in_16_bits():
-    """A master of shards is a shard; what is kept by codes of 256 elements is refused."""
+    """A master of shards is a shard; codecs with blocks of 256 elements are refused."""
     model = sharded(torch.bfloat16)
     opt = AdamW(model.parameters(), lr=0.1, master=True, clip_norm=2.0)
     train(model, opt, 3)

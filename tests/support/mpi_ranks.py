@@ -67,7 +67,7 @@ def assert_same(params, others):
 
 
 def assert_shard(opt, whole):
-    """The rank's states are its pieces of those of a whole optimizer, to the bit."""
+    """The rank's states are its shards of a whole optimizer's, bit for bit."""
     for (name, entry), part in zip(opt.state.items(), opt._parts(), strict=True):
         low, high = part.low, part.high
         for key, a in entry.items():
@@ -143,7 +143,7 @@ def equals_one_process(folder):
 
 
 def equals_with_16_bits(folder):
-    """Masters, their split form and rounding by chance, in shards."""
+    """Masters, their split form and stochastic rounding, in shards."""
 
     def make(seed):
         return {key: draw(key, seed).astype(BF16) for key in SHAPES}
@@ -634,7 +634,7 @@ def refuses_checkpoints(folder):
         COMM.Barrier()
         raises(kind, match, opt.load, folder)
         assert_same(params, before)
-        assert opt.shard._steps.max() == 0
+        assert opt.shard.stepper.steps.max() == 0
         COMM.Barrier()
 
     refused(FileNotFoundError, f"rank 0 of {RANKS}: ")

@@ -22,7 +22,7 @@ FACTORS = {"too small": 0.5, "scaled": math.sqrt(2), "too large": 3.0}
 
 
 class Start(NamedTuple):
-    """What becomes of one initialisation.
+    """The measurements of one initialization.
 
     Attributes
     ----------
@@ -45,7 +45,7 @@ class Start(NamedTuple):
 
     @property
     def lost(self) -> int | None:
-        """The step whose loss was no number any more, counted from 0, if there was one."""
+        """The first step with a loss that isn't finite, counted from 0, if there was one."""
         return None if np.isfinite(self.losses).all() else len(self.losses) - 1
 
     @property
@@ -70,7 +70,7 @@ def run(seed: int = 0, epochs: int = 10) -> Result:
             for k, (n, m) in enumerate(pairwise(sizes), 1)
         }
         grads = loss_and_grads(params, x, y)[1]
-        # In double: the square of what a float32 can hold may be beyond it.
+        # In float64: squares of float32 numbers may overflow float32.
         norms, weights = (
             np.array([np.linalg.norm(grads[key][kind].astype(np.float64)) for key in params])
             for kind in "bW"
@@ -83,7 +83,7 @@ def run(seed: int = 0, epochs: int = 10) -> Result:
 
 
 def train(params: Layers, x: Array, y: Array, epochs: int, seed: int) -> Iterator[float]:
-    """Train by the heavy ball; yields the loss of each mini-batch, up to one that is no number."""
+    """Train with momentum; yields the loss of each mini-batch, up to one that isn't finite."""
     opt = fastgd.SGD(params, lr=0.003, momentum=0.9)
     data = batches((x, y), 64, seed=seed)
     for _ in range(epochs):

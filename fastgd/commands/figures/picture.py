@@ -1,4 +1,4 @@
-"""What a picture of the gallery is: a run that returns numbers, and panels that draw them."""
+"""The class of the gallery's pictures: a run that returns numbers, and panels that draw them."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ class Picture(Generic[Result]):
     Attributes
     ----------
     name, title : str
-        What its file and its section are called.
+        The names of its file and of its section.
     run : callable
-        Does the descents and returns what was measured; draws nothing.
+        Computes the result: does the descents, draws nothing.
     panels : tuple of callables
-        Each draws a part of the result on axes of its own.
+        From axes and the result; each draws a panel.
     columns : int
-        How many panels stand side by side where there is room.
+        The number of panels side by side where there is room.
     caption, alt : callable
-        What there is to see, and what a reader who can't see it should know; of the result.
+        From the result to the caption, and to the text for readers who can't see the picture.
     words : callable
-        The explanation, in paragraphs.
+        From the result to the explanation, in paragraphs.
     shared_legend : bool
         Whether the first panel's lines get one legend for all, under them.
     """
@@ -80,7 +80,7 @@ class Picture(Generic[Result]):
 
 
 def number(value: Any, digits: int = 2) -> str:
-    """A number as one writes it in a sentence.
+    """A number as it is written in a sentence.
 
     >>> number(0.0312), number(-12345.6), number(3.1e-9), number(4.5e12)
     ('0.031', '−12,000', '3.1·10⁻⁹', '4.5·10¹²')

@@ -15,7 +15,7 @@ from fastgd.surfaces import SURFACES
 
 LR = 0.05
 
-# Optimizers whose learning rate counts in other units than steps.
+# The learning rates of optimizers whose lr is a factor of a step size of their own.
 RATES: Mapping[str, float] = {"Adadelta": 1.0}
 
 
@@ -27,7 +27,7 @@ class Escape(NamedTuple):
 
     @property
     def left(self) -> int | None:
-        """The step at which it was half way from the ridge to a minimum, if it got there."""
+        """The step at which it was halfway from the ridge to a minimum, if it got there."""
         away = np.flatnonzero(np.abs(self.path[:, 1]) >= 0.5)
         return int(away[0]) if away.size else None
 
@@ -41,7 +41,7 @@ class Result(NamedTuple):
 
 
 def escapes(steps: int = 100) -> dict[str, Escape]:
-    """Every optimizer from the same start beside the ridge, at the same learning rate."""
+    """Every optimizer from the same start next to the ridge, at the same learning rate."""
     saddle = SURFACES["saddle"]
     return {
         name: Escape(
@@ -122,7 +122,7 @@ def words(result: Result) -> tuple[str, ...]:
     slowest = max(step for step in adaptives if step is not None)
     ball = result.escapes["heavy ball"].left
     return (
-        "The start lies a millionth beside the ridge that runs down into the saddle. Plain descent "
+        "The start lies a millionth off the ridge that runs down into the saddle. Plain descent "
         "follows the ridge, and what drives it off the saddle is proportional to how far off it "
         f"is: after {len(plain) - 1} steps that is {number(abs(plain[-1, 1]))}.",
         "Adaptive optimizers divide each coordinate's step by the size of that coordinate's own "
@@ -133,7 +133,7 @@ def words(result: Result) -> tuple[str, ...]:
         "On Beale's and Himmelblau's surfaces each optimizer has the learning rate that brings it "
         "to a minimum (★) in the fewest steps, of powers of √10: hence the bold first moves. The "
         "heavy ball and Momentum then go the same way, at learning rates ten times apart. AdamW's "
-        "weight decay pulls towards 0, so it comes to rest a little beside a minimum.",
+        "weight decay pulls towards 0, so it comes to rest a little off a minimum.",
     )
 
 
