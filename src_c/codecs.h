@@ -1,6 +1,6 @@
-/* The codecs: one number from its storage to float32 and back, and the random words of stochastic
- * rounding.  docs/formats.md describes the formats, fastgd/kernels/codecs.py specifies them bit for
- * bit, _codecs.pxi has the loops.
+/* The codecs: one number from its stored form to float32 and back, and the random words of stochastic
+ * rounding.  docs/formats.md describes the formats, fastgd/kernels/spec/codecs.py specifies them bit
+ * for bit, fastgd/kernels/loops/codecs.pxi has the loops.
  *
  * All of it is plain arithmetic on 32-bit lanes, without a branch, a table or a library call, so
  * that compilers vectorise the loops for every instruction set: no F16C, no 16-bit float type.
@@ -8,7 +8,7 @@
  * subnormal the work is done on integers, which no flush-to-zero mode touches.
  *
  * A float's magnitude, read as an integer, is its logarithm, linear between powers of two.  Adding a
- * random (or half a) unit below the last bit to be kept and cutting off what follows is therefore
+ * random (or half a) unit below the last bit that stays and cutting off what follows is therefore
  * rounding, and a carry into the exponent is right, too. */
 #ifndef FASTGD_CODECS_H
 #define FASTGD_CODECS_H
@@ -79,7 +79,7 @@ static inline float fastgd_quiet(float x)
     return fastgd_float(x != x ? u | 0x400000 : u);
 }
 
-/* Up or down by chance, from 16 random bits.  In the last step below inf there is only down, and what
+/* Stochastic, from 16 random bits.  In the last step below inf there is only down, and what
  * lies beyond stays as it is: inf, and NaN, which has to be a quiet one, as all that were computed. */
 static inline uint16_t fastgd_bfloat16_stochastic(float x, uint32_t random)
 {
@@ -100,8 +100,8 @@ static inline uint32_t fastgd_split_canonical(float x)
 static inline uint16_t fastgd_split_high(uint32_t u) { return (uint16_t)((u + 0x8000) >> 16); }
 static inline int16_t fastgd_split_low(uint32_t u) { return (int16_t)(uint16_t)u; }
 
-/* The limit matters only where the upper half was set to zero from outside, beside an old
- * remainder: a magnitude below zero would be a NaN. */
+/* The limit matters only where the upper half was set to zero from outside, and an old remainder is
+ * left: a magnitude below zero would be a NaN. */
 static inline float fastgd_split_load(uint16_t high, int16_t low)
 {
     const uint32_t u = (uint32_t)high << 16;
@@ -139,7 +139,7 @@ static inline uint16_t fastgd_float16_nearest(float x)
     return (uint16_t)((x != x ? nan : q) | (fastgd_bits(x) >> 16 & 0x8000));
 }
 
-/* Up or down by chance, from 13 of 16 random bits.  Below 65536 finite values stay finite; what
+/* Stochastic, from 13 of 16 random bits.  Below 65536 finite values stay finite; what
  * lies above is inf, as in rounding to nearest. */
 static inline uint16_t fastgd_float16_stochastic(float x, uint32_t random)
 {
@@ -154,7 +154,7 @@ static inline uint16_t fastgd_float16_stochastic(float x, uint32_t random)
     return (uint16_t)((x != x ? nan : q) | (fastgd_bits(x) >> 16 & 0x8000));
 }
 
-/* ------------------------------------------------------------- 8 bits, and a scale for a block */
+/* -------------------------------------------------------------- 8 bits, and a scale for a tile */
 
 /* A scale is a biased exponent, 2^(scale - 127), as in E8M0 of the OCP's MX formats; 255 is NaN.
  * The least are those for which no step between codes is a subnormal float32. */
@@ -163,9 +163,9 @@ enum {
     FASTGD_UE5M3_LEAST = 1, FASTGD_UE5M3_MOST = 223, FASTGD_UE5M3_BINADES = 31
 };
 
-/* 20 bits of a float32 are cut off: to nearest after adding a half, by chance after adding as many
- * random bits, the lower or the upper 20 of a word.  The eight bits in both are the upper state's last
- * ones, which decide one time in 4096. */
+/* 20 bits of a float32 are cut off: to nearest after adding a half, stochastically after adding as
+ * many random bits, the lower or the upper 20 of a word.  The eight bits in both are the upper state's
+ * last ones, which decide one time in 4096. */
 static inline int32_t fastgd_unit(const uint32_t *words, ptrdiff_t i, int rounding)
 {
     if (rounding == FASTGD_NEAREST) /* there are no words then */
@@ -175,7 +175,7 @@ static inline int32_t fastgd_unit(const uint32_t *words, ptrdiff_t i, int roundi
 
 /* The codes of a tile are shuffled as if the tile were cut in four and each quarter gave one byte to
  * every 32-bit word, so that a loop over words meets each quarter's numbers side by side: codes are
- * shifted into place, not moved between lanes, which costs more than all of the rounding.  Here a
+ * shifted into position, not moved between lanes, which costs more than all of the rounding.  Here a
  * code stands in bits 20 to 27 of 32, from and to byte k of a word; its other bits mean nothing. */
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "8-bit states are laid out for little-endian processors"
@@ -200,9 +200,9 @@ static inline uint32_t fastgd_codes(uint32_t c0, uint32_t c1, uint32_t c2, uint3
     return (c0 >> 20 & 0xff) | (c1 >> 12 & 0xff00) | (c2 >> 4 & 0xff0000) | (c3 << 4 & 0xff000000);
 }
 
-/* The scale with which the largest of a block (its bits) has the topmost exponent, or the next one if
+/* The scale with which the largest of a tile (its bits) has the topmost exponent, or the next one if
  * it could be rounded beyond the largest code; NaN if that is inf, NaN or negative. */
-static inline int fastgd_block_scale(uint32_t largest, int binades, int least)
+static inline int fastgd_tile_scale(uint32_t largest, int binades, int least)
 {
     if (largest > FASTGD_INF - 0x100000)
         return FASTGD_NAN_SCALE;
@@ -282,7 +282,7 @@ static inline uint64_t fastgd_random_key(uint64_t seed, uint64_t step, uint64_t 
     return fastgd_mix((key ^ tensor) + gamma);
 }
 
-/* The word of element e is a ^ b: a of a table of 256, for the place e % 256, and b for the tile
+/* The word of element e is a ^ b: a of a table of 256, for the position e % 256, and b for the tile
  * e / 256.  Any three words are independent, as the tables' are (tabulation hashing: Zobrist, 1970;
  * Patrascu and Thorup, 2012), for one operation instead of a dozen.
  *
@@ -298,11 +298,11 @@ static inline uint32_t fastgd_tile_word(uint64_t key, uint64_t tile)
 }
 
 /* An entry of the table: an integer hash of few operations on 32-bit lanes (the multipliers are of
- * Wellons' hash prospector) of the place times FASTGD_WORD_STEP, plus one half of the table's key;
- * the other half comes in underway. */
+ * Wellons' hash prospector) of the position times FASTGD_WORD_STEP, plus one half of the table's key;
+ * the other half is added after the first round. */
 #define FASTGD_WORD_STEP 0x9e3779b9u
 
-static inline uint32_t fastgd_place_word(uint32_t x, uint32_t high)
+static inline uint32_t fastgd_position_word(uint32_t x, uint32_t high)
 {
     x = (x ^ x >> 16) * 0x21f0aaadu + high;
     x = (x ^ x >> 15) * 0xd35a2d97u;

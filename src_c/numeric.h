@@ -1,4 +1,5 @@
-/* The numbers and records shared by the engine and the kernels of every backend. */
+/* What the engine and the kernels of every backend need of C: sizes, scratch memory, prefetching.
+ * The records that pass between them are declared in fastgd/kernels/_types.pxd. */
 #ifndef FASTGD_NUMERIC_H
 #define FASTGD_NUMERIC_H
 
@@ -6,88 +7,26 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Elements a staged step works on at a time: two scratch tiles and the tensors' own fit in L1. */
-#define FASTGD_TILE 256
-/* The same where nothing needs scratch, and memory is asked for a tile ahead. */
-#define FASTGD_PIECE 128
-/* The same of a tile's loop that does all; a quarter of a tile. */
-#define FASTGD_STRIDE 64
-/* The most a rule may have of each; the engine refuses more. */
-#define FASTGD_MAX_STATES 4
-#define FASTGD_MAX_COEFFICIENTS 8
-/* Ways to keep parameter and states for which a backend has loops that load and store themselves. */
-#define FASTGD_N_FUSED 21
-/* Sums run in so many lanes side by side, so that their order is the same for every vector width;
- * and over blocks of so many elements, so that it is the same for every number of threads. */
-#define FASTGD_LANES 16
-#define FASTGD_BLOCK 32768
+#include "_sizes.h" /* written by the build from fastgd/kernels/spec/sizes.py */
 
-/* Scratch tiles of a staged step, aligned to a cache line: AVX-512 loads that straddle two lines
- * made a staged step 1.4 times slower.  Two for the gradient, one for the parameter, one for each
- * state; and random words, which serve two stores each, with the tables they are made from. */
-typedef struct {
-    alignas(64) unsigned char tile[3 + FASTGD_MAX_STATES][FASTGD_TILE * sizeof(double)];
-    alignas(64) uint32_t words[3][FASTGD_TILE];
-    alignas(64) uint32_t table[3][FASTGD_TILE];
-} fastgd_scratch;
-
-/* The stages around a rule.  SCALE to DECOUPLED_DECAY come before it, the next three after; STORED
- * says that some array is not kept in the type that is computed with; SCALE_UNITS comes in the place
- * of SCALE. */
 enum {
-    FASTGD_SCALE = 1,
-    FASTGD_CLIP_VALUE = 2,
-    FASTGD_L2_DECAY = 4,
-    FASTGD_DECOUPLED_DECAY = 8,
-    FASTGD_AVERAGE = 16,
-    FASTGD_COPY = 32,
-    FASTGD_ZERO_GRADIENT = 64,
-    FASTGD_STORED = 128,
-    FASTGD_SCALE_UNITS = 256
+    FASTGD_HALF_TILE = FASTGD_TILE / 2, /* what a loop that prefetches works on at a time, */
+    FASTGD_STRIDE = FASTGD_TILE / 4,    /* and what a fused loop does */
+    /* For gradient (two), parameter and states. */
+    FASTGD_N_SCRATCH = 3 + FASTGD_MAX_STATES,
+    /* Random words of an element: each serves two of the stores of parameter and states. */
+    FASTGD_MAX_WORDS = (FASTGD_MAX_STATES + 2) / 2
 };
 
-/* What the tensors of one group at the same step count share. */
+/* Scratch tiles of a staged step, and random words with the tables they are made from.  Aligned to a
+ * cache line: AVX-512 loads that straddle two lines made a staged step 1.4 times slower. */
 typedef struct {
-    int flags;
-    double weight_decay;
-    double decoupled;
-    double clip_value;
-} fastgd_stages;
+    alignas(64) unsigned char tile[FASTGD_N_SCRATCH][FASTGD_TILE * sizeof(double)];
+    alignas(64) uint32_t words[FASTGD_MAX_WORDS][FASTGD_TILE];
+    alignas(64) uint32_t table[FASTGD_MAX_WORDS][FASTGD_TILE];
+} fastgd_scratch;
 
-/* Where the part of an array starts, and how it is kept. */
-typedef struct {
-    char *code;
-    char *beside;      /* the remainders or scales beside it, if it has any */
-    const void *load;  /* a codec's loops; NULL: computed with where it is */
-    const void *store;
-    int size;          /* bytes of an element, */
-    int beside_size;   /* of what stands beside it, */
-    int per;           /* one for as many elements */
-    int shift;         /* of the random bits for it; negative: to nearest */
-} fastgd_stored;
-
-/* The part of a tensor that one call of a staged step works on: where each array's part starts. */
-typedef struct {
-    fastgd_stored p, g, copy; /* without a gradient no rule, only what comes after it */
-    fastgd_stored s[FASTGD_MAX_STATES];
-    const void *fused;         /* the rule's loop that loads and stores itself, or NULL; and the */
-    const void *fused_in_tile; /* same for a parameter and a gradient loaded to tiles */
-    ptrdiff_t n;
-    int ahead; /* whether memory is to be asked for ahead, as it isn't in cache */
-    int flags;
-    double factor;         /* of the gradient, */
-    const double *factors; /* or of each of its units, */
-    ptrdiff_t unit;        /* which have so many elements, from the tensor's first on */
-    void *average;
-    int average_size;      /* bytes of an element, or 0: there is none */
-    double beta, gamma;    /* of the average */
-    int n_states;          /* of the rule */
-    uint64_t key[3];       /* of random words */
-    int n_words;           /* how many of them are wanted for each element */
-    ptrdiff_t offset;      /* of the part in its tensor, or in what that is a piece of */
-} fastgd_part;
-
-/* Ask for memory that will be worked on a tile from now.  The processor fetches ahead by itself, but
+/* Prefetch memory that will be worked on a tile from now.  The processor prefetches by itself, but
  * not far enough where it waits for its divider, and it loses the thread where many arrays are worked
  * on in turn: out of cache, Adam took 1.12 of the stream's time without this, 1.00 with it; with
  * bfloat16 states 0.97 and 0.80.  Little at a time, as more is in flight otherwise than the processor

@@ -17,7 +17,7 @@ from fastgd.kernels.memory import checks
 from fastgd.kernels.memory.alloc import zeros_beside
 from fastgd.kernels.memory.checks import shown
 from fastgd.kernels.reference import Stages
-from fastgd.kernels.spec.coded_array import as_stored, computed
+from fastgd.kernels.spec.coded_array import as_coded, computed
 
 Array = NDArray[Any]
 
@@ -29,7 +29,7 @@ def _like(p: Array) -> Array:
 
 def _set(to: Array, values: Array) -> None:
     """Set an array of any dtype of floats to the values of another, rounded to nearest."""
-    as_stored(to).store(as_stored(values).load(computed(values.dtype)).copy())
+    as_coded(to).store(as_coded(values).load(computed(values.dtype)).copy())
 
 
 class EMA:

@@ -259,7 +259,7 @@ class Stepper:
             nonfinite=self.options["nonfinite"],
             skipped=self.skipped,
             seed=storage.seed,
-            rows=units,
+            unit_lengths=units,
         )
         plan.first = self._first
         self.state, self.rules, self.steps = MappingProxyType(state), rules, steps

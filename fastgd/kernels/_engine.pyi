@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any, final
+from typing import Any, Final, final
 
 from numpy import float64, int64
 from numpy.typing import NDArray
 
-from fastgd.kernels.spec.coded_array import Stored
+from fastgd.kernels.spec.coded_array import CodedArray
+
+SIZES: Final[dict[str, int]]
 
 def use_backend(module: ModuleType | None) -> None: ...
 def x86_64_level() -> int: ...
@@ -25,8 +27,6 @@ class StepRecord:
 
 @final
 class Plan:
-    params: list[NDArray[Any]]
-    labels: list[str]
     steps: NDArray[int64]
     seed: int
     first: int
@@ -34,10 +34,10 @@ class Plan:
     def __new__(
         cls,
         structure: object,
-        params: Sequence[NDArray[Any] | Stored],
+        params: Sequence[NDArray[Any] | CodedArray],
         labels: list[str],
         groups: list[int],
-        states: Sequence[tuple[NDArray[Any] | Stored, ...]],
+        states: Sequence[tuple[NDArray[Any] | CodedArray, ...]],
         state_names: list[tuple[str, ...]],
         steps: NDArray[int64],
         grads: object = None,
@@ -49,7 +49,7 @@ class Plan:
         nonfinite: str = "propagate",
         skipped: NDArray[int64] | None = None,
         seed: int = 0,
-        rows: list[int] | None = None,
+        unit_lengths: list[int] | None = None,
     ) -> Plan: ...
     def step(
         self,

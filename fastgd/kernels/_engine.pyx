@@ -1,7 +1,8 @@
 """The engine: checks of every tensor, then one sweep over all of them without the GIL.
 
-A `Plan` resolves the tensors of an optimizer to pointers once and cuts them into chunks.  A step
-then reads the gradients' pointers, asks for the coefficients, and runs the rules of the chosen
+A `Plan` has a `Layout`, the tensors of an optimizer resolved to pointers once and cut into chunks;
+`Gradients`, which reads those of a step; and `PlanNorms`, which measures what is to be clipped.  A
+step reads the gradients' pointers, asks for the coefficients, and runs the rules of the chosen
 backend chunk by chunk, on one thread or several.  Nothing is written before everything is checked.
 """
 
@@ -18,7 +19,7 @@ from libc.string cimport memcpy, memset
 
 from cpython.pycapsule cimport PyCapsule_CheckExact, PyCapsule_GetPointer
 
-from fastgd.kernels._grad_pointers cimport GIVEN, Given
+from fastgd.kernels._grad_pointers cimport GRAD_POINTERS, GradPointer
 from fastgd.kernels._types cimport *
 
 from fastgd.kernels import reference
@@ -44,17 +45,33 @@ cdef Py_ssize_t PARALLEL_FROM = 32768
 # From so many bytes on, parameters and states of all tensors don't stay in a core's own cache.
 cdef Py_ssize_t CACHED = 1 << 21
 
+# The sizes that the specification has as well, in spec/sizes.py, as they were compiled.
+SIZES = {"TILE": TILE, "LANES": LANES, "BLOCK": BLOCK, "MAX_STATES": MAX_STATES,
+         "MAX_COEFFICIENTS": MAX_COEFFICIENTS}
+
 cdef object _MISSING = object()
 
 # What a norm is that of, and what to do with gradients that aren't finite.
-cdef dict CLIP_BY = {"all": 0, "group": 1, "tensor": 2}
-cdef dict NONFINITE = {"propagate": 0, "skip": 1, "raise": 2}
+cdef enum:
+    BY_ALL = 0
+    BY_GROUP = 1
+    BY_TENSOR = 2
+    PROPAGATE = 0
+    SKIP = 1
+    RAISE = 2
 
-include "engine/sweep.pxi"
-include "engine/backend.pxi"
-include "engine/norms/sums.pxi"
+cdef dict CLIP_BY = {"all": BY_ALL, "group": BY_GROUP, "tensor": BY_TENSOR}
+cdef dict NONFINITE = {"propagate": PROPAGATE, "skip": SKIP, "raise": RAISE}
+
 include "engine/arrays.pxi"
+include "loops/_fused_codecs.pxi"
+include "engine/records.pxi"
+include "engine/stage_flags.pxi"
+include "engine/backend.pxi"
+include "engine/sweep.pxi"
 include "engine/layout.pxi"
+include "engine/gradients.pxi"
+include "engine/norms/sums.pxi"
 include "engine/norms/plan.pxi"
 include "engine/norms/tree.pxi"
 
@@ -86,8 +103,93 @@ cdef class StepRecord:
                 f"grad_norm={self.grad_norm}, clip_factor={self.clip_factor})")
 
 
-cdef class Plan(Measured):
-    """The step over all tensors of a `Layout`, whose arguments it takes."""
+cdef class Plan:
+    """The step over all tensors of an optimizer.
+
+    Parameters
+    ----------
+    structure : None, list or dict
+        The form in which gradients come: None for a bare array, else lists and dicts nested like
+        the parameters, with None in place of each array.
+    params : list of ndarray or `coded_array.CodedArray`
+        The parameters in the order of `structure`; contiguous, writeable, of a dtype of floats.
+        float64 is computed with as it is, everything else as float32.
+    labels : list of str
+        What to call each parameter in an error, less the leading ``params``.
+    groups : list of int
+        The group each parameter belongs to.
+    states : list of tuple of ndarray or `coded_array.CodedArray`
+        The states of each parameter, in the order of its rule.
+    state_names : list of tuple of str
+        What they are called.
+    steps : ndarray of int64, shape (parameters,)
+        The number of steps each parameter has taken; counted up in place.
+    grads : object, optional
+        Gradients to be bound: arrays read by each `step` that is given none.
+    averages : list of ndarray, optional
+        Arrays like the parameters that average them from step to step.
+    average_steps : ndarray of int64, optional
+        The number of steps that these have seen; counted up in place.
+    copies : list of ndarray or None, optional
+        Arrays that get a copy of the parameters, of a dtype of floats.
+    clip_by : {"all", "group", "tensor"}
+        What a norm that is clipped is the norm of.
+    nonfinite : {"propagate", "skip", "raise"}
+        What to do with gradients that aren't finite.
+    skipped : ndarray of int64, shape (1,), optional
+        The number of steps skipped; counted up in place.
+    seed : int
+        What the random words of stochastic rounding follow from, with step and element.
+    unit_lengths : list of int, optional
+        How many elements each unit of a parameter has, of which the norms may be clipped: units
+        are contiguous and follow each other.  0 where they don't.  By default parameters are one
+        unit each.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an array is not what it has to be, or two of them overlap.
+    """
+
+    cdef Layout layout
+    cdef Gradients gradients
+    cdef PlanNorms norms
+    cdef public unsigned long long seed
+    cdef public unsigned long long first   # what random words count the first parameter as
+    cdef cnp.ndarray average_steps, skipped
+    cdef int clip_by, nonfinite
+    cdef readonly cnp.ndarray steps
+    cdef cnp.int64_t* counts    # of `steps`
+    cdef GroupStep* group_steps
+    cdef StepArgs args
+    cdef Py_ssize_t elements    # that this step works on
+    cdef bint busy
+
+    def __cinit__(self, structure, params, list labels, list groups, states,
+                  list state_names, cnp.ndarray steps, grads=None, *, list averages=None,
+                  cnp.ndarray average_steps=None, copies=None, clip_by="all",
+                  nonfinite="propagate", cnp.ndarray skipped=None, unsigned long long seed=0,
+                  list unit_lengths=None):
+        self.seed = seed
+        self.steps, self.counts = steps, <cnp.int64_t*> cnp.PyArray_DATA(steps)
+        self.average_steps, self.skipped = average_steps, skipped
+        self.clip_by, self.nonfinite = CLIP_BY[clip_by], NONFINITE[nonfinite]
+        self.layout = Layout(params, labels, groups, states, state_names, averages, copies,
+                             unit_lengths)
+        self.gradients = Gradients(self.layout, structure, grads)
+        self.norms = PlanNorms(self.layout)
+        self.group_steps = <GroupStep*> calloc(self.layout.n, sizeof(GroupStep))
+        if self.group_steps == NULL:
+            raise MemoryError
+        self.args.codings, self.args.prefetch = self.layout.codings, self.layout.prefetch
+
+    def __dealloc__(self):
+        free(self.group_steps)
+
+    @property
+    def bound(self):
+        """The bound gradients' arrays, None where there is none; or None."""
+        return self.gradients.bound
 
     def step(self, grads, configure, double unscale, *, tuple average=None, bint zero=False,
              tuple reset=(), cnp.ndarray tally=None, double amount=0.0, combine=None):
@@ -97,14 +199,14 @@ cdef class Plan(Measured):
         ----------
         grads : object or None
             Gradients in the plan's structure; None for those bound beforehand; or a capsule of
-            as many `Given` as there are parameters, which are flat then.
+            as many `GradPointer` as there are parameters, which are flat then.
         configure : callable
-            ``configure(group, t, unscale)``, for the step that makes a parameter's count `t`,
-            returns the rule's name, its coefficients, and the fields of `reference.Stages`.
+            ``configure(group, t, unscale)``, for a parameter's t-th step, returns the rule's name,
+            its coefficients, and the fields of `reference.Stages`.
         unscale : float
-            What gradients are to be multiplied by; passed on to `configure`.
+            The factor of all gradients that undoes the scale of the loss; passed to `configure`.
         average : tuple of two floats, optional
-            How the averages weigh what they were and what the parameters are.
+            The weights, in the averages, of what they were and of the parameters.
         zero : bool
             Zero the gradients as well, also when the step is skipped.
         reset : tuple of ndarray
@@ -112,8 +214,8 @@ cdef class Plan(Measured):
         tally : ndarray of float64, shape (1,), optional
             Add `amount` to this, too.
         combine : callable, optional
-            Where others hold the rest of the gradients: called with the sums of squares, of shape
-            (parameters + groups + 1, 2); puts those of all in their place.
+            Where other processes have the other shards: called with this one's sums of squares, of
+            shape (parameters + groups + 1, 2), which it replaces by the sums over all shards.
 
         Returns
         -------
@@ -124,7 +226,7 @@ cdef class Plan(Measured):
         TypeError, ValueError
             If a gradient does not fit; nothing has been changed then.
         FloatingPointError
-            If a gradient isn't finite and that is to be an error; likewise.
+            If a gradient isn't finite and that is to be an error; nothing has been changed then.
         RuntimeError
             If called from within itself.
 
@@ -143,32 +245,32 @@ cdef class Plan(Measured):
 
     cdef StepRecord step_alone(self, grads, configure, double unscale, tuple average, bint zero,
                                tuple reset, cnp.ndarray tally, double amount, combine):
-        cdef dict rules = _rules
+        cdef Backend backend = _backend     # to the end, whatever is set meanwhile
         cdef StepRecord record = StepRecord.__new__(StepRecord)
         cdef bint finite = True, norms
         cdef Sum* total
-        cdef int j
+        cdef list arrays
         if not PyCapsule_CheckExact(grads):    # else they were looked at with the gradients
-            self.check_unmoved()
-        held = self.hold_gradients(grads, zero or rules is None)
+            self.layout.check_unmoved()
+        arrays = self.gradients.take(grads, zero or not backend.compiled)
         if zero:
-            self.check_zeroable(held)
+            self.gradients.check_zeroable(arrays)
         if average is not None:
-            self.common.beta, self.common.gamma = average
-        for j in range(2):
-            self.common.staged[j] = _staged[j]
-        configured, clips, units = self.configure(rules, configure, unscale)
-        norms = clips or self.nonfinite or combine is not None
+            self.args.beta, self.args.gamma = average
+        self.args.loops = &backend.loops
+        configured, clips, units = self.configure(backend, configure, unscale)
+        norms = clips or self.nonfinite != PROPAGATE or combine is not None
         if norms or units:
-            self.measure(rules, held, norms, units)
+            self.norms.measure(backend, self.group_steps, norms, units)
         if norms:
             if combine is not None:
-                self.combine_sums(combine)
-            total = &self.sums[self.n + self.n_groups]
+                self.norms.combine(combine)
+            total = self.norms.sum_of_all()
             finite, record.grad_norm = is_finite(total), norm_of(total) * unscale
-        if not finite and self.nonfinite == <int> NONFINITE["raise"]:
-            self.refuse_nonfinite(self.given_arrays() if held is None else held)
-        self.mark_stages(rules, record, configured, clips, unscale, zero)
+        if not finite and self.nonfinite == RAISE:
+            self.norms.refuse_nonfinite(self.gradients.arrays_at_pointers() if arrays is None
+                                        else arrays)
+        self.mark_stages(backend, record, clips, unscale, zero)
 
         # All checks have passed: from here on nothing fails, and no Python code runs in which an
         # interrupt could arrive (unless the rules themselves are NumPy's).
@@ -176,98 +278,95 @@ cdef class Plan(Measured):
             (<cnp.ndarray> array).fill(0)
         if tally is not None:
             (<double*> cnp.PyArray_DATA(tally))[0] += amount
-        if not finite and self.nonfinite:
+        if not finite and self.nonfinite != PROPAGATE:
             record.skipped = True
             (<cnp.int64_t*> cnp.PyArray_DATA(self.skipped))[0] += 1
             if zero:
-                self.zero_gradients()
+                self.gradients.zero()
         else:
             self.count_up(average is not None)
-            if rules is None:
-                self.step_by_reference(held, configured, average)
-            else:
+            if backend.compiled:
                 self.sweep()
-        record.step = max_of(self.counts, self.n)
+            else:
+                self.step_by_reference(arrays, configured, average)
+        record.step = max_of(self.counts, self.layout.n)
         return record
 
-    cdef tuple configure(self, dict rules, configure, double unscale):
-        """Work out the settings of each distinct (group, step count), and point tensors there.
+    cdef tuple configure(self, Backend backend, configure, double unscale):
+        """Fill in the step of each distinct (group, step count), and point tensors there.
 
-        Returns them, and whether one of them clips a norm, and whether one clips those of units.
+        Returns what they were filled from, whether one clips a norm, and whether one clips those of
+        units.
         """
         cdef Py_ssize_t i, group = -1
         cdef cnp.int64_t step = -1
         cdef Tensor* t
+        cdef GroupStep* group_step
         cdef dict known = {}
         cdef list configured = []
         cdef bint clips = False, units = False
-        for i in range(self.n):
-            t = &self.tensors[i]
+        for i in range(self.layout.n):
+            t = &self.layout.tensors[i]
             if t.g == NULL:
                 continue
             if t.group != group or self.counts[i] != step:
                 group, step = t.group, self.counts[i]
-                setting = known.get((group, step))
-                if setting is None:
+                k = known.get((group, step))
+                if k is None:
                     if not 0 <= step < 1 << 53:
-                        raise ValueError(f"{checks.state_label(self.labels[i], 'step')}: "
+                        raise ValueError(f"{checks.state_label(self.layout.labels[i], 'step')}: "
                                          f"expected a number from 0 to below 2^53, found {step}")
-                    setting = known[group, step] = len(configured)
+                    k = known[group, step] = len(configured)
                     row = configure(group, step + 1, unscale)
-                    read_setting(&self.settings[<Py_ssize_t> setting], rules, row)
-                    clips |= not isinf(self.settings[<Py_ssize_t> setting].clip_norm)
-                    units |= not isinf(self.settings[<Py_ssize_t> setting].clip_ratio)
+                    group_step = &self.group_steps[<Py_ssize_t> k]
+                    read_row(group_step, backend, row)
+                    clips |= not isinf(group_step.clip_norm)
+                    units |= not isinf(group_step.clip_ratio)
                     configured.append(row)
-            t.setting = setting
-            if not t.is_double and not self.settings[t.setting].in_float_range:
-                raise ValueError(f"params{self.labels[i]}: its hyper-parameters or grad_scale make "
-                                 f"a coefficient out of float32's range: {configured[setting]}")
-            if self.settings[t.setting].n_states != t.n_states:
-                raise RuntimeError(f"params{self.labels[i]}: its states do not fit the rule")
+            t.group_step = k
+            group_step = &self.group_steps[t.group_step]
+            if not t.is_double and not group_step.in_float_range:
+                raise ValueError(f"params{self.layout.labels[i]}: its hyper-parameters or "
+                                 f"grad_scale make {out_of_range(configured[k])}, out of "
+                                 "float32's range")
+            if group_step.n_states != t.n_states:
+                raise RuntimeError(f"params{self.layout.labels[i]}: its states do not fit the rule")
             t.unit, t.n_units = t.n, 1
-            if not isinf(self.settings[t.setting].clip_ratio):
-                if t.row == 0:
-                    raise RuntimeError(f"params{self.labels[i]}: its rows are no pieces of memory")
-                t.unit, t.n_units = t.row, t.n // t.row
+            if not isinf(group_step.clip_ratio):
+                if t.unit_length == 0:
+                    raise RuntimeError(f"params{self.layout.labels[i]}: its rows are not "
+                                       "contiguous")
+                t.unit, t.n_units = t.unit_length, t.n // t.unit_length
         return configured, clips, units
 
-    cdef int mark_stages(self, dict rules, StepRecord record, list configured, bint clips,
-                         double unscale, bint zero) except -1:
+    cdef int mark_stages(self, Backend backend, StepRecord record, bint clips, double unscale,
+                         bint zero) except -1:
         """Note the factor of each gradient, with its norm clipped, and each tensor's stages."""
         cdef Py_ssize_t i, k
         cdef Tensor* t
-        cdef Setting* setting
-        cdef Sum* total
-        cdef double norm, least = 1.0
+        cdef GroupStep* group_step
+        cdef double least = 1.0
         cdef Py_ssize_t elements = 0
-        for i in range(self.n):
-            t = &self.tensors[i]
+        for i in range(self.layout.n):
+            t = &self.layout.tensors[i]
             t.flags = (AVERAGE if t.average != NULL else 0) | (COPY if t.copy != NULL else 0)
             if t.g == NULL:
                 elements += t.n if t.flags else 0
                 continue
             elements += t.n
-            setting = &self.settings[t.setting]
-            t.factor = setting.factor
-            if clips and not isinf(setting.clip_norm):
-                total = &self.sums[i if self.clip_by == 2 else
-                                   self.n + (t.group if self.clip_by == 1 else self.n_groups)]
-                norm = norm_of(total)
-                if not norm * unscale <= setting.clip_norm:    # or NaN, which then spreads
-                    t.factor = copysign(setting.clip_norm / norm, setting.factor)
-                    if not t.is_double and isfinite(norm) and <float> t.factor == 0:
-                        raise ValueError(f"grads{self.labels[i]}: a norm of {norm * unscale} can't "
-                                         f"be clipped to {setting.clip_norm} in float32")
-                    if not setting.clip_norm / (norm * unscale) >= least:
-                        least = setting.clip_norm / (norm * unscale)
-            t.flags |= setting.stages.flags | (SCALE if t.factor != 1.0 else 0)
+            group_step = &self.group_steps[t.group_step]
+            t.factor = group_step.factor
+            if clips and not isinf(group_step.clip_norm):
+                least = self.clip_norm(i, group_step, unscale, least)
+            t.flags |= group_step.stages.flags | flag_of_scale(t.factor)
             # Where the factor is NaN all of the gradient becomes that.
-            if not (isinf(setting.clip_ratio) or isnan(t.factor)) and self.clip_units(i, rules):
+            if (not (isinf(group_step.clip_ratio) or isnan(t.factor))
+                    and self.norms.clip_units(backend, i, group_step.clip_ratio)):
                 t.flags = t.flags & ~SCALE | SCALE_UNITS
             if t.coded or t.g_codec != t.is_double:
-                t.flags |= STORED
+                t.flags |= CODED
                 for k in range(t.n_words):
-                    self.common.beside[i].key[k] = fastgd_random_key(
+                    self.layout.codings[i].key[k] = fastgd_random_key(
                         self.seed, self.counts[i] + 1, self.first + i + (<cnp.uint64_t> k << 40))
             if zero:
                 t.flags |= ZERO_GRADIENT
@@ -275,57 +374,72 @@ cdef class Plan(Measured):
             record.clip_factor = least
         self.elements = elements
 
+    cdef double clip_norm(self, Py_ssize_t i, const GroupStep* group_step, double unscale,
+                          double least) except? -1:
+        """Note the factor that clips the norm of a gradient; returns the least so far."""
+        cdef Tensor* t = &self.layout.tensors[i]
+        cdef double norm, shrinks
+        if self.clip_by == BY_TENSOR:
+            norm = norm_of(&self.norms.sums[i])
+        elif self.clip_by == BY_GROUP:
+            norm = norm_of(self.norms.sum_of_group(t.group))
+        else:
+            norm = norm_of(self.norms.sum_of_all())
+        if norm * unscale <= group_step.clip_norm:
+            return least
+        # More, or NaN, which then spreads.
+        t.factor = copysign(group_step.clip_norm / norm, group_step.factor)
+        if not t.is_double and isfinite(norm) and <float> t.factor == 0:
+            raise ValueError(f"grads{self.layout.labels[i]}: a norm of {norm * unscale} can't "
+                             f"be clipped to {group_step.clip_norm} in float32")
+        shrinks = group_step.clip_norm / (norm * unscale)
+        return least if shrinks >= least else shrinks
+
     cdef void count_up(self, bint averaged) noexcept:
         cdef Py_ssize_t i
         cdef cnp.int64_t* averages
-        for i in range(self.n):
-            self.counts[i] += self.tensors[i].g != NULL
+        for i in range(self.layout.n):
+            self.counts[i] += self.layout.tensors[i].g != NULL
         if averaged:
             averages = <cnp.int64_t*> cnp.PyArray_DATA(self.average_steps)
             for i in range(cnp.PyArray_SIZE(self.average_steps)):
                 averages[i] += 1
 
-    cdef void zero_gradients(self) noexcept:
-        cdef Py_ssize_t i
-        for i in range(self.n):
-            if self.tensors[i].g != NULL:
-                memset(self.tensors[i].g, 0,
-                       self.tensors[i].n * codec_rows[self.tensors[i].g_codec].size)
-
     cdef int sweep(self) except -1:
-        cdef Py_ssize_t k, threads = threads_for(self.elements, self.n_chunks)
+        cdef Chunk* chunks = self.layout.chunks
+        cdef Py_ssize_t n = self.layout.n_chunks, k, threads = threads_for(self.elements, n)
+        cdef Tensor* tensors = self.layout.tensors
         with nogil:
             if threads <= 1:
-                run(self.tensors, self.settings, &self.common,
-                    self.chunks, self.chunks + self.n_chunks)
+                run(tensors, self.group_steps, &self.args, chunks, chunks + n)
             else:
                 for k in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-                    run(self.tensors, self.settings, &self.common,
-                        share_of(self.chunks, self.n_chunks, k, threads),
-                        share_of(self.chunks, self.n_chunks, k + 1, threads))
+                    run(tensors, self.group_steps, &self.args,
+                        share_of(chunks, n, k, threads), share_of(chunks, n, k + 1, threads))
 
-    cdef int step_by_reference(self, list held, list configured, tuple average) except -1:
+    cdef int step_by_reference(self, list arrays, list configured, tuple average) except -1:
         """The same step by the specification itself."""
         cdef Py_ssize_t i
         cdef Tensor* t
-        for i in range(self.n):
-            t = &self.tensors[i]
-            *states, p = self.kept[i]
+        cdef Layout layout = self.layout
+        for i in range(layout.n):
+            t = &layout.tensors[i]
+            *states, p = layout.coded[i]
             if t.g != NULL:
-                name, coefficients, stages = configured[t.setting]
+                name, coefficients, stages = configured[t.group_step]
                 stages = reference.Stages(t.factor, *stages[1:])
-                keys = [self.common.beside[i].key[k] for k in range(t.n_words)]
-                g = coded_array.as_stored(held[i])
+                keys = [layout.codings[i].key[k] for k in range(t.n_words)]
+                g = coded_array.as_coded(arrays[i])
                 units = None
                 if t.flags & SCALE_UNITS:
                     units = np.array([t.factors[k] for k in range(t.n_units)])
-                reference.step_stored(name, p, g, states, coefficients, stages, keys, units)
+                reference.step_coded(name, p, g, states, coefficients, stages, keys, units)
             if t.flags & AVERAGE:
-                reference.average(self.averages[i], p, *average)
+                reference.average(layout.averages[i], p, *average)
             if t.flags & COPY:
-                reference.copy(coded_array.as_stored(self.copies[i]), p)
+                reference.copy(coded_array.as_coded(layout.copies[i]), p)
             if t.flags & ZERO_GRADIENT:
-                held[i][...] = 0
+                arrays[i][...] = 0
 
 
 cdef inline cnp.int64_t max_of(cnp.int64_t* values, Py_ssize_t n) noexcept:
@@ -336,34 +450,42 @@ cdef inline cnp.int64_t max_of(cnp.int64_t* values, Py_ssize_t n) noexcept:
     return largest
 
 
-cdef int read_setting(Setting* setting, dict rules, tuple row) except -1:
-    """Fill a setting from what `configure` returned."""
+cdef int read_row(GroupStep* group_step, Backend backend, tuple row) except -1:
+    """Fill in a group's step from what `configure` returned."""
     cdef Py_ssize_t j
-    cdef bytes fused
     name, coefficients, stages = row
     rule = reference.RULES[name]
     if len(coefficients) != len(rule.coefficients) or len(coefficients) > MAX_COEFFICIENTS:
         raise RuntimeError(f"rule {name} takes {len(rule.coefficients)} coefficients "
                            f"of at most {MAX_COEFFICIENTS}, not {len(coefficients)}")
     for j in range(len(coefficients)):
-        setting.c64[j] = coefficients[j]
-        setting.c32[j] = <float> setting.c64[j]
-    setting.n_states = <int> len(rule.states)
-    (setting.factor, setting.stages.weight_decay, setting.stages.decoupled,
-     setting.stages.clip_value, setting.clip_norm, setting.clip_ratio) = stages
-    # A factor that float32 rounds to 0 would quietly drop all gradients.
-    setting.in_float_range = (<float> setting.factor != 0
-                              and isfinite(<float> setting.factor)
-                              and isfinite(<float> setting.stages.weight_decay)
-                              and isfinite(<float> setting.stages.decoupled))
+        group_step.c64[j] = coefficients[j]
+        group_step.c32[j] = <float> group_step.c64[j]
+    group_step.n_states = <int> len(rule.states)
+    (group_step.factor, group_step.stages.weight_decay, group_step.stages.decoupled,
+     group_step.stages.clip_value, group_step.clip_norm, group_step.clip_ratio) = stages
+    group_step.in_float_range = (not is_lost(group_step.factor)
+                                 and isfinite(<float> group_step.stages.weight_decay)
+                                 and isfinite(<float> group_step.stages.decoupled))
     for j in range(len(coefficients)):
-        setting.in_float_range &= isfinite(setting.c32[j])
-    setting.stages.flags = ((CLIP_VALUE if not isinf(setting.stages.clip_value) else 0)
-                            | (L2_DECAY if setting.stages.weight_decay != 0.0 else 0)
-                            | (DECOUPLED_DECAY if setting.stages.decoupled != 1.0 else 0))
-    if rules is not None:
-        loops = rules[name]
-        for j in range(2):
-            setting.rule[j] = <void*> <size_t> loops[j]
-        fused = _fused[name]
-        memcpy(&setting.fused[0], <const char*> fused, sizeof(setting.fused))
+        group_step.in_float_range &= isfinite(group_step.c32[j])
+    group_step.stages.flags = flags_of_stages(&group_step.stages)
+    if backend.compiled:
+        backend.take_loops(name, group_step)
+
+
+cdef inline bint is_lost(double factor) noexcept:
+    """Whether float32 has no such factor; one that it rounds to 0 would quietly drop gradients."""
+    return <float> factor == 0 or not isfinite(<float> factor)
+
+
+cdef str out_of_range(tuple row):
+    """Name what float32 can't hold of a group's step, and its value."""
+    cdef double value
+    name, coefficients, (factor, weight_decay, decoupled, *_) = row
+    if is_lost(factor):
+        return f"the factor of the gradient {factor!r}"
+    named = {"weight_decay": weight_decay, "the factor of decoupled decay": decoupled}
+    named |= {f"{name}'s {key}": value
+              for key, value in zip(reference.RULES[name].coefficients, coefficients)}
+    return next(f"{key} {value!r}" for key, value in named.items() if not isfinite(<float> value))

@@ -1,93 +1,99 @@
-# The C types that pass between the engine and the backends; declared in src_c/numeric.h.
+# The sizes and records that the engine and the backends share, and the types of their loops.
 
 from libc.stdint cimport uint32_t, uint64_t
 
 cdef extern from "numeric.h" nogil:
     const int TILE "FASTGD_TILE"
-    const int PIECE "FASTGD_PIECE"
+    const int HALF_TILE "FASTGD_HALF_TILE"
     const int STRIDE "FASTGD_STRIDE"
-    const int MAX_STATES "FASTGD_MAX_STATES"
-    const int MAX_COEFFICIENTS "FASTGD_MAX_COEFFICIENTS"
-    const int N_FUSED "FASTGD_N_FUSED"
     const int LANES "FASTGD_LANES"
     const int BLOCK "FASTGD_BLOCK"
-
-    const int SCALE "FASTGD_SCALE"
-    const int CLIP_VALUE "FASTGD_CLIP_VALUE"
-    const int L2_DECAY "FASTGD_L2_DECAY"
-    const int DECOUPLED_DECAY "FASTGD_DECOUPLED_DECAY"
-    const int AVERAGE "FASTGD_AVERAGE"
-    const int COPY "FASTGD_COPY"
-    const int ZERO_GRADIENT "FASTGD_ZERO_GRADIENT"
-
-    const int STORED "FASTGD_STORED"
-    const int SCALE_UNITS "FASTGD_SCALE_UNITS"
+    const int MAX_STATES "FASTGD_MAX_STATES"
+    const int MAX_COEFFICIENTS "FASTGD_MAX_COEFFICIENTS"
+    const int MAX_WORDS "FASTGD_MAX_WORDS"
+    const int N_SCRATCH "FASTGD_N_SCRATCH"
 
     ctypedef struct Scratch "fastgd_scratch":
-        unsigned char tile[7][2048]
-        uint32_t words[3][256]
-        uint32_t table[3][256]
-
-    ctypedef struct Stages "fastgd_stages":
-        int flags
-        double weight_decay
-        double decoupled
-        double clip_value
-
-    ctypedef struct Stored "fastgd_stored":
-        char* code
-        char* beside
-        const void* load
-        const void* store
-        int size
-        int beside_size
-        int per
-        int shift
-
-    ctypedef struct Part "fastgd_part":
-        Stored p
-        Stored g
-        Stored copy
-        Stored s[4]
-        const void* fused
-        const void* fused_in_tile
-        Py_ssize_t n
-        int ahead
-        int flags
-        double factor
-        const double* factors
-        Py_ssize_t unit
-        void* average
-        int average_size
-        int n_states
-        double beta
-        double gamma
-        uint64_t key[3]
-        int n_words
-        Py_ssize_t offset
+        unsigned char tile[N_SCRATCH][TILE]    # of TILE doubles each; C knows the size
+        uint32_t words[MAX_WORDS][TILE]
+        uint32_t table[MAX_WORDS][TILE]
 
     void fastgd_prefetch(const char*, Py_ssize_t)
+
+# The stages of a step.  SCALE to DECOUPLED_DECAY come before the rule, SCALE_UNITS in the place of
+# SCALE; the next three after it.  CODED says that some array is not stored in the type that is
+# computed with.
+cdef enum:
+    SCALE = 1
+    CLIP_VALUE = 2
+    L2_DECAY = 4
+    DECOUPLED_DECAY = 8
+    AVERAGE = 16
+    COPY = 32
+    ZERO_GRADIENT = 64
+    CODED = 128
+    SCALE_UNITS = 256
+
+# What the stages before the rule are given: the same for all tensors of a group at one step count.
+cdef struct Stages:
+    int flags
+    double weight_decay
+    double decoupled
+    double clip_value
+
+# Where the chunk of an array starts, and the codec it is stored by.
+cdef struct CodedPtr:
+    char* code
+    char* aux                  # scales or remainders, if it has any
+    const void* load           # the codec's loops; NULL: in the type that is computed with
+    const void* store
+    int size                   # bytes of an element,
+    int aux_size               # of an element of aux,
+    int per                    # one for so many elements
+    int bit_offset             # of the random bits of a store; negative: to nearest
+
+# What one call of a staged step works on: a chunk of a tensor, and where each array's starts.
+cdef struct ChunkArgs:
+    CodedPtr p
+    CodedPtr g                 # without a gradient there is no rule, only what comes after it
+    CodedPtr copy
+    CodedPtr s[MAX_STATES]
+    const void* fused          # the rule's loop that loads and stores itself, or NULL; and the
+    const void* fused_in_tile  # same for a parameter and a gradient loaded to tiles
+    Py_ssize_t n
+    bint prefetch              # whether to prefetch: the arrays don't all stay in cache
+    int flags
+    double factor              # of the gradient,
+    const double* factors      # or of each of its units,
+    Py_ssize_t unit            # which have so many elements, from the tensor's first on
+    void* average
+    int average_size           # bytes of an element, or 0: there is none
+    double beta                # of the average
+    double gamma
+    int n_states               # of the rule
+    uint64_t key[MAX_WORDS]    # of random words
+    int n_words                # how many of them are wanted for each element
+    Py_ssize_t offset          # of the chunk in its tensor, or in what that is a shard of
 
 # p, g, states, n, coefficients
 ctypedef void (*rule_f32)(
     float*, const float*, float**, Py_ssize_t, const float*) noexcept nogil
 ctypedef void (*rule_f64)(
     double*, const double*, double**, Py_ssize_t, const double*) noexcept nogil
-# rule, part, coefficients, stages
-ctypedef void (*staged_f32)(const void*, const Part*, const float*, const Stages*) noexcept nogil
-ctypedef void (*staged_f64)(const void*, const Part*, const double*, const Stages*) noexcept nogil
-# g, n, scale
+# rule, chunk, coefficients, stages
+ctypedef void (*staged_f32)(
+    const void*, const ChunkArgs*, const float*, const Stages*) noexcept nogil
+ctypedef void (*staged_f64)(
+    const void*, const ChunkArgs*, const double*, const Stages*) noexcept nogil
+# x, n, factor
 ctypedef double (*sum_f32)(const float*, Py_ssize_t, double) noexcept nogil
 ctypedef double (*sum_f64)(const double*, Py_ssize_t, double) noexcept nogil
-# array, n, scale: of what is kept in fewer bytes
-ctypedef double (*sum_coded)(const Stored*, Py_ssize_t, double) noexcept nogil
-# The loops of codecs: out, code, beside, n
+ctypedef double (*sum_coded)(const CodedPtr*, Py_ssize_t, double) noexcept nogil
+# The loops of codecs: out, code, aux, n
 ctypedef void (*load_f32)(float*, const void*, const void*, Py_ssize_t) noexcept nogil
 ctypedef void (*load_f64)(double*, const void*, const void*, Py_ssize_t) noexcept nogil
-# code, beside, x, n, words, shift
+# code, aux, x, n, words, shift
 ctypedef void (*store_f32)(
     void*, void*, const float*, Py_ssize_t, const uint32_t*, int) noexcept nogil
 ctypedef void (*store_f64)(
     void*, void*, const double*, Py_ssize_t, const uint32_t*, int) noexcept nogil
-# seed, step, tensor
-ctypedef uint64_t (*random_key_t)(uint64_t, uint64_t, uint64_t) noexcept nogil

@@ -19,7 +19,7 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc, free
 
 from fastgd.kernels._dlpack cimport *
-from fastgd.kernels._grad_pointers cimport GIVEN, Given
+from fastgd.kernels._grad_pointers cimport GRAD_POINTERS, GradPointer
 
 cnp.import_array()
 
@@ -28,7 +28,7 @@ ctypedef int (*where_is)(void* handle, void** data) noexcept nogil
 ctypedef int (*let_go)(void* handle) noexcept nogil
 
 # What is known of a state: its key and value in the library's dict, and its memory.
-cdef struct Part:
+cdef struct KnownState:
     PyObject* key
     PyObject* value
     void* handle
@@ -44,8 +44,8 @@ cdef struct Known:
     char* data
     Py_ssize_t n
     int64_t* shape         # and after it the strides
-    Part* parts
-    Py_ssize_t n_parts
+    KnownState* states
+    Py_ssize_t n_states
     cnp.int64_t* count     # the engine's step count
     void* step             # the step count that users see, or NULL
     int step_bits
@@ -81,12 +81,12 @@ cdef class Watch:
     cdef object local, refuse, hold
     cdef where_is where
     cdef let_go release
-    cdef list held                 # what lends the gradients
+    cdef list lenders              # what lends the gradients
     cdef list entries, shown, memory, counts
     cdef list bound                # the parameters that are, in order
     cdef list order                # the keys and values of the library's dict of states
     cdef Known* known
-    cdef Given* given
+    cdef GradPointer* pointers
     cdef int64_t* layouts
     cdef Py_ssize_t n
 
@@ -104,7 +104,7 @@ cdef class Watch:
         self.hold, where, release = handles
         self.where, self.release = <where_is> <size_t> where, <let_go> <size_t> release
         self.n = len(self.tensors)
-        self.entries, self.shown, self.memory, self.counts, self.held = (
+        self.entries, self.shown, self.memory, self.counts, self.lenders = (
             [None] * self.n for _ in range(5))
         self.order, self.stepped = [], []
         self.bound = [p for group, own in zip(members, tensors) for p, tensor in zip(group, own)
@@ -115,11 +115,11 @@ cdef class Watch:
         if type(self.grad) is GetSetDescriptorType:
             self.grad_of_kind = Py_TYPE(self.grad).tp_descr_get
         self.known = <Known*> calloc(self.n + 1, sizeof(Known))
-        self.given = <Given*> calloc(self.n + 1, sizeof(Given))
+        self.pointers = <GradPointer*> calloc(self.n + 1, sizeof(GradPointer))
         # Of as many axes as there are in all, shape and strides.
         axes = sum(tensor.ndim for tensor in self.tensors if tensor is not None)
         self.layouts = <int64_t*> calloc(2 * axes + 1, sizeof(int64_t))
-        if self.known == NULL or self.given == NULL or self.layouts == NULL:
+        if self.known == NULL or self.pointers == NULL or self.layouts == NULL:
             raise MemoryError
         for i in range(self.n):
             if self.tensors[i] is None:
@@ -141,17 +141,17 @@ cdef class Watch:
             for i in range(self.n):
                 self.forget(&self.known[i])
         free(self.known)
-        free(self.given)
+        free(self.pointers)
         free(self.layouts)
 
     cdef void forget(self, Known* known) noexcept:
         """Let go of the states of a parameter."""
         cdef Py_ssize_t j
-        for j in range(known.n_parts):
-            if known.parts[j].handle != NULL:
-                self.release(known.parts[j].handle)
-        free(known.parts)
-        known.parts, known.n_parts, known.step = NULL, 0, NULL
+        for j in range(known.n_states):
+            if known.states[j].handle != NULL:
+                self.release(known.states[j].handle)
+        free(known.states)
+        known.states, known.n_states, known.step = NULL, 0, NULL
 
     def count(self, Py_ssize_t i, cnp.ndarray count):
         """Take the engine's step count of the i-th parameter of all, an int64 of shape ()."""
@@ -176,35 +176,35 @@ cdef class Watch:
         """
         cdef DLTensor t
         cdef Known* known = &self.known[i]
-        cdef Part* part
+        cdef KnownState* one
         of = dict(zip(keys, memory, strict=True))
         # In the order of the dict, in which they are looked at, and with its own keys.
         order = [key for key in entry if key in of]
         self.forget(known)
         self.entries[i] = None
-        known.parts = <Part*> calloc(len(order) + 1, sizeof(Part))
-        if known.parts == NULL:
+        known.states = <KnownState*> calloc(len(order) + 1, sizeof(KnownState))
+        if known.states == NULL:
             raise MemoryError
-        # Kept, as parts point to them.
+        # Kept alive, as the states point to them.
         self.shown[i] = [(key, entry[key]) for key in order]
         self.memory[i] = [of[key] for key in order]
         for j, (key, value) in enumerate(self.shown[i]):
-            part = &known.parts[j]
+            one = &known.states[j]
             if not look(self.exchange, of[key], &t) or kind_of(&t) < 0:
                 raise RuntimeError("a state to be watched has no memory of numbers")
-            part.key, part.value, part.data = <PyObject*> key, <PyObject*> value, <char*> t.data
-            part.handle = <void*> <size_t> self.hold(of[key])
-            known.n_parts = j + 1
-            if self.data_of(part) != part.data:
+            one.key, one.value, one.data = <PyObject*> key, <PyObject*> value, <char*> t.data
+            one.handle = <void*> <size_t> self.hold(of[key])
+            known.n_states = j + 1
+            if self.data_of(one) != one.data:
                 raise RuntimeError("a handle of a state is that of another tensor")
             if key == "step":
                 known.step, known.step_bits = t.data, t.dtype.bits
         self.entries[i], known.complete = entry, complete
 
-    cdef inline char* data_of(self, Part* part) noexcept:
+    cdef inline char* data_of(self, KnownState* state) noexcept:
         """Where a state's memory is now."""
         cdef void* data = NULL
-        return NULL if self.where(part.handle, &data) != 0 else <char*> data
+        return NULL if self.where(state.handle, &data) != 0 else <char*> data
 
     def note(self, state):
         """Take the library's dict of states: any key or entry that changes from here on is seen."""
@@ -218,13 +218,13 @@ cdef class Watch:
         groups : list of dict or None
             The library's groups; None doesn't look at them.
         state : dict or None
-            Its states, likewise.
+            Its states; None doesn't look at them.
 
         Returns
         -------
         capsule or None
-            The gradients as an array of `Given`; they hold until `tick`.  Or nothing, if a tensor
-            is not the one or not where it was, and all has to be bound again.
+            The gradients as an array of `GradPointer`; they hold until `tick`.  None if a tensor is
+            not the one that it was, or not where it was: all has to be bound again then.
 
         Raises
         ------
@@ -243,7 +243,7 @@ cdef class Watch:
             for j in range(len(group)):
                 p = group[j]
                 g = self.grad_of(p)
-                self.given[i].data = NULL
+                self.pointers[i].data = NULL
                 if not self.known[i].bound:
                     if g is not None:
                         return None
@@ -258,7 +258,7 @@ cdef class Watch:
                 i += 1
             i += len(group) == 0
         self.stepped = self.bound if all_stepped else self.found()
-        return PyCapsule_New(self.given, GIVEN, NULL)
+        return PyCapsule_New(self.pointers, GRAD_POINTERS, NULL)
 
     cdef inline object grad_of(self, p):
         """The gradient of a parameter; where it can be, without a search for what reads it."""
@@ -314,12 +314,12 @@ cdef class Watch:
                 and <char*> t.data == known.data and kind_of(&t) == known.kind
                 and same_layout(&t, known.ndim, known.shape, known.n)):
             return False
-        if known.n_parts == 0:
+        if known.n_states == 0:
             return True
         if not self.same_entry(known, self.entries[i]):
             return False
-        for j in range(known.n_parts):
-            if self.data_of(&known.parts[j]) != known.parts[j].data:
+        for j in range(known.n_states):
+            if self.data_of(&known.states[j]) != known.states[j].data:
                 return False
         if known.step != NULL:
             self.read_count(known)
@@ -330,18 +330,18 @@ cdef class Watch:
         cdef PyObject* key
         cdef PyObject* value
         cdef Py_ssize_t place = 0, j = 0
-        while j < known.n_parts and PyDict_Next(entry, &place, &key, &value):
-            if key == known.parts[j].key and value == known.parts[j].value:
+        while j < known.n_states and PyDict_Next(entry, &place, &key, &value):
+            if key == known.states[j].key and value == known.states[j].value:
                 j += 1
-        if j == known.n_parts:
+        if j == known.n_states:
             return True
-        for j in range(known.n_parts):     # in another order?
-            if PyDict_GetItem(entry, <object> known.parts[j].key) != known.parts[j].value:
+        for j in range(known.n_states):     # in another order?
+            if PyDict_GetItem(entry, <object> known.states[j].key) != known.states[j].value:
                 return False
         return True
 
     cdef void read_count(self, Known* known) noexcept:
-        """Take a step count that somebody has changed; one that was only rounded stays exact."""
+        """Take a step count that a user has changed; one that was only rounded stays exact."""
         cdef double value, exact
         if known.step_bits == 32:
             value, exact = (<float*> known.step)[0], <float> known.count[0]
@@ -359,10 +359,10 @@ cdef class Watch:
                 and same_layout(&t, known.ndim, known.shape, known.n)):
             self.refuse(k, j, tensor)
             raise RuntimeError("a gradient was refused without a reason")
-        self.held[i] = tensor
+        self.lenders[i] = tensor
         # Without elements there is no memory, which would be taken for no gradient.
-        self.given[i].data = <char*> t.data if known.n else <char*> known
-        self.given[i].kind = kind_of(&t)
+        self.pointers[i].data = <char*> t.data if known.n else <char*> known
+        self.pointers[i].kind = kind_of(&t)
 
     def tick(self, bint skipped=False):
         """Write the engine's step counts where users see them, and let go of the gradients.
@@ -385,7 +385,7 @@ cdef class Watch:
             if not known.stepped:
                 continue
             known.stepped = False
-            self.held[i] = None
+            self.lenders[i] = None
             if skipped:
                 continue
             if not known.complete:

@@ -57,12 +57,7 @@ cdef extern from *:
 cdef void* loops_of_stages[2]
 
 
-cdef inline int flags_of(const double* stages) noexcept nogil:
-    """Which stages there is something to do for."""
-    return ((SCALE if stages[0] != 1.0 else 0)
-            | (L2_DECAY if stages[1] != 0.0 else 0)
-            | (DECOUPLED_DECAY if stages[2] != 1.0 else 0)
-            | (CLIP_VALUE if not isinf(stages[3]) else 0))
+include "engine/stage_flags.pxi"
 
 
 cdef inline void run(const void* rule, floating* p, const floating* g, floating** s, int n_states,
@@ -70,11 +65,16 @@ cdef inline void run(const void* rule, floating* p, const floating* g, floating*
                      const double* stages) noexcept nogil:
     """A step of one tensor: coefficients rounded once, then the rule, or the loop around it."""
     cdef floating c[MAX_COEFFICIENTS]
-    cdef int j, flags = 0 if stages == NULL else flags_of(stages)
+    cdef Stages given
+    cdef int j, flags = 0
     for j in range(n_coefficients):
         c[j] = <floating> coefficients[j]
+    if stages != NULL:
+        given.weight_decay, given.decoupled, given.clip_value = stages[1], stages[2], stages[3]
+        given.flags = flags_of_stages(&given)
+        flags = given.flags | flag_of_scale(stages[0])
     if flags:
-        run_staged[floating](rule, p, g, s, n_states, n, c, stages, flags)
+        run_staged[floating](rule, p, g, s, n_states, n, c, stages[0], &given, flags)
     elif floating is float:
         (<rule_f32> rule)(p, g, s, n, c)
     else:
@@ -82,24 +82,21 @@ cdef inline void run(const void* rule, floating* p, const floating* g, floating*
 
 
 cdef void run_staged(const void* rule, floating* p, const floating* g, floating** s, int n_states,
-                     Py_ssize_t n, const floating* c, const double* stages,
+                     Py_ssize_t n, const floating* c, double factor, const Stages* stages,
                      int flags) noexcept nogil:
-    """The same with what comes before the rule; the engine's stages, of a part that is it all."""
-    cdef Part part
-    cdef Stages given
+    """The same with the stages before the rule, by the engine's loop: the tensor is one chunk."""
+    cdef ChunkArgs chunk
     cdef int j
-    memset(&part, 0, sizeof(part))
-    part.factor, part.n, part.flags = stages[0], n, flags
-    given.flags, part.n_states = flags, n_states
-    given.weight_decay, given.decoupled, given.clip_value = stages[1], stages[2], stages[3]
-    part.p.code, part.p.size = <char*> p, sizeof(floating)
-    part.g.code, part.g.size = <char*> g, sizeof(floating)
+    memset(&chunk, 0, sizeof(chunk))
+    chunk.factor, chunk.n, chunk.flags, chunk.n_states = factor, n, flags, n_states
+    chunk.p.code, chunk.p.size = <char*> p, sizeof(floating)
+    chunk.g.code, chunk.g.size = <char*> g, sizeof(floating)
     for j in range(n_states):
-        part.s[j].code, part.s[j].size = <char*> s[j], sizeof(floating)
+        chunk.s[j].code, chunk.s[j].size = <char*> s[j], sizeof(floating)
     if floating is float:
-        (<staged_f32> loops_of_stages[0])(rule, &part, c, &given)
+        (<staged_f32> loops_of_stages[0])(rule, &chunk, c, stages)
     else:
-        (<staged_f64> loops_of_stages[1])(rule, &part, c, &given)
+        (<staged_f64> loops_of_stages[1])(rule, &chunk, c, stages)
 
 
 include "_c_api.pxi"

@@ -1,7 +1,8 @@
 """The specification in NumPy: what the compiled kernels must compute, to the bit.
 
-Rules stand beside the optimizers that use them, in `fastgd.optimizers`; stages, norms and series in
-`fastgd.kernels.spec`.  Here they all are by their names: ``reference.adam``, ``reference.step``.
+Rules are defined in `fastgd.optimizers`, next to the optimizers that use them; stages, norms and
+series in `fastgd.kernels.spec`.  Here they all are by their names: ``reference.adam``,
+``reference.step``.
 """
 
 from __future__ import annotations
@@ -9,8 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 from fastgd.kernels.spec.average import ema as ema
-from fastgd.kernels.spec.norms import BLOCK as BLOCK
-from fastgd.kernels.spec.norms import LANES as LANES
 from fastgd.kernels.spec.norms import sums_of_squares as sums_of_squares
 from fastgd.kernels.spec.registry import RULES as RULES
 from fastgd.kernels.spec.registry import Array as Array
@@ -21,6 +20,8 @@ from fastgd.kernels.spec.registry import Squares as Squares
 from fastgd.kernels.spec.registry import positive_part as positive_part
 from fastgd.kernels.spec.registry import rule as rule
 from fastgd.kernels.spec.series import ewma as ewma
+from fastgd.kernels.spec.sizes import BLOCK as BLOCK
+from fastgd.kernels.spec.sizes import LANES as LANES
 from fastgd.kernels.spec.stages import Stages as Stages
 from fastgd.kernels.spec.stages import average as average
 from fastgd.kernels.spec.stages import clip_value as clip_value
@@ -30,7 +31,7 @@ from fastgd.kernels.spec.stages import l2_decay as l2_decay
 from fastgd.kernels.spec.stages import scale as scale
 from fastgd.kernels.spec.stages import scale_units as scale_units
 from fastgd.kernels.spec.stages import step as step
-from fastgd.kernels.spec.stages import step_stored as step_stored
+from fastgd.kernels.spec.stages import step_coded as step_coded
 
 
 def __getattr__(name: str) -> Any:

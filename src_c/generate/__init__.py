@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from generate import c_level, families, loops, stubs
+from generate import c_level, families, loops, sizes, stubs
 
 NOTE = "Written by src_c/generate when the package is built."
 
@@ -16,6 +16,8 @@ def write() -> None:
         f"{loops.FOLDER}/_rules.pxi": loops.rules(found, NOTE),
         f"{loops.FOLDER}/_fused_rules.pxi": loops.fused_rules(found, NOTE),
         f"{loops.FOLDER}/_fused_table.pxi": loops.fused_table(found, NOTE),
+        f"{loops.FOLDER}/_fused_codecs.pxi": loops.fused_codecs(found, NOTE),
+        "src_c/_sizes.h": sizes.header(NOTE),
         "fastgd/optimizers/__init__.pyi": stubs.optimizers(found, NOTE),
         **c_level.files(found, NOTE),
     }

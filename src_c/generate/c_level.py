@@ -220,7 +220,7 @@ def files(families: list[Family], note: str) -> dict[str, str]:
     functions = [*ruled, *coefficient_functions(families)]
     names = list(dict.fromkeys(f.name.rpartition("_")[0] for f in ruled))
 
-    pxd = [f"# {note}", "# What each function does is said in fastgd.h, beside its prototype.", ""]
+    pxd = [f"# {note}", "# What each function does is said in fastgd.h, at its prototype.", ""]
     pxi = [
         f"# {note}",
         "",

@@ -188,7 +188,7 @@ def read() -> list[Family]:
     for path, loops in [*KERNEL_FAMILIES, *_by_imports(pairs)]:
         tree = ast.parse(path.read_text("utf-8"))
         if not loops.exists():
-            raise FamilyError(f"{loops}: expected beside {path}, found none")
+            raise FamilyError(f"{loops}: expected the loops of {path}, found none")
         rules, optimizers = _rules(path, loops, tree), _optimizers(tree, known)
         families.append(Family(path.stem, loops, rules, optimizers))
     names = [rule.name for family in families for rule in family.rules]

@@ -2,7 +2,7 @@
 
 ``_rules.pxi`` has a plain loop for each rule, float32 and float64; `_fused_rules.pxi` tells the
 fused loops of ``fused.pxi`` which rules there are; ``_fused_table.pxi`` has the addresses of those
-that a family opted into.
+that a family opted into, and ``_fused_codecs.pxi`` tells the engine for which codecs there are any.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def rules(families: list[Family], note: str) -> str:
     lines += ["", "", "# name: (float32 loop, float64 loop), as addresses."]
     lines += ["RULES = {"]
     for rule in every:
-        both = ", ".join(f"<size_t> <void*> {rule.name}[{kind}]" for kind in FLOATS)
-        lines += [f'    "{rule.name}": (', f"        {both}),"]
+        loops = [f"<size_t> <void*> {rule.name}[{kind}]" for kind in FLOATS]
+        lines += [f'    "{rule.name}": (', f"        {loops[0]},", f"        {loops[1]}),"]
     return "\n".join([*lines, "}", ""])
 
 
@@ -116,12 +116,37 @@ def fused_rules(families: list[Family], note: str) -> str:
 
 
 def _codecs(rule: Rule, states: str) -> tuple[str, ...]:
-    """The codecs of a rule's states where an optimizer keeps them in a way."""
+    """The codecs of a rule's states where an optimizer stores them in some way."""
     return tuple(EIGHT_BITS[kind] if states == "8bit" else states for kind in rule.kinds)
 
 
+def _fused_keys(rule: Rule) -> list[tuple[str, ...]]:
+    """The codecs of parameter and states for which a rule has fused loops."""
+    return [
+        (param, *_codecs(rule, states))
+        for param in rule.fused_params
+        for states in rule.fused_states
+    ]
+
+
+def fused_codecs(families: list[Family], note: str) -> str:
+    """``_fused_codecs.pxi``: the codecs for which some rule has fused loops, in a fixed order."""
+    every = list(dict.fromkeys(key for rule in _fused(families) for key in _fused_keys(rule)))
+    lines = [
+        f"# {note}",
+        "",
+        "# The codecs of parameter and states for which some rule has fused loops.",
+        "cdef enum:",
+        f"    N_FUSED = {len(every)}",
+        "",
+        "cdef list FUSED_CODECS = [",
+    ]
+    lines += ["    ({}),".format(", ".join(f'"{codec}"' for codec in key)) for key in every]
+    return "\n".join([*lines, "]", ""])
+
+
 def fused_table(families: list[Family], note: str) -> str:
-    """``_fused_table.pxi``: the addresses of the loops, by rule and by how arrays are kept."""
+    """``_fused_table.pxi``: the addresses of the loops, by rule and by the codecs of its arrays."""
     lines = [
         f"# {note}",
         "",

@@ -16,7 +16,7 @@ from fastgd.averages import EMA
 from fastgd.core.storage import Piece, squares
 from fastgd.functional import global_norm
 from fastgd.kernels.spec.codecs import CODECS
-from fastgd.kernels.spec.coded_array import as_stored
+from fastgd.kernels.spec.coded_array import as_coded
 from fastgd.kernels.spec.random_words import random_key, random_words
 from fastgd.optimizers import OPTIMIZERS
 
@@ -431,7 +431,7 @@ def test_stored_arrays_load_as_numbers():
     opt.step(np.full(5000, 3.0, F32))
     m = opt.storage.state(p, "exp_avg", opt.state[0]).load(F32)
     assert np.allclose(m, 0.3, rtol=0.07)
-    assert as_stored(p).load(F32) is not None
+    assert as_coded(p).load(F32) is not None
 
 
 def test_nonfinite_gradients_in_bits_of_bfloat16_are_told_by_their_numbers():

@@ -274,7 +274,7 @@ def test_averages_stand_in_for_the_weights():
             lambda: copy.deepcopy(opt),
             lambda: opt.average.swapped().__enter__(),
         ):
-            with pytest.raises(RuntimeError, match="the averages stand in the place"):
+            with pytest.raises(RuntimeError, match="the averages are swapped in for the weights"):
                 call()
     assert all(map(torch.equal, params, before))
 

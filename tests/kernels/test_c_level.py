@@ -25,7 +25,7 @@ from support.sampling import rules, sampled
 
 import fastgd
 from fastgd import kernels
-from fastgd.kernels import c_api, reference
+from fastgd.kernels import _engine, c_api, reference
 from fastgd.kernels.reference import RULES
 from fastgd.optimizers import OPTIMIZERS
 
@@ -110,12 +110,10 @@ def test_coefficients_equal_those_of_the_class_to_the_bit(name):
 
 
 def test_no_rule_takes_more_than_there_is_room_for():
-    numeric = (ROOT / "src_c" / "numeric.h").read_text("utf-8")
     (room,) = re.findall(r"FASTGD_COEFFICIENTS (\d+)", HEADER.read_text("utf-8"))
-    assert f"#define FASTGD_MAX_COEFFICIENTS {room}\n" in numeric
+    assert int(room) == _engine.SIZES["MAX_COEFFICIENTS"]
     assert max(len(row.coefficients) for row in RULES.values()) <= int(room)
-    (room,) = re.findall(r"FASTGD_MAX_STATES (\d+)", numeric)
-    assert max(len(row.states) for row in RULES.values()) <= int(room)
+    assert max(len(row.states) for row in RULES.values()) <= _engine.SIZES["MAX_STATES"]
 
 
 # ----------------------------------------------------------------------------------- the backend

@@ -6,9 +6,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 from support.compiled_codecs import Compiled, stored
-from support.helpers import COMPILED, ROOT, SIZES, same_bits
+from support.helpers import COMPILED, SIZES, same_bits
 
-from fastgd.kernels.spec import codecs
+from fastgd.kernels import _engine
+from fastgd.kernels.spec import codecs, sizes
 from fastgd.kernels.spec.codecs import CODECS, TILE
 
 DTYPES = [np.float32, np.float64]
@@ -175,9 +176,9 @@ def test_every_number_of_elements(compiled, rng, name, dtype):
         assert same_bits(expected, compiled.load(name, code, beside, dtype))
 
 
-def test_the_tile_is_the_engines():
-    header = ROOT / "src_c" / "numeric.h"
-    assert f"#define FASTGD_TILE {TILE}\n" in header.read_text()
+def test_the_sizes_are_the_engines():
+    specified = {key: n for key, n in vars(sizes).items() if key.isupper()}
+    assert specified == _engine.SIZES
 
 
 def test_every_backend_has_every_codec(compiled):

@@ -15,7 +15,7 @@ from support.helpers import Tensors, run_python
 import fastgd
 from fastgd.kernels import _engine
 from fastgd.kernels.reference import Stages
-from fastgd.kernels.spec.coded_array import Stored
+from fastgd.kernels.spec.coded_array import CodedArray
 
 needs_openmp = pytest.mark.skipif(not _engine.has_openmp(), reason="built without OpenMP")
 
@@ -264,8 +264,12 @@ def test_a_plan_refuses_states_that_do_not_fit():
     scales = np.zeros(2, np.uint8)
     wrong = [
         (np.zeros(299, np.float32), ValueError, r"expected shape \(300,\)"),
-        (Stored(np.zeros(300, np.uint16), scales, "e4m3"), TypeError, "expected dtype uint8"),
-        (Stored(np.zeros(300, np.uint8), scales[:1], "e4m3"), ValueError, "expected 2 of uint8"),
+        (CodedArray(np.zeros(300, np.uint16), scales, "e4m3"), TypeError, "expected dtype uint8"),
+        (
+            CodedArray(np.zeros(300, np.uint8), scales[:1], "e4m3"),
+            ValueError,
+            "expected a uint8 scale array of 2",
+        ),
     ]
     for state, error, message in wrong:
         with pytest.raises(error, match=rf'^state\[0\]\["s0"\]: {message}'):
@@ -287,7 +291,9 @@ def test_a_plan_refuses_scales_that_two_states_share():
     p, scales = np.zeros(300, np.float32), np.zeros(3, np.uint8)
     codes = np.zeros((2, 300), np.uint8)
     with pytest.raises(ValueError, match=r'^state\[0\]\["s1"\]: overlaps state\[0\]\["s0"\]'):
-        plan_of(p, [Stored(codes[0], scales[:2], "e4m3"), Stored(codes[1], scales[1:], "e4m3")])
+        plan_of(
+            p, [CodedArray(codes[0], scales[:2], "e4m3"), CodedArray(codes[1], scales[1:], "e4m3")]
+        )
 
 
 def test_a_plan_has_room_for_four_states():

@@ -69,5 +69,5 @@ def test_norm_takes_any_layout_and_refuses_what_is_no_float():
         global_norm([np.ones(1), [1.0]])
     endless = []
     endless.append(endless)
-    with pytest.raises(ValueError, match="^grads: expected an end to its nesting"):
+    with pytest.raises(ValueError, match="^grads: nested without end"):
         global_norm(endless)

@@ -1,8 +1,29 @@
 # What the engine needs to know of NumPy's arrays, asked of their C structures.
 # Included by _engine.pyx.
 
+# The rows of the backend's codecs.  The first two are the types that are computed with, by their
+# value of `is_double`.
+cdef enum:
+    FLOAT32 = 0
+    FLOAT64 = 1
+    BFLOAT16 = 2
+    FLOAT16 = 3
+    SPLIT = 4
+    N_CODECS = 7
+
+# NumPy's numbers of the types of their codes, of those that parameters and gradients may have.
+cdef int[5] TYPE_NUMBERS = [
+    cnp.NPY_FLOAT, cnp.NPY_DOUBLE, cnp.NPY_USHORT, cnp.NPY_FLOAT16, cnp.NPY_USHORT]
+
+
 cdef char* address_of(a) except? NULL:
     return NULL if a is None else cnp.PyArray_BYTES(<cnp.ndarray> a)
+
+
+cdef cnp.ndarray array_at(char* data, Py_ssize_t n, int codec):
+    """A flat array over memory of some codec, which the array does not keep alive."""
+    cdef cnp.npy_intp size = n
+    return cnp.PyArray_SimpleNewFromData(1, &size, TYPE_NUMBERS[codec], data)
 
 
 cdef int _bfloat16 = -1        # NumPy's number of ml_dtypes' type, once it was seen
@@ -19,18 +40,18 @@ cdef inline int codec_of_type(int kind) noexcept:
     return FLOAT16 if kind == <int> cnp.NPY_FLOAT16 else -1
 
 
-# NumPy's numbers of the codecs that arrays may have by themselves.
-cdef int[4] TYPE_NUMBERS = [cnp.NPY_FLOAT, cnp.NPY_DOUBLE, cnp.NPY_USHORT, cnp.NPY_FLOAT16]
+cdef int learn_bfloat16(cnp.ndarray a) except -1:
+    """Note NumPy's number of bfloat16 if an array, found to be of floats, is of that type."""
+    global _bfloat16
+    if codec_of_type(cnp.PyArray_TYPE(a)) < 0:
+        assert a.dtype.name == "bfloat16"
+        _bfloat16 = cnp.PyArray_TYPE(a)
 
 
 cdef int codec_of(cnp.ndarray a) except -1:
     """The codec of an array that was found to be of floats."""
-    global _bfloat16
-    cdef int codec = codec_of_type(cnp.PyArray_TYPE(a))
-    if codec < 0:
-        assert a.dtype.name == "bfloat16"
-        _bfloat16, codec = cnp.PyArray_TYPE(a), BFLOAT16
-    return codec
+    learn_bfloat16(a)
+    return codec_of_type(cnp.PyArray_TYPE(a))
 
 
 cdef inline bint is_unmoved(cnp.ndarray a, const char* start, Py_ssize_t size,
@@ -58,6 +79,6 @@ cdef bint fits(cnp.ndarray g, cnp.ndarray p, int order) noexcept:
 
 
 cdef bint is_plain(cnp.ndarray x) noexcept:
-    """Whether an array is of floats in memory that can be read from start to end."""
+    """Whether an array is of floats, contiguous and aligned."""
     return (codec_of_type(cnp.PyArray_TYPE(x)) >= 0 and cnp.PyArray_ISBEHAVED_RO(x)
             and (cnp.PyArray_IS_C_CONTIGUOUS(x) or cnp.PyArray_IS_F_CONTIGUOUS(x)))

@@ -1,4 +1,4 @@
-# What a step runs on: the rules of a backend, and a number of threads.  Included by _engine.pyx.
+# What a step runs on: the loops of a backend, and a number of threads.  Included by _engine.pyx.
 
 cdef extern from "cpu.h" nogil:
     int fastgd_x86_64_level()
@@ -7,75 +7,79 @@ cdef extern from "threads.h" nogil:
     int fastgd_max_threads()
     const int FASTGD_OPENMP
 
-# The rule loops of the chosen backend, {name: (f32, f64)}, or None for the NumPy reference.
-cdef dict _rules = None
-cdef dict _fused = None        # of the rules, {name: the addresses for a setting's `fused`}
-cdef void* _staged[2]
-cdef void* _sums[3]
-
-# The rows of its codecs, in the order of `codecs.CODECS`.  The first two are the types that are
-# computed with, by their value of `is_double`.
-cdef enum:
-    FLOAT32 = 0
-    FLOAT64 = 1
-    BFLOAT16 = 2
-    FLOAT16 = 3
-    SPLIT = 4
-    N_CODECS = 7
-
-# How parameter and states are kept that some rules load and store themselves: the rows of FUSED.
-cdef list FUSED_CODECS = [
-    (p, *states)
-    for states in (("float32",), ("bfloat16",), ("e4m3",), ("ue5m3",), ("float32", "float32"),
-                   ("bfloat16", "bfloat16"), ("e4m3", "ue5m3"))
-    for p in ("float32", "bfloat16", "split")
-]
-
+# The sizes of all codecs, in the order of `codecs.CODECS`: rows without loops.
 cdef Codec codec_rows[N_CODECS]
 cdef list CODEC_NAMES = list(codecs.CODECS)
 
 
 def _fill_codec_rows():
-    """Note what the codecs keep, which is the same for all backends."""
-    cdef int k, j
+    """Note the sizes of what the codecs store, which are the same for all backends."""
+    cdef int k
     assert CODEC_NAMES[:5] == ["float32", "float64", "bfloat16", "float16", "split"]
     assert len(CODEC_NAMES) == N_CODECS
     for k in range(N_CODECS):
         row = codecs.CODECS[CODEC_NAMES[k]]
         codec_rows[k].size, codec_rows[k].per = row.code.itemsize, row.per
-        codec_rows[k].beside_size = 0 if row.beside is None else row.beside.itemsize
+        codec_rows[k].aux_size = 0 if row.aux is None else row.aux.itemsize
 
 
 _fill_codec_rows()
 
 
-def use_backend(module):
-    """Take rules and stages from a compiled backend module; None means the NumPy reference."""
-    global _rules, _fused
-    cdef int j, k
-    if module is None:
-        _rules = None
-        return
-    assert len(FUSED_CODECS) == N_FUSED
-    for j in range(3):
-        _sums[j] = <void*> <size_t> module.SUM_OF_SQUARES[j]
-    for k in range(N_CODECS):
-        load, nearest, stochastic = module.CODECS[CODEC_NAMES[k]]
+@cython.final
+cdef class Backend:
+    """The loops of a compiled backend; the NumPy reference has none.
+
+    Each step takes the one in use when it begins, and keeps it to its end.
+    """
+
+    cdef bint compiled         # whether there are loops; else the reference is called
+    cdef dict rules            # {name: (f32, f64)}
+    cdef dict fused            # {name: the addresses for a step's `fused`}
+    cdef Loops loops
+
+    def __cinit__(self, module):
+        cdef int j, k
+        memcpy(self.loops.codecs, codec_rows, sizeof(codec_rows))
+        self.compiled = module is not None
+        if not self.compiled:
+            return
+        for j in range(3):
+            self.loops.sum_of_squares[j] = <void*> <size_t> module.SUM_OF_SQUARES[j]
+        for k in range(N_CODECS):
+            load, nearest, stochastic = module.CODECS[CODEC_NAMES[k]]
+            for j in range(2):
+                self.loops.codecs[k].load[j] = <void*> <size_t> load[j]
+                self.loops.codecs[k].nearest[j] = <void*> <size_t> nearest[j]
+                if stochastic is not None:
+                    self.loops.codecs[k].stochastic[j] = <void*> <size_t> stochastic[j]
         for j in range(2):
-            codec_rows[k].load[j] = <void*> <size_t> load[j]
-            codec_rows[k].nearest[j] = <void*> <size_t> nearest[j]
-            if stochastic is not None:
-                codec_rows[k].stochastic[j] = <void*> <size_t> stochastic[j]
-    for j in range(2):
-        _staged[j] = <void*> <size_t> module.STAGED[j]
-    _rules = module.RULES
-    _fused = {name: fused_rows(module.FUSED.get(name, {})) for name in module.RULES}
+            self.loops.staged[j] = <void*> <size_t> module.STAGED[j]
+        self.rules = module.RULES
+        self.fused = {name: fused_rows(module.FUSED.get(name, {})) for name in module.RULES}
+
+    cdef int take_loops(self, name, GroupStep* group_step) except -1:
+        """Note the loops of a rule."""
+        cdef bytes fused = self.fused[name]
+        cdef int j
+        for j, address in enumerate(self.rules[name]):
+            group_step.rule[j] = <void*> <size_t> address
+        memcpy(&group_step.fused[0], <const char*> fused, sizeof(group_step.fused))
 
 
 cdef bytes fused_rows(dict loops):
     """The addresses of a rule's fused loops, a row for each of FUSED_CODECS; 0 for none."""
     assert loops.keys() <= set(FUSED_CODECS)
-    return np.array([loops.get(kept, (0, 0)) for kept in FUSED_CODECS], np.uintp).tobytes()
+    return np.array([loops.get(key, (0, 0)) for key in FUSED_CODECS], np.uintp).tobytes()
+
+
+cdef Backend _backend = Backend(None)
+
+
+def use_backend(module):
+    """Run steps from now on with a compiled backend's module; None means the NumPy reference."""
+    global _backend
+    _backend = Backend(module)
 
 
 def x86_64_level():
@@ -107,6 +111,13 @@ def get_num_threads():
     if _forked or not FASTGD_OPENMP:
         return 1
     return _num_threads or fastgd_max_threads()
+
+
+cdef inline Py_ssize_t threads_for(Py_ssize_t elements, Py_ssize_t chunks) noexcept:
+    """How many threads are worth waking."""
+    if elements < PARALLEL_FROM or _forked:
+        return 1
+    return min(_num_threads or fastgd_max_threads(), chunks)
 
 
 def has_openmp():

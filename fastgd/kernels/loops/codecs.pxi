@@ -1,11 +1,11 @@
-# The codecs: loops that load a tile from its storage into float32 or float64, and store it back.
+# The codecs: loops that load a tile of a stored array into float32 or float64, and store it back.
 # Included by every backend.
 #
-# What a loop computes is specified by the function of the same name in codecs.py, bit for bit; what
-# happens to one element stands in src_c/codecs.h.  All loads have one signature, and so have all
-# stores.  `code` is the storage, `beside` what stands beside it: the remainders of the split form,
-# or the one scale of a tile of 8-bit codes.  Stochastic stores take a part of each element's random
-# word: with `shift` 0 the lower bits, with 16 the upper ones.
+# What a loop computes is specified by the function of the same name in spec/codecs.py, bit for bit;
+# what happens to one element stands in src_c/codecs.h.  All loads have one signature, and so have
+# all stores.  `code` is the stored array, `aux` its remainders (of the split form) or scales (one
+# for a tile of 8-bit codes).  Stochastic stores take some bits of each element's random word: with
+# `shift` 0 the lower ones, with 16 the upper ones.
 
 from libc.stdint cimport int16_t, int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
@@ -30,7 +30,7 @@ cdef extern from "codecs.h" nogil:
     uint16_t fastgd_split_high(uint32_t)
     int16_t fastgd_split_low(uint32_t)
     float fastgd_split_load(uint16_t, int16_t)
-    int fastgd_block_scale(uint32_t, int, int)
+    int fastgd_tile_scale(uint32_t, int, int)
     int32_t fastgd_scale_bits(int, int)
     uint32_t fastgd_random16(uint32_t, int)
     int32_t fastgd_unit(const uint32_t*, Py_ssize_t, int)
@@ -47,7 +47,7 @@ cdef extern from "codecs.h" nogil:
     uint64_t fastgd_random_key(uint64_t, uint64_t, uint64_t)
     uint64_t fastgd_split(uint64_t, uint64_t)
     uint32_t fastgd_tile_word(uint64_t, uint64_t)
-    uint32_t fastgd_place_word(uint32_t, uint32_t)
+    uint32_t fastgd_position_word(uint32_t, uint32_t)
     const uint32_t FASTGD_WORD_STEP
 
 
@@ -62,14 +62,14 @@ cdef inline float to_odd(floating x) noexcept nogil:
 # ------------------------------------------------------------------------------ float32, float64
 
 cdef void load_float32(floating* restrict out, const void* restrict code,
-                       const void* restrict beside, Py_ssize_t n) noexcept nogil:
+                       const void* restrict aux, Py_ssize_t n) noexcept nogil:
     cdef const float* c = <const float*> code
     cdef Py_ssize_t i
     for i in range(n):
         out[i] = <floating> c[i]
 
 
-cdef void store_float32(void* restrict code, void* restrict beside, const floating* restrict x,
+cdef void store_float32(void* restrict code, void* restrict aux, const floating* restrict x,
                         Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
     cdef float* c = <float*> code
     cdef Py_ssize_t i
@@ -78,14 +78,14 @@ cdef void store_float32(void* restrict code, void* restrict beside, const floati
 
 
 cdef void load_float64(floating* restrict out, const void* restrict code,
-                       const void* restrict beside, Py_ssize_t n) noexcept nogil:
+                       const void* restrict aux, Py_ssize_t n) noexcept nogil:
     cdef const double* c = <const double*> code
     cdef Py_ssize_t i
     for i in range(n):
         out[i] = <floating> c[i]
 
 
-cdef void store_float64(void* restrict code, void* restrict beside, const floating* restrict x,
+cdef void store_float64(void* restrict code, void* restrict aux, const floating* restrict x,
                         Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
     cdef double* c = <double*> code
     cdef Py_ssize_t i
@@ -96,14 +96,14 @@ cdef void store_float64(void* restrict code, void* restrict beside, const floati
 # ---------------------------------------------------------------------------- bfloat16, float16
 
 cdef void load_bfloat16(floating* restrict out, const void* restrict code,
-                        const void* restrict beside, Py_ssize_t n) noexcept nogil:
+                        const void* restrict aux, Py_ssize_t n) noexcept nogil:
     cdef const uint16_t* c = <const uint16_t*> code
     cdef Py_ssize_t i
     for i in range(n):
         out[i] = <floating> fastgd_bfloat16_load(c[i])
 
 
-cdef void store_bfloat16(void* restrict code, void* restrict beside, const floating* restrict x,
+cdef void store_bfloat16(void* restrict code, void* restrict aux, const floating* restrict x,
                          Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
     cdef uint16_t* c = <uint16_t*> code
     cdef Py_ssize_t i
@@ -119,7 +119,7 @@ cdef inline void round_bfloat16(uint16_t* restrict c, const floating* restrict x
                                           fastgd_random16(words[i], rounding))
 
 
-cdef void stochastic_bfloat16(void* restrict code, void* restrict beside,
+cdef void stochastic_bfloat16(void* restrict code, void* restrict aux,
                               const floating* restrict x, Py_ssize_t n,
                               const uint32_t* restrict words, int shift) noexcept nogil:
     if shift == 0:
@@ -129,14 +129,14 @@ cdef void stochastic_bfloat16(void* restrict code, void* restrict beside,
 
 
 cdef void load_float16(floating* restrict out, const void* restrict code,
-                       const void* restrict beside, Py_ssize_t n) noexcept nogil:
+                       const void* restrict aux, Py_ssize_t n) noexcept nogil:
     cdef const uint16_t* c = <const uint16_t*> code
     cdef Py_ssize_t i
     for i in range(n):
         out[i] = <floating> fastgd_float16_load(c[i])
 
 
-cdef void store_float16(void* restrict code, void* restrict beside, const floating* restrict x,
+cdef void store_float16(void* restrict code, void* restrict aux, const floating* restrict x,
                         Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
     cdef uint16_t* c = <uint16_t*> code
     cdef Py_ssize_t i
@@ -151,7 +151,7 @@ cdef inline void round_float16(uint16_t* restrict c, const floating* restrict x,
         c[i] = fastgd_float16_stochastic(<float> x[i], fastgd_random16(words[i], rounding))
 
 
-cdef void stochastic_float16(void* restrict code, void* restrict beside,
+cdef void stochastic_float16(void* restrict code, void* restrict aux,
                              const floating* restrict x, Py_ssize_t n,
                              const uint32_t* restrict words, int shift) noexcept nogil:
     if shift == 0:
@@ -163,18 +163,18 @@ cdef void stochastic_float16(void* restrict code, void* restrict beside,
 # ---------------------------------------------------------- float32 as bfloat16 and a remainder
 
 cdef void load_split(floating* restrict out, const void* restrict code,
-                     const void* restrict beside, Py_ssize_t n) noexcept nogil:
+                     const void* restrict aux, Py_ssize_t n) noexcept nogil:
     cdef const uint16_t* high = <const uint16_t*> code
-    cdef const int16_t* low = <const int16_t*> beside
+    cdef const int16_t* low = <const int16_t*> aux
     cdef Py_ssize_t i
     for i in range(n):
         out[i] = <floating> fastgd_split_load(high[i], low[i])
 
 
-cdef void store_split(void* restrict code, void* restrict beside, const floating* restrict x,
+cdef void store_split(void* restrict code, void* restrict aux, const floating* restrict x,
                       Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
     cdef uint16_t* high = <uint16_t*> code
-    cdef int16_t* low = <int16_t*> beside
+    cdef int16_t* low = <int16_t*> aux
     cdef uint32_t u
     cdef Py_ssize_t i
     for i in range(n):
@@ -185,8 +185,9 @@ cdef void store_split(void* restrict code, void* restrict beside, const floating
 
 # ------------------------------------------------------------------- 8 bits, one scale per tile
 #
-# The n codes of a tile stand in n // 4 words of 32 bits, then up to three by themselves: byte k of
-# word j is element k * (n // 4) + j, so that no loop moves numbers from lane to lane.
+# The n codes of a tile stand in n // 4 words of 32 bits, then up to three by themselves.  Byte k
+# of word j is element k * (n // 4) + j: the k-th quarter of the tile has the k-th byte of each
+# word, so that no loop moves numbers from lane to lane.
 
 cdef inline void fill_nan(floating* out, Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i
@@ -202,9 +203,9 @@ cdef inline void load_quarter_e4m3(floating* restrict out, const uint8_t* restri
 
 
 cdef void load_e4m3(floating* restrict out, const void* restrict code,
-                    const void* restrict beside, Py_ssize_t n) noexcept nogil:
+                    const void* restrict aux, Py_ssize_t n) noexcept nogil:
     cdef const uint8_t* c = <const uint8_t*> code
-    cdef int scale = (<const uint8_t*> beside)[0]
+    cdef int scale = (<const uint8_t*> aux)[0]
     cdef int32_t bits = fastgd_scale_bits(scale, FASTGD_E4M3_LEAST)
     cdef Py_ssize_t q = n // 4, i
     if scale > FASTGD_E4M3_MOST:
@@ -226,15 +227,15 @@ cdef inline int32_t largest_e4m3(const floating* x, Py_ssize_t n) noexcept nogil
     return largest
 
 
-cdef inline void put_e4m3(uint8_t* restrict c, uint8_t* restrict beside,
+cdef inline void put_e4m3(uint8_t* restrict c, uint8_t* restrict aux,
                           const floating* restrict x, Py_ssize_t n,
                           const uint32_t* restrict words, int rounding) noexcept nogil:
-    cdef int scale = fastgd_block_scale(<uint32_t> largest_e4m3(x, n), FASTGD_E4M3_BINADES,
-                                        FASTGD_E4M3_LEAST)
+    cdef int scale = fastgd_tile_scale(<uint32_t> largest_e4m3(x, n), FASTGD_E4M3_BINADES,
+                                       FASTGD_E4M3_LEAST)
     cdef int32_t bits = scale << 23
     cdef float steps
     cdef Py_ssize_t q = n // 4, j
-    beside[0] = <uint8_t> scale
+    aux[0] = <uint8_t> scale
     if scale == FASTGD_NAN_SCALE:
         memset(c, 0, n)
         return
@@ -252,17 +253,17 @@ cdef inline void put_e4m3(uint8_t* restrict c, uint8_t* restrict beside,
                                             fastgd_unit(words, j, rounding)) >> 20)
 
 
-cdef void store_e4m3(void* restrict code, void* restrict beside, const floating* restrict x,
+cdef void store_e4m3(void* restrict code, void* restrict aux, const floating* restrict x,
                      Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
-    put_e4m3(<uint8_t*> code, <uint8_t*> beside, x, n, words, FASTGD_NEAREST)
+    put_e4m3(<uint8_t*> code, <uint8_t*> aux, x, n, words, FASTGD_NEAREST)
 
 
-cdef void stochastic_e4m3(void* restrict code, void* restrict beside, const floating* restrict x,
+cdef void stochastic_e4m3(void* restrict code, void* restrict aux, const floating* restrict x,
                           Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
     if shift == 0:
-        put_e4m3(<uint8_t*> code, <uint8_t*> beside, x, n, words, FASTGD_LOWER)
+        put_e4m3(<uint8_t*> code, <uint8_t*> aux, x, n, words, FASTGD_LOWER)
     else:
-        put_e4m3(<uint8_t*> code, <uint8_t*> beside, x, n, words, FASTGD_UPPER)
+        put_e4m3(<uint8_t*> code, <uint8_t*> aux, x, n, words, FASTGD_UPPER)
 
 
 cdef inline void load_quarter_ue5m3(floating* restrict out, const uint8_t* restrict c,
@@ -273,9 +274,9 @@ cdef inline void load_quarter_ue5m3(floating* restrict out, const uint8_t* restr
 
 
 cdef void load_ue5m3(floating* restrict out, const void* restrict code,
-                     const void* restrict beside, Py_ssize_t n) noexcept nogil:
+                     const void* restrict aux, Py_ssize_t n) noexcept nogil:
     cdef const uint8_t* c = <const uint8_t*> code
-    cdef int scale = (<const uint8_t*> beside)[0]
+    cdef int scale = (<const uint8_t*> aux)[0]
     cdef int32_t bits = fastgd_scale_bits(scale, FASTGD_UE5M3_LEAST)
     cdef Py_ssize_t q = n // 4, i
     if scale > FASTGD_UE5M3_MOST:
@@ -298,14 +299,14 @@ cdef inline uint32_t largest_ue5m3(const floating* x, Py_ssize_t n) noexcept nog
     return largest
 
 
-cdef inline void put_ue5m3(uint8_t* restrict c, uint8_t* restrict beside,
+cdef inline void put_ue5m3(uint8_t* restrict c, uint8_t* restrict aux,
                            const floating* restrict x, Py_ssize_t n,
                            const uint32_t* restrict words, int rounding) noexcept nogil:
-    cdef int scale = fastgd_block_scale(largest_ue5m3(x, n), FASTGD_UE5M3_BINADES,
-                                        FASTGD_UE5M3_LEAST)
+    cdef int scale = fastgd_tile_scale(largest_ue5m3(x, n), FASTGD_UE5M3_BINADES,
+                                       FASTGD_UE5M3_LEAST)
     cdef int32_t bits = scale << 23
     cdef Py_ssize_t q = n // 4, j
-    beside[0] = <uint8_t> scale
+    aux[0] = <uint8_t> scale
     if scale == FASTGD_NAN_SCALE:
         memset(c, 0, n)
         return
@@ -322,17 +323,17 @@ cdef inline void put_ue5m3(uint8_t* restrict c, uint8_t* restrict beside,
                                              fastgd_unit(words, j, rounding)) >> 20)
 
 
-cdef void store_ue5m3(void* restrict code, void* restrict beside, const floating* restrict x,
+cdef void store_ue5m3(void* restrict code, void* restrict aux, const floating* restrict x,
                       Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
-    put_ue5m3(<uint8_t*> code, <uint8_t*> beside, x, n, words, FASTGD_NEAREST)
+    put_ue5m3(<uint8_t*> code, <uint8_t*> aux, x, n, words, FASTGD_NEAREST)
 
 
-cdef void stochastic_ue5m3(void* restrict code, void* restrict beside, const floating* restrict x,
+cdef void stochastic_ue5m3(void* restrict code, void* restrict aux, const floating* restrict x,
                            Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
     if shift == 0:
-        put_ue5m3(<uint8_t*> code, <uint8_t*> beside, x, n, words, FASTGD_LOWER)
+        put_ue5m3(<uint8_t*> code, <uint8_t*> aux, x, n, words, FASTGD_LOWER)
     else:
-        put_ue5m3(<uint8_t*> code, <uint8_t*> beside, x, n, words, FASTGD_UPPER)
+        put_ue5m3(<uint8_t*> code, <uint8_t*> aux, x, n, words, FASTGD_UPPER)
 
 
 # --------------------------------------------------------------------------------- random words
@@ -343,14 +344,16 @@ cdef uint64_t random_key(uint64_t seed, uint64_t step, uint64_t tensor) noexcept
 
 cdef void random_table(uint32_t* restrict table, uint64_t key, Py_ssize_t start,
                        Py_ssize_t n) noexcept nogil:
-    """What the words of elements have of their places in tiles, from element `start` on: the first
-    `n` or, as the rest is the same over and over, 256."""
+    """Fill `table` with the position hashes of the first min(n, TILE) elements from `start` on.
+
+    A position is that in a tile, so that they repeat every TILE elements.
+    """
     cdef uint64_t split = fastgd_split(key, 0)
     cdef uint32_t low = <uint32_t> split, high = <uint32_t> (split >> 32)
     cdef uint32_t first = <uint32_t> (start % TILE), i
     cdef uint32_t count = <uint32_t> min(n, <Py_ssize_t> TILE)
     for i in range(count):
-        table[i] = fastgd_place_word(low + (first + i) % TILE * FASTGD_WORD_STEP, high)
+        table[i] = fastgd_position_word(low + (first + i) % TILE * FASTGD_WORD_STEP, high)
 
 
 cdef inline void put_tile_word(uint32_t* restrict words, const uint32_t* restrict table,
@@ -370,16 +373,16 @@ cdef inline void put_tile_words(uint32_t* restrict words, const uint32_t* restri
 
 cdef void random_words(uint32_t* restrict words, const uint32_t* restrict table, uint64_t key,
                        Py_ssize_t start, Py_ssize_t n) noexcept nogil:
-    """The words of `n` elements from element `start` on, at whose place `table` begins."""
-    cdef Py_ssize_t place = start % TILE, m
+    """The words of `n` elements from element `start` on, where `table` begins."""
+    cdef Py_ssize_t position = start % TILE, m
     cdef uint64_t tile = <uint64_t> (start // TILE)
     while n > 0:
         m = min(n, <Py_ssize_t> TILE)
-        if place == 0 and m == TILE:
+        if position == 0 and m == TILE:
             put_tile_word(words, table, TILE, fastgd_tile_word(key, tile))
         else:
-            put_tile_words(words, table, m, fastgd_tile_word(key, tile), <int32_t> (TILE - place),
-                           fastgd_tile_word(key, tile + 1))
+            put_tile_words(words, table, m, fastgd_tile_word(key, tile),
+                           <int32_t> (TILE - position), fastgd_tile_word(key, tile + 1))
         words += TILE
         tile += 1
         n -= TILE

@@ -1,18 +1,17 @@
-# Load, scale, decay, rule and store in one loop, for what is used most: Adam on float32 and
-# bfloat16, the parameter also in split form and the states also in 8 bits; and the rules that keep
-# one state, on parameters in float32.
+# The fused loops: load, scale, decay, rule and store in one, for the rules and the ways of storing
+# that a family opted into (`Fused` in spec/registry.py).
 #
 # Stage by stage, numbers go through L1 several times, and codecs wait while the divider works; in
-# one loop they take what time the divider leaves.  And memory is asked for a little at a time, as
-# the loop goes, not in bursts that the processor can't hold.  On a Xeon with AVX-512 an element in
-# cache took 0.60 ns, not 1.00, with bfloat16 states, and 0.53 in float32; out of cache a step took
-# 0.79 of the time of a float32 stream, not 0.96.
+# one loop they take what time the divider leaves.  And the loop prefetches a stride at a time, not
+# in bursts that the processor can't hold.  On a Xeon with AVX-512 an element in cache took 0.60 ns,
+# not 1.00, with bfloat16 states, and 0.53 in float32; out of cache a step took 0.79 of the time of
+# a float32 stream, not 0.96.
 #
-# The bits are those of the stages: the same functions of codecs.h and _rules.pxi in the same order;
-# a scale or a decay of 1 changes nothing.  A loop is for one whole tile, and returns whether it did
-# it: states of NaN are left to the stages.
+# The bits are those of the stages: the same functions of codecs.h and of the families' .pxi in the
+# same order; a scale or a decay of 1 changes nothing.  A loop is for one whole tile, and returns
+# whether it did it: states of NaN are left to the stages.
 
-# As a parameter, a gradient or a state may be kept: the types by which loops are told apart.
+# How a parameter, a gradient or a state may be stored: the types by which loops are told apart.
 cdef struct Bfloat16:
     uint16_t code
 cdef struct Split:
@@ -29,8 +28,8 @@ ctypedef fused state_t:
     float
     Bfloat16
 
-# What a loop wants to know of a tile besides where its elements are.
-cdef struct Around:
+# Per-tile arguments of a fused loop, besides the pointers to its elements.
+cdef struct TileArgs:
     int16_t* low               # remainders of a split parameter
     uint8_t* scale_m           # of 8-bit states
     uint8_t* scale_v
@@ -38,14 +37,14 @@ cdef struct Around:
     const uint32_t* words_p
     float scale                # of the gradient
     float decoupled            # of the parameter
-    bint ahead                 # whether memory is to be asked for: what the next tile has, of
-    const char* next_p         # parameter and gradient where they are kept
+    bint prefetch              # whether to prefetch the next tile: its addresses, where parameter
+    const char* next_p         # and gradient are stored
     const char* next_low
     const char* next_g
     Scratch* scratch
 
 
-# A state's random bits are those of its place among the rule's states.
+# A state's random bits are those of its position among the rule's states.
 cdef inline int bits_for_v(const rule_t* c) noexcept nogil:
     return FASTGD_UPPER if has_m(c) else FASTGD_LOWER
 
@@ -84,9 +83,9 @@ cdef inline void put(state_t* s, float x, uint32_t word, int rounding) noexcept 
         s.code = fastgd_bfloat16_stochastic(x, fastgd_random16(word, rounding))
 
 
-cdef inline void ask_for_next(const param_t* p, const grad_t* g, const Around* t,
-                              Py_ssize_t k) noexcept nogil:
-    """Ask for the k-th stride of the next tile."""
+cdef inline void prefetch_next(const param_t* p, const grad_t* g, const TileArgs* t,
+                               Py_ssize_t k) noexcept nogil:
+    """Prefetch the k-th stride of the next tile's parameter and gradient."""
     cdef Py_ssize_t n = STRIDE * sizeof(param_t), m = STRIDE * sizeof(grad_t)
     fastgd_prefetch(t.next_p + k * n, n)
     if param_t is Split:
@@ -95,19 +94,19 @@ cdef inline void ask_for_next(const param_t* p, const grad_t* g, const Around* t
 
 
 cdef bint direct(param_t* restrict p, const grad_t* restrict g, state_t* restrict m,
-                 state_t* restrict v, const rule_t* given, const Around* t) noexcept nogil:
+                 state_t* restrict v, const rule_t* given, const TileArgs* t) noexcept nogil:
     """States in float32 or bfloat16; of a rule with one of them m and v are the same."""
     cdef rule_t c = given[0]
     cdef float scale = t.scale, decoupled = t.decoupled
     cdef int16_t* restrict low = t.low
     cdef const uint32_t* restrict words = t.words
     cdef const uint32_t* restrict words_p = t.words_p
-    cdef bint ahead = t.ahead
+    cdef bint prefetch = t.prefetch
     cdef float x, one_m = 0, one_v = 0
     cdef Py_ssize_t k, i
     for k in range(TILE // STRIDE):
-        if ahead:
-            ask_for_next(p, g, t, k)
+        if prefetch:
+            prefetch_next(p, g, t, k)
             if has_m(given):
                 fastgd_prefetch(<const char*> (m + TILE), STRIDE * sizeof(state_t))
             if has_v(given):
@@ -132,14 +131,17 @@ cdef bint direct(param_t* restrict p, const grad_t* restrict g, state_t* restric
 cdef inline void quarter(param_t* restrict p, int16_t* restrict low, const grad_t* restrict g,
                          const uint8_t* restrict code_m, const uint8_t* restrict code_v,
                          float* restrict m, float* restrict v, int k, int32_t bits_m,
-                         int32_t bits_v, rule_t c, const uint32_t* restrict words, bint ahead,
-                         const Around* t) noexcept nogil:
-    """The elements of byte k of each word, see _codecs.pxi; leaves new states in scratch tiles."""
+                         int32_t bits_v, rule_t c, const uint32_t* restrict words, bint prefetch,
+                         const TileArgs* t) noexcept nogil:
+    """The k-th quarter of a tile: byte k of each word of codes (see codecs.pxi).
+
+    Leaves the new states in scratch tiles.
+    """
     cdef Py_ssize_t start = k * STRIDE, j
     cdef float x, one_m = 0, one_v = 0, scale = t.scale, decoupled = t.decoupled
     p, low, g, words, m, v = p + start, low + start, g + start, words + start, m + start, v + start
-    if ahead:
-        ask_for_next(p, g, t, k)
+    if prefetch:
+        prefetch_next(p, g, t, k)
         if has_m(&c):
             fastgd_prefetch(<const char*> (code_m + start + TILE), STRIDE)
         if has_v(&c):
@@ -158,14 +160,14 @@ cdef inline void quarter(param_t* restrict p, int16_t* restrict low, const grad_
 
 
 cdef bint in_8_bits(param_t* p, const grad_t* g, uint8_t* code_m, uint8_t* code_v,
-                    const rule_t* given, const Around* t) noexcept nogil:
+                    const rule_t* given, const TileArgs* t) noexcept nogil:
     """States in 8 bits; of a rule with one of them m and v are the same."""
     cdef rule_t c = given[0]
     cdef float* m = <float*> t.scratch.tile[3]
     cdef float* v = <float*> t.scratch.tile[4]
     cdef int16_t* low = t.low
     cdef const uint32_t* words = t.words_p
-    cdef bint ahead = t.ahead
+    cdef bint prefetch = t.prefetch
     cdef int32_t bits_m = 0, bits_v = 0
     if has_m(given):
         if t.scale_m[0] > FASTGD_E4M3_MOST:
@@ -175,10 +177,10 @@ cdef bint in_8_bits(param_t* p, const grad_t* g, uint8_t* code_m, uint8_t* code_
         if t.scale_v[0] > FASTGD_UE5M3_MOST:
             return False
         bits_v = fastgd_scale_bits(t.scale_v[0], FASTGD_UE5M3_LEAST)
-    quarter(p, low, g, code_m, code_v, m, v, 0, bits_m, bits_v, c, words, ahead, t)
-    quarter(p, low, g, code_m, code_v, m, v, 1, bits_m, bits_v, c, words, ahead, t)
-    quarter(p, low, g, code_m, code_v, m, v, 2, bits_m, bits_v, c, words, ahead, t)
-    quarter(p, low, g, code_m, code_v, m, v, 3, bits_m, bits_v, c, words, ahead, t)
+    quarter(p, low, g, code_m, code_v, m, v, 0, bits_m, bits_v, c, words, prefetch, t)
+    quarter(p, low, g, code_m, code_v, m, v, 1, bits_m, bits_v, c, words, prefetch, t)
+    quarter(p, low, g, code_m, code_v, m, v, 2, bits_m, bits_v, c, words, prefetch, t)
+    quarter(p, low, g, code_m, code_v, m, v, 3, bits_m, bits_v, c, words, prefetch, t)
     if has_m(given):
         put_e4m3(code_m, t.scale_m, m, TILE, t.words, FASTGD_LOWER)
     if has_v(given):
@@ -187,4 +189,4 @@ cdef bint in_8_bits(param_t* p, const grad_t* g, uint8_t* code_m, uint8_t* code_
 
 
 ctypedef bint (*fused_loop)(void*, const void*, void*, void*, const float*,
-                            const Around*) noexcept nogil
+                            const TileArgs*) noexcept nogil

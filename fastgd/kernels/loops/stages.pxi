@@ -1,6 +1,6 @@
 # The stages: what happens around a rule, each as a small loop of its own, so that options add up
-# instead of multiplying the rules.  `staged` drives them over pieces that stay in cache.
-# Specified by the functions of the same names in reference.py.
+# instead of multiplying the rules.  `staged` runs them tile by tile, as a tile stays in cache.
+# Specified by the functions of the same names in spec/stages.py.
 
 
 cdef void scale(floating* restrict out, const floating* restrict g, Py_ssize_t n,
@@ -12,7 +12,7 @@ cdef void scale(floating* restrict out, const floating* restrict g, Py_ssize_t n
 
 cdef void scale_units(floating* restrict out, const floating* restrict g, Py_ssize_t n,
                       const double* factors, Py_ssize_t unit, Py_ssize_t start) noexcept nogil:
-    """Scale a piece that starts anywhere in a tensor, each unit of which has a factor."""
+    """Scale `n` elements from `start` on of a tensor each unit of which has its own factor."""
     cdef Py_ssize_t k = start // unit, left = unit - start % unit, at = 0, m
     while at < n:
         m = min(left, n - at)
@@ -43,107 +43,108 @@ cdef void decoupled_decay(floating* restrict p, Py_ssize_t n, floating factor) n
         p[i] = factor * p[i]
 
 
-cdef inline char* beside_at(const Stored* a, Py_ssize_t start) noexcept nogil:
-    return a.beside + start // a.per * a.beside_size
+cdef inline char* aux_at(const CodedPtr* a, Py_ssize_t start) noexcept nogil:
+    return a.aux + start // a.per * a.aux_size
 
 
-cdef inline floating* load(const Stored* a, floating* tile, Py_ssize_t start,
+cdef inline floating* load(const CodedPtr* a, floating* tile, Py_ssize_t start,
                            Py_ssize_t n) noexcept nogil:
-    """A piece of an array in the type that is computed with: where it is, or loaded to a tile."""
+    """A tile of an array in the type that is computed with: in place, or loaded to scratch."""
     cdef char* code = a.code + start * a.size
     if a.load == NULL:
         return <floating*> code
     if floating is float:
-        (<load_f32> a.load)(tile, code, beside_at(a, start), n)
+        (<load_f32> a.load)(tile, code, aux_at(a, start), n)
     else:
-        (<load_f64> a.load)(tile, code, beside_at(a, start), n)
+        (<load_f64> a.load)(tile, code, aux_at(a, start), n)
     return tile
 
 
-cdef inline void store(const Stored* a, const floating* x, Py_ssize_t start, Py_ssize_t n,
+cdef inline void store(const CodedPtr* a, const floating* x, Py_ssize_t start, Py_ssize_t n,
                        const Scratch* scratch) noexcept nogil:
-    """Put a piece that was loaded to a tile back to where it is kept."""
+    """Store a tile that was loaded to scratch; nothing to do for one in place."""
     cdef char* code = a.code + start * a.size
     cdef const uint32_t* words = NULL
     if a.store == NULL:
         return
-    if a.shift >= 0:
-        words = scratch.words[a.shift // 32]
+    if a.bit_offset >= 0:
+        words = scratch.words[a.bit_offset // 32]
     if floating is float:
-        (<store_f32> a.store)(code, beside_at(a, start), x, n, words, a.shift % 32)
+        (<store_f32> a.store)(code, aux_at(a, start), x, n, words, a.bit_offset % 32)
     else:
-        (<store_f64> a.store)(code, beside_at(a, start), x, n, words, a.shift % 32)
+        (<store_f64> a.store)(code, aux_at(a, start), x, n, words, a.bit_offset % 32)
 
 
-cdef inline void ask_for(const Stored* a, Py_ssize_t start, Py_ssize_t n) noexcept nogil:
+cdef inline void prefetch_array(const CodedPtr* a, Py_ssize_t start, Py_ssize_t n) noexcept nogil:
     fastgd_prefetch(a.code + start * a.size, n * a.size)
-    if a.beside_size and a.per == 1:
-        fastgd_prefetch(a.beside + start * a.beside_size, n * a.beside_size)
+    if a.aux_size and a.per == 1:
+        fastgd_prefetch(a.aux + start * a.aux_size, n * a.aux_size)
 
 
-cdef void look_ahead(const Part* part, Py_ssize_t start, Py_ssize_t n) noexcept nogil:
-    """Ask for the memory of a piece, unless it ends later than the part."""
+cdef void prefetch_tile(const ChunkArgs* chunk, Py_ssize_t start, Py_ssize_t n) noexcept nogil:
+    """Prefetch a tile, or part of one, of all arrays, unless it goes beyond the chunk."""
     cdef int j
-    if start + n > part.n:
+    if start + n > chunk.n:
         return
-    ask_for(&part.p, start, n)
-    if part.g.code != NULL:
-        ask_for(&part.g, start, n)
-        for j in range(part.n_states):
-            ask_for(&part.s[j], start, n)
-    if part.average_size:
-        fastgd_prefetch(<char*> part.average + start * part.average_size, n * part.average_size)
+    prefetch_array(&chunk.p, start, n)
+    if chunk.g.code != NULL:
+        prefetch_array(&chunk.g, start, n)
+        for j in range(chunk.n_states):
+            prefetch_array(&chunk.s[j], start, n)
+    if chunk.average_size:
+        fastgd_prefetch(<char*> chunk.average + start * chunk.average_size, n * chunk.average_size)
 
 
-cdef inline void draw(Scratch* scratch, const Part* part, Py_ssize_t start, Py_ssize_t n,
+cdef inline void draw(Scratch* scratch, const ChunkArgs* chunk, Py_ssize_t start, Py_ssize_t n,
                       int j) noexcept nogil:
-    """The j-th random words of a piece."""
-    random_words(scratch.words[j], scratch.table[j], part.key[j], part.offset + start, n)
+    """Draw the j-th random word of each element of a tile."""
+    random_words(scratch.words[j], scratch.table[j], chunk.key[j], chunk.offset + start, n)
 
 
-cdef inline bint run_fused(const void* loop, const Part* part, void* p, const void* g,
+cdef inline bint run_fused(const void* loop, const ChunkArgs* chunk, void* p, const void* g,
                            Py_ssize_t start, const float* c, float factor, float decoupled,
                            Scratch* scratch) noexcept nogil:
-    """A whole tile by a loop that does all itself; False, and nothing is done, if it can't."""
-    cdef Around t
-    cdef const Stored* last = &part.s[part.n_states - 1]
+    """A whole tile by a fused loop; False, and nothing is done, if the loop can't do this one."""
+    cdef TileArgs t
+    cdef const CodedPtr* last = &chunk.s[chunk.n_states - 1]
     cdef int j
-    for j in range(part.n_words):
-        draw(scratch, part, start, TILE, j)
+    for j in range(chunk.n_words):
+        draw(scratch, chunk, start, TILE, j)
     t.words = scratch.words[0]
-    t.words_p = scratch.words[part.p.shift // 32 if part.p.shift > 0 else 0]
-    t.low = <int16_t*> (<char*> scratch.words if part.p.beside == NULL
-                        else beside_at(&part.p, start))
-    t.scale_m = <uint8_t*> beside_at(&part.s[0], start)
-    t.scale_v = <uint8_t*> beside_at(last, start)
-    t.scratch, t.ahead, t.next_low = scratch, part.ahead, <const char*> (t.low + TILE)
-    t.next_p = part.p.code + (start + TILE) * part.p.size
-    t.next_g = part.g.code + (start + TILE) * part.g.size
+    t.words_p = scratch.words[chunk.p.bit_offset // 32 if chunk.p.bit_offset > 0 else 0]
+    t.low = <int16_t*> (<char*> scratch.words if chunk.p.aux == NULL
+                        else aux_at(&chunk.p, start))
+    t.scale_m = <uint8_t*> aux_at(&chunk.s[0], start)
+    t.scale_v = <uint8_t*> aux_at(last, start)
+    t.scratch, t.prefetch, t.next_low = scratch, chunk.prefetch, <const char*> (t.low + TILE)
+    t.next_p = chunk.p.code + (start + TILE) * chunk.p.size
+    t.next_g = chunk.g.code + (start + TILE) * chunk.g.size
     t.scale, t.decoupled = factor, decoupled
-    return (<fused_loop> loop)(p, g, part.s[0].code + start * part.s[0].size,
+    return (<fused_loop> loop)(p, g, chunk.s[0].code + start * chunk.s[0].size,
                                last.code + start * last.size, c, &t)
 
 
-cdef inline bint has_one_factor(const Part* part, Py_ssize_t start, Py_ssize_t n,
+cdef inline bint has_one_factor(const ChunkArgs* chunk, Py_ssize_t start, Py_ssize_t n,
                                 floating* factor) noexcept nogil:
-    """Whether a piece is scaled by one factor, which is that of a unit where units have theirs."""
+    """Whether all of a tile has one factor, which is its unit's where units have their own."""
     cdef Py_ssize_t k
-    if part.flags & SCALE_UNITS == 0:
+    if chunk.flags & SCALE_UNITS == 0:
         return True
-    k = (part.offset + start) // part.unit
-    factor[0] = <floating> part.factors[k]
-    return part.offset + start + n <= (k + 1) * part.unit
+    k = (chunk.offset + start) // chunk.unit
+    factor[0] = <floating> chunk.factors[k]
+    return chunk.offset + start + n <= (k + 1) * chunk.unit
 
 
-cdef void staged(const void* rule, const Part* part, const floating* c,
+cdef void staged(const void* rule, const ChunkArgs* chunk, const floating* c,
                  const Stages* stages) noexcept nogil:
-    """A step of a part of a tensor, piece by piece, with the stages that its flags name.
+    """A step of a chunk, tile by tile, with the stages that its flags name.
 
     load → scale (all, or by units) → value clipping → L2 decay → decoupled decay → rule → store →
     average → copy → zero gradient.
 
     The gradient is only read, unless it is to be zeroed: a stage that changes it writes to a
-    scratch tile.  Where nothing needs scratch a piece in cache is the whole part.
+    scratch tile.  Where nothing needs scratch, half a tile is done at a time if that is to
+    prefetch, else the whole chunk at once.
     """
     cdef Scratch scratch
     cdef floating* s[MAX_STATES]
@@ -153,36 +154,36 @@ cdef void staged(const void* rule, const Part* part, const floating* c,
     cdef const floating* g
     cdef floating of_average[2]
     cdef Py_ssize_t start = 0, n, j
-    cdef int flags = part.flags
-    cdef floating factor = <floating> part.factor if flags & SCALE else 1
+    cdef int flags = chunk.flags
+    cdef floating factor = <floating> chunk.factor if flags & SCALE else 1
     cdef floating decoupled = <floating> stages.decoupled if flags & DECOUPLED_DECAY else 1
-    cdef const void* fused = part.fused if flags & (CLIP_VALUE | L2_DECAY) == 0 else NULL
-    cdef Py_ssize_t piece = TILE
+    cdef const void* fused = chunk.fused if flags & (CLIP_VALUE | L2_DECAY) == 0 else NULL
+    cdef Py_ssize_t length = TILE
     if flags & ~DECOUPLED_DECAY == 0 and fused == NULL:
-        piece = PIECE if part.ahead else part.n
-    of_average[0], of_average[1] = <floating> part.beta, <floating> part.gamma
-    for j in range(part.n_words if flags & STORED else 0):
-        random_table(scratch.table[j], part.key[j], part.offset, part.n)
-    while start < part.n:
-        n = min(piece, part.n - start)
+        length = HALF_TILE if chunk.prefetch else chunk.n
+    of_average[0], of_average[1] = <floating> chunk.beta, <floating> chunk.gamma
+    for j in range(chunk.n_words if flags & CODED else 0):
+        random_table(scratch.table[j], chunk.key[j], chunk.offset, chunk.n)
+    while start < chunk.n:
+        n = min(length, chunk.n - start)
         if (floating is float and fused != NULL and n == TILE
-                and has_one_factor[floating](part, start, n, &factor)
-                and run_fused(fused, part, part.p.code + start * part.p.size,
-                              part.g.code + start * part.g.size, start, c, factor, decoupled,
+                and has_one_factor[floating](chunk, start, n, &factor)
+                and run_fused(fused, chunk, chunk.p.code + start * chunk.p.size,
+                              chunk.g.code + start * chunk.g.size, start, c, factor, decoupled,
                               &scratch)):
             pass
-        elif part.g.code != NULL:
-            if part.ahead:
-                look_ahead(part, start + TILE, n // 2)
-            p = load[floating](&part.p, <floating*> scratch.tile[2], start, n)
-            g = load[floating](&part.g, <floating*> scratch.tile[0], start, n)
+        elif chunk.g.code != NULL:
+            if chunk.prefetch:
+                prefetch_tile(chunk, start + TILE, n // 2)
+            p = load[floating](&chunk.p, <floating*> scratch.tile[2], start, n)
+            g = load[floating](&chunk.g, <floating*> scratch.tile[0], start, n)
             free_tile, next_tile = <floating*> scratch.tile[1], <floating*> scratch.tile[0]
             if flags & SCALE:
                 scale(free_tile, g, n, factor)
                 g = free_tile
                 free_tile, next_tile = next_tile, free_tile
             if flags & SCALE_UNITS:
-                scale_units(free_tile, g, n, part.factors, part.unit, part.offset + start)
+                scale_units(free_tile, g, n, chunk.factors, chunk.unit, chunk.offset + start)
                 g = free_tile
                 free_tile, next_tile = next_tile, free_tile
             if flags & CLIP_VALUE:
@@ -194,33 +195,33 @@ cdef void staged(const void* rule, const Part* part, const floating* c,
                 g = free_tile
             if flags & DECOUPLED_DECAY:
                 decoupled_decay(p, n, decoupled)
-            if part.ahead:
-                look_ahead(part, start + TILE + n // 2, n // 2)
-            if (floating is float and part.fused_in_tile != NULL and n == TILE
-                    and run_fused(part.fused_in_tile, part, p, g, start, c, 1, 1, &scratch)):
-                store[floating](&part.p, p, start, n, &scratch)
+            if chunk.prefetch:
+                prefetch_tile(chunk, start + TILE + n // 2, n // 2)
+            if (floating is float and chunk.fused_in_tile != NULL and n == TILE
+                    and run_fused(chunk.fused_in_tile, chunk, p, g, start, c, 1, 1, &scratch)):
+                store[floating](&chunk.p, p, start, n, &scratch)
             else:
-                for j in range(part.n_states):
-                    s[j] = load[floating](&part.s[j], <floating*> scratch.tile[3 + j], start, n)
+                for j in range(chunk.n_states):
+                    s[j] = load[floating](&chunk.s[j], <floating*> scratch.tile[3 + j], start, n)
                 if floating is float:
                     (<rule_f32> rule)(p, g, s, n, c)
                 else:
                     (<rule_f64> rule)(p, g, s, n, c)
-                if flags & STORED:
-                    for j in range(part.n_words):
-                        draw(&scratch, part, start, n, <int> j)
-                    store[floating](&part.p, p, start, n, &scratch)
-                    for j in range(part.n_states):
-                        store[floating](&part.s[j], s[j], start, n, &scratch)
+                if flags & CODED:
+                    for j in range(chunk.n_words):
+                        draw(&scratch, chunk, start, n, <int> j)
+                    store[floating](&chunk.p, p, start, n, &scratch)
+                    for j in range(chunk.n_states):
+                        store[floating](&chunk.s[j], s[j], start, n, &scratch)
         if flags & (AVERAGE | COPY):
-            # What is kept of it, which may be less than what was computed.
-            p = load[floating](&part.p, <floating*> scratch.tile[2], start, n)
+            # As it was stored, which may be less exact than what was computed.
+            p = load[floating](&chunk.p, <floating*> scratch.tile[2], start, n)
         if flags & AVERAGE:
-            ema(<floating*> part.average + start, p, NULL, n, of_average)
+            ema(<floating*> chunk.average + start, p, NULL, n, of_average)
         if flags & COPY:
-            store[floating](&part.copy, p, start, n, &scratch)
+            store[floating](&chunk.copy, p, start, n, &scratch)
         if flags & ZERO_GRADIENT:
-            memset(part.g.code + start * part.g.size, 0, n * part.g.size)
+            memset(chunk.g.code + start * chunk.g.size, 0, n * chunk.g.size)
         start += n
 
 
@@ -252,22 +253,23 @@ cdef inline double add_lanes(double* lane) noexcept nogil:
 cdef double sum_of_squares(const floating* x, Py_ssize_t n, double factor) noexcept nogil:
     """The sum of (factor·x)² in double precision.
 
-    Memory is asked for three pieces ahead: out of cache in two thirds of the time, in it 4 % more.
+    Prefetches one and a half tiles ahead: out of cache that takes two thirds of the time, in cache
+    4 % more.
     """
     cdef double lane[LANES]
     cdef Py_ssize_t start = 0, j
     for j in range(LANES):
         lane[j] = 0.0
-    while start + 4 * PIECE <= n:
-        fastgd_prefetch(<const char*> (x + start + 3 * PIECE), PIECE * sizeof(floating))
-        add_squares(lane, x + start, PIECE, factor)
-        start += PIECE
+    while start + 4 * HALF_TILE <= n:
+        fastgd_prefetch(<const char*> (x + start + 3 * HALF_TILE), HALF_TILE * sizeof(floating))
+        add_squares(lane, x + start, HALF_TILE, factor)
+        start += HALF_TILE
     add_squares(lane, x + start, n - start, factor)
     return add_lanes(lane)
 
 
-cdef double sum_of_coded(const Stored* x, Py_ssize_t n, double factor) noexcept nogil:
-    """The same of numbers that a codec keeps, which loads them as float64."""
+cdef double sum_of_coded(const CodedPtr* x, Py_ssize_t n, double factor) noexcept nogil:
+    """The same of an array that is stored by a codec, which loads it as float64."""
     cdef Scratch scratch
     cdef double lane[LANES]
     cdef Py_ssize_t start = 0, m, j
@@ -280,7 +282,7 @@ cdef double sum_of_coded(const Stored* x, Py_ssize_t n, double factor) noexcept 
     return add_lanes(lane)
 
 
-# (float32 loop, float64 loop), as addresses, like a row of RULES.
+# (float32 loop, float64 loop), as addresses, like a row of RULES; the sum also of coded arrays.
 STAGED = (<size_t> <void*> staged[float], <size_t> <void*> staged[double])
 SUM_OF_SQUARES = (<size_t> <void*> sum_of_squares[float], <size_t> <void*> sum_of_squares[double],
                   <size_t> <void*> sum_of_coded)

@@ -1,1 +1,1 @@
-"""Whose memory arrays are, what they must be before a kernel may touch it, and how it is made."""
+"""Arrays' memory: borrowed, checked before a kernel may touch it, and allocated."""

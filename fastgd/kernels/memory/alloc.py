@@ -1,4 +1,4 @@
-"""Memory for the arrays that fastgd makes itself."""
+"""Allocation of the arrays that fastgd makes itself."""
 
 from __future__ import annotations
 

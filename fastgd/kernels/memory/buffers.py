@@ -1,4 +1,4 @@
-"""Arrays over memory that others own: who may lend it, how, and what keeps it from going away.
+"""Arrays over borrowed buffers: who may lend one, how, and what keeps it from going away.
 
 NumPy's arrays are taken as they are.  Of everything else the memory is borrowed, never copied, by
 the first of these that it speaks:
@@ -8,7 +8,7 @@ the first of these that it speaks:
    a format that says what it holds: ``memoryview(x).cast("f")`` makes one of raw bytes;
 3. ``__array_interface__``.
 
-What lies about its memory can't be found out, but for what contradicts itself.
+What is said wrongly of a buffer can't be found out, unless it contradicts itself.
 """
 
 from __future__ import annotations
@@ -88,11 +88,11 @@ def read_only(obj: object) -> str:
 
 
 def lent(a: Array) -> memoryview | None:
-    """What keeps the owner of an array's memory from taking it back, as long as it is kept.
+    """A view that keeps the owner of an array's memory from taking it back while it lives.
 
     ``np.ndarray(shape, buffer=x)`` holds `x` but not its memory: mmap and shared memory may be
     closed, bytearrays resized, and the array is left with an address at which nothing is.
-    Memory that is lent out can't be: BufferError says so to whoever tries.
+    Memory that is lent out can't be: trying raises BufferError.
     """
     base: object = a.base
     while isinstance(base, np.ndarray):
@@ -129,7 +129,7 @@ def _from_dlpack(obj: Any, name: str, found: str) -> Array:
 
 
 class _Holder:
-    """What NumPy asks for an interface: the one that was checked, and its owner kept alive."""
+    """An object with the checked ``__array_interface__``, which keeps its owner alive."""
 
     def __init__(self, owner: object, interface: dict[str, Any]) -> None:
         self.owner = owner

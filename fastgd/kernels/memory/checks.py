@@ -1,4 +1,4 @@
-"""What an array must be before a kernel may touch it, and the words that say what it isn't.
+"""What an array must be before a kernel may touch it, and the errors that say what it isn't.
 
 TypeError is for the wrong kind of thing (not an array, wrong dtype), ValueError for the wrong
 shape, layout or memory.  Every message begins with the array's name and says what was expected and
@@ -18,20 +18,22 @@ from numpy.typing import NDArray
 from fastgd.kernels.memory.buffers import as_array as as_array
 from fastgd.kernels.memory.buffers import read_only
 from fastgd.kernels.spec.codecs import CODECS
-from fastgd.kernels.spec.coded_array import Stored, as_stored, codec_of, computed
+from fastgd.kernels.spec.coded_array import CodedArray, as_coded, codec_of, computed
 
 Array = NDArray[Any]
 
-DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
-TWO = "float32 or float64"
-ANY = "float32, float64, bfloat16 or float16"
+# Dtypes of floats, by the names of their codecs.
+COMPUTED = ("float32", "float64")
+ANY = ("float32", "float64", "bfloat16", "float16")
+COPIES = ("float32", "bfloat16", "float16")
+DTYPES = tuple(map(np.dtype, COMPUTED))
 
 
 def shown(value: object) -> str:
     """A value in few words, also one that can't be written out."""
     try:
         return reprlib.repr(value)
-    except Exception:  # an integer of too many digits, or whatever somebody's __repr__ raises
+    except Exception:  # an integer of too many digits, or whatever its __repr__ raises
         return f"something of type {type(value).__name__} that can't be written out"
 
 
@@ -47,7 +49,7 @@ def state_label(parameter: str, state: str) -> str:
     return f'state{parameter or "[0]"}["{state}"]'
 
 
-def check_parameter(obj: object, name: str, dtypes: str = TWO) -> Array:
+def check_parameter(obj: object, name: str, dtypes: Sequence[str] = COMPUTED) -> Array:
     """The array of a parameter: of one of the dtypes, contiguous, aligned, native, writeable."""
     p = as_array(obj, name)
     _check_dtype(p, name, dtypes)
@@ -116,20 +118,20 @@ def check_average(a: Array, p: Array, name: str) -> None:
     _check_place(a, p, name, writeable=True)
 
 
-def check_stored(a: Stored, p: Array, name: str) -> Stored:
-    """A state as it is kept: in its parameter's shape and layout, with enough beside it."""
+def check_coded(a: CodedArray, p: Array, name: str) -> CodedArray:
+    """A coded array of a parameter: in its shape and layout, with scales or remainders for all."""
     codec = CODECS[a.codec]
     if a.code.dtype.itemsize != codec.code.itemsize:
         raise TypeError(f"{name}: expected dtype {codec.code}, found {a.code.dtype}")
     _check_place(a.code, p, name, writeable=True)
-    if codec.beside is not None:
+    if codec.aux is not None:
         size = -(-p.size // codec.per)
-        beside = a.beside
-        if beside is None or beside.dtype != codec.beside or beside.shape != (size,):
-            raise ValueError(f"{name}: expected {size} of {codec.beside} beside it")
-        if not beside.flags.c_contiguous:
-            raise ValueError(f"{name}: expected contiguous memory beside it")
-        _check_writeable(beside, name)
+        aux = a.aux
+        if aux is None or aux.dtype != codec.aux or aux.shape != (size,):
+            raise ValueError(f"{name}: expected a {codec.aux} {codec.aux_name} array of {size}")
+        if not aux.flags.c_contiguous:
+            raise ValueError(f"{name}: expected a contiguous {codec.aux_name} array")
+        _check_writeable(aux, name)
     return a
 
 
@@ -143,18 +145,19 @@ def as_floats(obj: object, name: str) -> Array:
 def check_copy(obj: object, p: Array, name: str) -> Array:
     """The array that a parameter is copied to."""
     a = as_array(obj, name)
-    _check_dtype(a, name, "float32, bfloat16 or float16")
+    _check_dtype(a, name, COPIES)
     _check_place(a, p, name, writeable=True, obj=obj)
     return a
 
 
-def _check_dtype(a: Array, name: str, dtypes: str) -> None:
+def _check_dtype(a: Array, name: str, dtypes: Sequence[str]) -> None:
     """Check that an array is of one of the dtypes; uint16 counts as bfloat16."""
     codec = codec_of(a.dtype.newbyteorder("="))
     if codec is None or codec not in dtypes:
         raw = "; np.frombuffer(x, np.float32) says what raw bytes hold"
         hint = raw if a.dtype in (np.uint8, np.int8) else ""
-        raise TypeError(f"{name}: expected dtype {dtypes}, found {a.dtype}{hint}")
+        expected = f"{', '.join(dtypes[:-1])} or {dtypes[-1]}"
+        raise TypeError(f"{name}: expected dtype {expected}, found {a.dtype}{hint}")
 
 
 def _check_memory(a: Array, name: str) -> None:
@@ -185,8 +188,8 @@ def check_disjoint(arrays: Sequence[tuple[Array, str]]) -> list[tuple[int, int, 
 
 def refuse_nonfinite(a: Array, name: str) -> None:
     """Say where an array holds what isn't finite, if it does."""
-    kept = as_stored(a)
-    a = kept.load(np.float64).reshape(a.shape, order=kept.order)
+    coded = as_coded(a)
+    a = coded.load(np.float64).reshape(a.shape, order=coded.order)
     bad = ~np.isfinite(a)
     if not bad.any():
         return

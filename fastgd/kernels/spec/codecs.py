@@ -1,10 +1,10 @@
 """Every codec in NumPy: what the compiled loops must load and store, to the bit.
 
-A codec is a way to keep numbers in fewer bytes than they are computed with.  ``load`` gives float32
-or float64 from ``code``, the stored array, and ``beside``, what stands beside it; ``store`` puts
-such numbers there, rounding to nearest, or up or down by chance if given random words.  All arrays
-are one-dimensional, in the order of memory.  The compiled twins stand in ``_codecs.pxi`` under the
-same names and work on a tile of at most 256 elements; these take any number of tiles.
+A codec stores numbers in fewer bytes than they are computed with.  ``load`` gives float32 or
+float64 from ``code``, the stored array, and ``aux``, its scales or remainders; ``store`` writes
+both, rounding to nearest, or stochastically if given random words.  All arrays are one-dimensional,
+in the order of memory.  The compiled twins stand in ``loops/codecs.pxi`` under the same names and
+work on a tile of at most `TILE` elements; these take any number of tiles.
 
 ``docs/formats.md`` says what each format can hold, how exactly, and what it does at its ends.
 """
@@ -17,34 +17,44 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from fastgd.kernels.spec.sizes import TILE as TILE
+
 Array = NDArray[Any]
 
-# Elements that share a scale, and a half of their random words.
-TILE = 256
 NAN_SCALE = 255
 INF = 0x7F800000  # the bits of float32's infinity
 
 
 class Codec(NamedTuple):
-    """A row of `CODECS`: what a codec keeps, and how.
+    """A row of `CODECS`: what a codec stores, and how.
 
-    ``code`` is the dtype of what is stored for each element; ``beside`` that of what stands beside
-    it or None, one for each of `per` elements.  ``load(code, beside, dtype)`` returns an array,
-    ``store(code, beside, x, words, shift)`` writes in place.  Where ``stochastic``, a store takes
+    ``code`` is the dtype of what is stored for each element; ``aux`` that of the remainders or
+    scales, one for `per` elements, or None.  ``load(code, aux, dtype)`` returns an array,
+    ``store(code, aux, x, words, shift)`` writes in place.  Where ``stochastic``, a store takes
     random words, of which it uses the lower bits if `shift` is 0, the upper ones if it is 16;
     ``words=None`` rounds to nearest.
     """
 
     name: str
     code: np.dtype[Any]
-    beside: np.dtype[Any] | None
+    aux: np.dtype[Any] | None
     per: int
     stochastic: bool
     load: Callable[[Array, Array | None, DTypeLike], Array]
     store: Callable[..., None]
 
+    @property
+    def aux_name(self) -> str:
+        """What `aux` holds: a scale for several elements, or the remainder of each."""
+        return "remainder" if self.per == 1 else "scale"
+
+    @property
+    def beside(self) -> np.dtype[Any] | None:
+        """`aux` by its name of before, for what still says so."""
+        return self.aux
+
     def new(self, n: int) -> tuple[Array, Array | None]:
-        """Zeros for `n` elements: code and what stands beside it.
+        """Zeros for `n` elements: code and aux.
 
         Examples
         --------
@@ -52,15 +62,15 @@ class Codec(NamedTuple):
         >>> code.dtype, scale.size
         (dtype('uint8'), 2)
         """
-        beside = None if self.beside is None else np.zeros(-(-n // self.per), self.beside)
-        return np.zeros(n, self.code), beside
+        aux = None if self.aux is None else np.zeros(-(-n // self.per), self.aux)
+        return np.zeros(n, self.code), aux
 
 
 CODECS: dict[str, Codec] = {}
 
 
 def _enter(
-    code: DTypeLike, beside: DTypeLike | None = None, per: int = 1, stochastic: bool = False
+    code: DTypeLike, aux: DTypeLike | None = None, per: int = 1, stochastic: bool = False
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Enter ``store_x`` in `CODECS` together with the ``load_x`` before it."""
 
@@ -69,7 +79,7 @@ def _enter(
         CODECS[name] = Codec(
             name,
             np.dtype(code),
-            None if beside is None else np.dtype(beside),
+            None if aux is None else np.dtype(aux),
             per,
             stochastic,
             globals()[f"load_{name}"],
@@ -119,27 +129,27 @@ def _random16(words: Array, shift: int) -> Array:
 # ----------------------------------------------------------------------------- float32, float64
 
 
-def load_float32(code: Array, beside: Array | None, dtype: DTypeLike) -> Array:
+def load_float32(code: Array, aux: Array | None, dtype: DTypeLike) -> Array:
     """Float32, computed with as it is or as float64."""
     return _cast(code, dtype)
 
 
 @_enter(np.float32)
 def store_float32(
-    code: Array, beside: Array | None, x: Array, words: Array | None = None, shift: int = 0
+    code: Array, aux: Array | None, x: Array, words: Array | None = None, shift: int = 0
 ) -> None:
     """Float32, rounded to nearest from float64."""
     code[...] = _cast(x, np.float32)
 
 
-def load_float64(code: Array, beside: Array | None, dtype: DTypeLike) -> Array:
+def load_float64(code: Array, aux: Array | None, dtype: DTypeLike) -> Array:
     """Float64, rounded to nearest where float32 is computed with."""
     return _cast(code, dtype)
 
 
 @_enter(np.float64)
 def store_float64(
-    code: Array, beside: Array | None, x: Array, words: Array | None = None, shift: int = 0
+    code: Array, aux: Array | None, x: Array, words: Array | None = None, shift: int = 0
 ) -> None:
     """Float64."""
     code[...] = _cast(x, np.float64)
@@ -148,7 +158,7 @@ def store_float64(
 # ---------------------------------------------------------------------------- bfloat16, float16
 
 
-def load_bfloat16(code: Array, beside: Array | None, dtype: DTypeLike) -> Array:
+def load_bfloat16(code: Array, aux: Array | None, dtype: DTypeLike) -> Array:
     """Bfloat16: the upper half of a float32.
 
     Examples
@@ -161,11 +171,11 @@ def load_bfloat16(code: Array, beside: Array | None, dtype: DTypeLike) -> Array:
 
 @_enter(np.uint16, stochastic=True)
 def store_bfloat16(
-    code: Array, beside: Array | None, x: Array, words: Array | None = None, shift: int = 0
+    code: Array, aux: Array | None, x: Array, words: Array | None = None, shift: int = 0
 ) -> None:
     """To nearest, ties to even; or up with the probability of the fraction that is cut off.
 
-    A NaN stays one, quiet, with its sign.  Rounding by chance leaves every finite float32 finite.
+    A NaN stays one, quiet, with its sign.  Stochastic rounding leaves every finite float32 finite.
     """
     x = _to_odd(x) if words is None else _cast(x, np.float32)
     u = _bits(x)
@@ -178,7 +188,7 @@ def store_bfloat16(
     code[...] = q >> 16 | sign << 15
 
 
-def load_float16(code: Array, beside: Array | None, dtype: DTypeLike) -> Array:
+def load_float16(code: Array, aux: Array | None, dtype: DTypeLike) -> Array:
     """IEEE's binary16; a NaN keeps sign and payload."""
     h = code.astype(np.int64)
     m, sign = h & 0x7FFF, h >> 15
@@ -189,11 +199,11 @@ def load_float16(code: Array, beside: Array | None, dtype: DTypeLike) -> Array:
 
 @_enter(np.uint16, stochastic=True)
 def store_float16(
-    code: Array, beside: Array | None, x: Array, words: Array | None = None, shift: int = 0
+    code: Array, aux: Array | None, x: Array, words: Array | None = None, shift: int = 0
 ) -> None:
     """To nearest, ties to even; or up with the probability of the fraction, to 1 in 8192.
 
-    A NaN stays one, quiet, with its sign and upper payload.  Rounding by chance leaves finite what
+    A NaN stays one, quiet, with its sign and upper payload.  Stochastic rounding leaves finite what
     is below 65536; from there on it is inf, as it is to nearest from 65520 on.
     """
     x = _to_odd(x) if words is None else _cast(x, np.float32)
@@ -217,20 +227,20 @@ def store_float16(
 # ----------------------------------------------------------- float32 as bfloat16 and a remainder
 
 
-def load_split(code: Array, beside: Array | None, dtype: DTypeLike) -> Array:
-    """The float32 of which `code` is the nearest bfloat16 and `beside` the signed remainder.
+def load_split(code: Array, aux: Array | None, dtype: DTypeLike) -> Array:
+    """The float32 of which `code` is the nearest bfloat16 and `aux` the signed remainder.
 
-    A zero in `code` is zero or below the least bfloat16, whatever stands beside it.
+    A zero in `code` is zero or below the least bfloat16, whatever its remainder.
     """
-    assert beside is not None
+    assert aux is not None
     h = code.astype(np.int64)
-    a = np.maximum(((h & 0x7FFF) << 16) + beside.astype(np.int64), 0)
+    a = np.maximum(((h & 0x7FFF) << 16) + aux.astype(np.int64), 0)
     return _cast(_float(a | (h >> 15) << 31), dtype)
 
 
 @_enter(np.uint16, np.int16)
 def store_split(
-    code: Array, beside: Array | None, x: Array, words: Array | None = None, shift: int = 0
+    code: Array, aux: Array | None, x: Array, words: Array | None = None, shift: int = 0
 ) -> None:
     """The nearest bfloat16, ties away from zero, and what is left of the bits: nothing is lost.
 
@@ -243,12 +253,12 @@ def store_split(
     >>> load_bfloat16(code, None, np.float32), load_split(code, rest, np.float32)
     (array([0.10009766], dtype=float32), array([0.1], dtype=float32))
     """
-    assert beside is not None
+    assert aux is not None
     x = _cast(x, np.float32)
     u = _bits(x)
     u = np.where(np.isnan(x), (u & 0x80000000) | 0x7FC00000, u)
     code[...] = (u + 0x8000) >> 16 & 0xFFFF
-    beside[...] = ((u + 0x8000) & 0xFFFF) - 0x8000
+    aux[...] = ((u + 0x8000) & 0xFFFF) - 0x8000
 
 
 # -------------------------------------------------------------------- 8 bits, one scale per tile
@@ -298,7 +308,7 @@ def shuffled(n: int) -> Array:
     return order
 
 
-def load_e4m3(code: Array, beside: Array | None, dtype: DTypeLike) -> Array:
+def load_e4m3(code: Array, aux: Array | None, dtype: DTypeLike) -> Array:
     """Signed: (1 + m/8)·2^e, or (m/8)·2 where e = 0, times 2^(scale − 127); NaN at scale 255.
 
     Examples
@@ -307,8 +317,8 @@ def load_e4m3(code: Array, beside: Array | None, dtype: DTypeLike) -> Array:
     >>> load_e4m3(code, scale, np.float64)
     array([ 2.500e-01, -2.500e-01,  2.000e+00,  6.144e+04])
     """
-    assert beside is not None
-    scale, c = _each(beside, code.size), np.empty(code.size, np.int64)
+    assert aux is not None
+    scale, c = _each(aux, code.size), np.empty(code.size, np.int64)
     c[shuffled(code.size)] = code
     zero = np.clip(scale, E4M3_LEAST, E4M3_MOST) << 23
     m, sign = c & 0x7F, c >> 7
@@ -319,16 +329,16 @@ def load_e4m3(code: Array, beside: Array | None, dtype: DTypeLike) -> Array:
 
 @_enter(np.uint8, np.uint8, TILE, stochastic=True)
 def store_e4m3(
-    code: Array, beside: Array | None, x: Array, words: Array | None = None, shift: int = 0
+    code: Array, aux: Array | None, x: Array, words: Array | None = None, shift: int = 0
 ) -> None:
-    """To nearest, ties away from zero, or by chance.  An inf or NaN makes its whole tile NaN."""
-    assert beside is not None
+    """To nearest, ties away from zero, or stochastic.  An inf or NaN makes its whole tile NaN."""
+    assert aux is not None
     if x.size == 0:
         return
     u = _bits(_cast(x, np.float32))
     a, sign = u & 0x7FFFFFFF, u >> 31
-    beside[...] = _scales(a, E4M3_BINADES, E4M3_LEAST)
-    scale = _each(beside, x.size)
+    aux[...] = _scales(a, E4M3_BINADES, E4M3_LEAST)
+    scale = _each(aux, x.size)
     zero = np.minimum(scale, E4M3_MOST) << 23
     unit = _unit(words, shift)
     # The bits of a sum with 2^33 are fixed point, 2^20 for each step between subnormals, up to
@@ -340,7 +350,7 @@ def store_e4m3(
     code[...] = np.where(scale == NAN_SCALE, 0, q | sign << 7)[shuffled(x.size)]
 
 
-def load_ue5m3(code: Array, beside: Array | None, dtype: DTypeLike) -> Array:
+def load_ue5m3(code: Array, aux: Array | None, dtype: DTypeLike) -> Array:
     """Unsigned: (1 + m/8)·2^(e + scale − 127), but 0 for code 0; NaN at scale 255.
 
     Examples
@@ -349,8 +359,8 @@ def load_ue5m3(code: Array, beside: Array | None, dtype: DTypeLike) -> Array:
     >>> load_ue5m3(code, scale, np.float64)
     array([0.00000000e+00, 1.12500000e+00, 2.00000000e+00, 4.02653184e+09])
     """
-    assert beside is not None
-    scale, c = _each(beside, code.size), np.empty(code.size, np.int64)
+    assert aux is not None
+    scale, c = _each(aux, code.size), np.empty(code.size, np.int64)
     c[shuffled(code.size)] = code
     zero = np.clip(scale, UE5M3_LEAST, UE5M3_MOST) << 23
     x = _float(np.where(c == 0, 0, (c << 20) + zero))
@@ -359,19 +369,19 @@ def load_ue5m3(code: Array, beside: Array | None, dtype: DTypeLike) -> Array:
 
 @_enter(np.uint8, np.uint8, TILE, stochastic=True)
 def store_ue5m3(
-    code: Array, beside: Array | None, x: Array, words: Array | None = None, shift: int = 0
+    code: Array, aux: Array | None, x: Array, words: Array | None = None, shift: int = 0
 ) -> None:
-    """To nearest, ties up, or by chance; what is positive and a normal float32 never becomes zero.
+    """To nearest, ties up, or stochastic; a positive normal float32 never becomes zero.
 
     An inf, a NaN or a negative number makes its whole tile NaN.
     """
-    assert beside is not None
+    assert aux is not None
     if x.size == 0:
         return
     x = _cast(x, np.float32)
     a = np.where(x < 0, 0x7FFFFFFF, _bits(x) & 0x7FFFFFFF)
-    beside[...] = _scales(a, UE5M3_BINADES, UE5M3_LEAST)
-    scale = _each(beside, x.size)
+    aux[...] = _scales(a, UE5M3_BINADES, UE5M3_LEAST)
+    scale = _each(aux, x.size)
     unit = _unit(words, shift)
     q = (np.maximum(a - (scale << 23), np.minimum(a, 1 << 20)) + unit) >> 20
     code[...] = np.where(scale == NAN_SCALE, 0, q)[shuffled(x.size)]

@@ -1,9 +1,9 @@
-"""Arrays as they are kept, whatever their shape and codec."""
+"""Arrays stored by a codec, whatever their shape."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -13,19 +13,24 @@ from fastgd.kernels.spec.codecs import CODECS
 Array = NDArray[Any]
 
 
-class Stored(NamedTuple):
-    """An array of any shape, contiguous in some order, and how it is kept.
+class CodedArray(NamedTuple):
+    """An array of any shape, contiguous in some order, and the codec it is stored by.
 
-    ``code`` holds the numbers or their codes, ``beside`` what stands beside them, in the order of
+    ``code`` holds the numbers or their codes, ``aux`` their scales or remainders, in the order of
     memory; ``stochastic`` says how stores round; ``origin`` is the number of elements before this
-    array in the one that it is a piece of, from whose start random words are counted.
+    array in the one that it is a shard of, from whose start random words are counted.
     """
 
     code: Array
-    beside: Array | None
+    aux: Array | None
     codec: str
     stochastic: bool = False
     origin: int = 0
+
+    @property
+    def beside(self) -> Array | None:
+        """`aux` by its name of before, for what still says so."""
+        return self.aux
 
     @property
     def order(self) -> Literal["C", "F"]:
@@ -37,16 +42,16 @@ class Stored(NamedTuple):
         return self.code.reshape(-1, order=self.order).view(CODECS[self.codec].code)
 
     def load(self, dtype: DTypeLike) -> Array:
-        """The numbers in the order of memory; where they are if they are of that type."""
+        """The numbers in the order of memory; a view if they are stored in that dtype."""
         if self.codec == np.dtype(dtype).name:
             return self.raw()
-        return CODECS[self.codec].load(self.raw(), self.beside, dtype)
+        return CODECS[self.codec].load(self.raw(), self.aux, dtype)
 
     def store(self, x: Array, words: Array | None = None, shift: int = 0) -> None:
-        """Keep numbers in the order of memory."""
+        """Store numbers that are in the order of memory."""
         code = self.raw()
         if not np.may_share_memory(code, x):
-            CODECS[self.codec].store(code, self.beside, x, words, shift)
+            CODECS[self.codec].store(code, self.aux, x, words, shift)
 
 
 def codec_of(dtype: np.dtype[Any]) -> str | None:
@@ -61,16 +66,21 @@ def computed(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
 
-def as_stored(a: Array | Stored) -> Stored:
-    """An array as it is kept by its dtype."""
-    if isinstance(a, Stored):
+def as_coded(a: Array | CodedArray) -> CodedArray:
+    """An array with the codec of its dtype."""
+    if isinstance(a, CodedArray):
         return a
     codec = codec_of(a.dtype)
     assert codec is not None
-    return Stored(a, None, codec)
+    return CodedArray(a, None, codec)
 
 
-def shifts(arrays: Sequence[Stored]) -> list[int]:
+def random_bit_offsets(arrays: Sequence[CodedArray]) -> list[int]:
     """Which random bits each array's stores take, counted from the first word's; -1 for none."""
     taken = iter(range(0, 16 * len(arrays), 16))
     return [next(taken) if a.stochastic else -1 for a in arrays]
+
+
+# Names of before, for what still says so.
+Stored: TypeAlias = CodedArray
+as_stored = as_coded

@@ -7,21 +7,19 @@ from math import prod
 
 import numpy as np
 
-from fastgd.kernels.spec.coded_array import Stored, as_stored
+from fastgd.kernels.spec.coded_array import CodedArray, as_coded
 from fastgd.kernels.spec.registry import Array
-
-LANES = 16  # sums that run side by side
-BLOCK = 32768  # elements after which they are added up
+from fastgd.kernels.spec.sizes import BLOCK, LANES
 
 
-def sums_of_squares(x: Array | Stored, factor: float = 1.0, unit: int = 0) -> Array:
-    """The sum of (factor·x)² over each block of an array, in memory's order, in double precision.
+def sums_of_squares(x: Array | CodedArray, factor: float = 1.0, unit: int = 0) -> Array:
+    """The sum of (factor·x)² over each block of an array, in the order of memory, in float64.
 
     A block's elements go to its lanes in turn, and lanes are added up as a binary tree: so the bits
     depend on neither vectors nor threads.  Each `unit` elements, by default all, have blocks of
     their own, the last of which is shorter.
     """
-    flat = as_stored(x).load(np.float64)
+    flat = as_coded(x).load(np.float64)
     rows = flat.reshape(-1, unit or max(flat.size, 1))
     sums = np.empty((len(rows), -(-rows.shape[1] // BLOCK)))
     with np.errstate(all="ignore"):
@@ -39,7 +37,7 @@ def sums_of_squares(x: Array | Stored, factor: float = 1.0, unit: int = 0) -> Ar
 
 
 def unit_length(shape: Sequence[int], strides: Sequence[int], itemsize: int = 1) -> int:
-    """How many elements each unit of a contiguous array has; 0 if units are no pieces of memory.
+    """How many elements each unit of a contiguous array has; 0 if units are not contiguous.
 
     Units are the rows along axis 0 of arrays of two or more dimensions, whatever the order of the
     other axes; all of others.

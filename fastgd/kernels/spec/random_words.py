@@ -1,7 +1,8 @@
 """The random words of stochastic rounding, from seed, step, tensor and element alone.
 
 A word is a function of its element, not of a generator's state, so that a step gives the same bits
-in any number of threads, chunks and tiles.  The compiled twins are ``RANDOM`` in ``_codecs.pxi``.
+in any number of threads, chunks and tiles.  The compiled twins are ``RANDOM`` in
+``loops/codecs.pxi``.
 """
 
 from __future__ import annotations
@@ -11,10 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from fastgd.kernels.spec.sizes import TILE
 
-# Elements of a tile.
-TILE = 256
+Array = NDArray[Any]
 
 _MASK = 2**64 - 1
 _GAMMA = 0x9E3779B97F4A7C15
@@ -42,13 +42,13 @@ def random_key(seed: int, step: int, tensor: int) -> int:
 
 
 def random_words(key: int, start: int, n: int) -> Array:
-    """The 32 random bits of each of `n` elements from `start` on, whoever asks and in what tiles.
+    """The 32 random bits of each of `n` elements from `start` on, in whatever tiles they are drawn.
 
-    A word is the exclusive or of two: one for the element's tile of 256, one for its place in it
-    (tabulation hashing: Zobrist, 1970; Pătraşcu and Thorup, 2012).  Any three elements' words are
-    independent if the two tables' are; all of these follow from the tensor's key, so that each step
-    has others.  The tiles' are values of splitmix64, the places' an integer hash (multipliers by
-    Wellons' hash prospector) of place and key.
+    A word is the exclusive or of two: one for the element's tile of 256, one for its position in
+    that (tabulation hashing: Zobrist, 1970; Pătraşcu and Thorup, 2012).  Any three elements' words
+    are independent if the two tables' are; all of these follow from the tensor's key, so that each
+    step has others.  The tiles' are values of splitmix64, the positions' an integer hash
+    (multipliers by Wellons' hash prospector) of position and key.
 
     Examples
     --------
@@ -61,9 +61,9 @@ def random_words(key: int, start: int, n: int) -> Array:
     x = np.arange(TILE, dtype=np.uint32) * np.uint32(0x9E3779B9) + low
     x = (x ^ x >> np.uint32(16)) * np.uint32(0x21F0AAAD) + high
     x = (x ^ x >> np.uint32(15)) * np.uint32(0xD35A2D97)
-    places = x ^ x >> np.uint32(15)
+    positions = x ^ x >> np.uint32(15)
     first = start // TILE
     numbers = range(first, -(-(start + n) // TILE))
     tiles = np.array([_mix((key + (t + 2) * _GAMMA) & _MASK) >> 32 for t in numbers], np.uint32)
-    words: Array = (tiles[:, None] ^ places).ravel()[start - first * TILE :][:n]
+    words: Array = (tiles[:, None] ^ positions).ravel()[start - first * TILE :][:n]
     return words

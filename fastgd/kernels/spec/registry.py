@@ -9,7 +9,7 @@ first step) was worked out in double precision and arrives as a coefficient, rou
 type of ``p``.
 
 The rules stand in the modules of `fastgd.optimizers`, and that of averages in
-`fastgd.kernels.spec.average`; the compiled twin of ``family.py`` is ``family.pxi`` beside it.
+`fastgd.kernels.spec.average`; the compiled twin of ``family.py`` is ``family.pxi`` in its folder.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Fused(NamedTuple):
     Attributes
     ----------
     params : tuple of {"float32", "bfloat16", "split"}
-        As the parameter may be kept.
+        How the parameter may be stored.
     states : tuple of {"float32", "bfloat16", "8bit"}
-        As the states may be kept.
+        How the states may be stored.
     gain : str
         How many times as fast as stage by stage they were measured to be, and where.
     """

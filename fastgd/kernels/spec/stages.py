@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastgd.kernels.spec.average import ema
-from fastgd.kernels.spec.coded_array import Stored, shifts
+from fastgd.kernels.spec.coded_array import CodedArray, as_coded, random_bit_offsets
 from fastgd.kernels.spec.random_words import random_words
 from fastgd.kernels.spec.registry import RULES, Array, Scalar
 
@@ -24,7 +24,7 @@ class Stages(NamedTuple):
     weight_decay : float
         λ of L2 decay.
     decoupled : float
-        Factor of the parameter: decay beside the gradient.
+        Factor of the parameter: decoupled decay.
     clip_value : float
         The most that an element of the gradient may be, either way.
     clip_norm : float
@@ -68,7 +68,7 @@ def l2_decay(g: Array, p: Array, weight_decay: Scalar) -> Array:
 
 
 def decoupled_decay(p: Array, factor: Scalar) -> None:
-    """Decay beside the gradient (Loshchilov and Hutter, 2019): p ← (1 − αλ)p."""
+    """Decay that doesn't pass through the gradient (Loshchilov and Hutter, 2019): p ← (1 − αλ)p."""
     p[...] = factor * p
 
 
@@ -119,48 +119,48 @@ def step(
         row.update(p, g, *states, **rounded)
 
 
-def step_stored(
+def step_coded(
     name: str,
-    p: Stored,
-    g: Stored,
-    states: Sequence[Stored],
+    p: CodedArray,
+    g: CodedArray,
+    states: Sequence[CodedArray],
     coefficients: Sequence[float],
     stages: Stages,
     keys: Sequence[int],
     units: Array | None = None,
 ) -> None:
-    """`step` of arrays that may be kept in other types than is computed with: load → step → store.
+    """`step` of arrays that may be stored in other types than is computed with: load, step, store.
 
     Parameters
     ----------
     name, coefficients, stages, units
         As for `step`.
-    p, g : Stored
+    p, g : CodedArray
         The parameter and its gradient.
-    states : sequence of Stored
+    states : sequence of CodedArray
         The states in the rule's order.
     keys : sequence of int
         Of the random words by which stores round; each word serves two, states first.
     """
     dtype = np.float64 if p.codec == "float64" else np.float32
-    kept = [*states, p]
-    *loaded, x = [a.load(dtype) for a in kept]
+    arrays = [*states, p]
+    *loaded, x = [a.load(dtype) for a in arrays]
     step(name, x, g.load(dtype), loaded, coefficients, stages, units)
     words = [random_words(key, p.origin, x.size) for key in keys]
-    for a, values, shift in zip(kept, [*loaded, x], shifts(kept), strict=True):
-        if shift < 0:
+    for a, values, offset in zip(arrays, [*loaded, x], random_bit_offsets(arrays), strict=True):
+        if offset < 0:
             a.store(values)
         else:
-            a.store(values, words[shift // 32], shift % 32)
+            a.store(values, words[offset // 32], offset % 32)
 
 
-def average(mean: Array, p: Stored, beta: float, gamma: float) -> None:
+def average(mean: Array, p: CodedArray, beta: float, gamma: float) -> None:
     """The stage after the rule that averages weights: the rule `ema`."""
     to = mean.dtype.type
     with np.errstate(all="ignore"):
-        ema(Stored(mean, None, mean.dtype.name).raw(), p.load(to), beta=to(beta), gamma=to(gamma))
+        ema(as_coded(mean).raw(), p.load(to), beta=to(beta), gamma=to(gamma))
 
 
-def copy(out: Stored, p: Stored) -> None:
+def copy(out: CodedArray, p: CodedArray) -> None:
     """The stage after it that copies the parameter to another type, to nearest."""
     out.store(p.load(np.float64 if p.codec == "float64" else np.float32).copy())

@@ -1,5 +1,5 @@
-# One look at a tensor: where its memory is, what it holds, how it is laid out.
-# Included by _tensors.pyx.
+# A tensor as DLPack describes it: address, dtype, shape and strides.
+# Included by _watch.pyx.
 
 cdef Exchange* exchange_of(api) except NULL:
     """The table of functions in a capsule."""
@@ -22,7 +22,7 @@ cdef bint look(Exchange* exchange, object tensor, DLTensor* t) noexcept:
 cdef inline int kind_of(DLTensor* t) noexcept:
     """NumPy's number for what a tensor in the memory of the CPU holds, or -1.
 
-    Of floats, and of the codes that states are kept by; uint16 stands for bfloat16.
+    Of floats, and of the codes that states are stored as; uint16 stands for bfloat16.
     """
     if t.device.type != CPU or t.dtype.lanes != 1:
         return -1
@@ -62,7 +62,7 @@ cdef bint same_layout(DLTensor* t, int ndim, const int64_t* shape, Py_ssize_t n)
 
 
 cdef cnp.ndarray lend(DLTensor* t, owner):
-    """A flat array over all memory of a tensor that is dense, which `owner` keeps alive."""
+    """A flat array over all memory of a dense tensor, which `owner` keeps alive."""
     cdef cnp.npy_intp n = size_of(t)
     cdef int kind = kind_of(t)
     cdef cnp.ndarray array

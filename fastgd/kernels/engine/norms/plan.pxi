@@ -5,152 +5,187 @@
 # leave it: the constant of Brock, De, Smith and Simonyan, 2021, section 4.1.
 cdef double LEAST_NORM = 1e-3
 
-
-cdef inline Block gradient_of(Tensor* t) noexcept:
-    return Block(t.g, NULL, t.g_codec, t.n, BLOCK, t.totals)
-
-
-cdef inline Block parameter_of(Tensor* t, Beside* beside) noexcept:
-    return Block(t.p, beside.p, t.p_codec, t.n, BLOCK, t.totals + t.n_units * n_pieces(t.unit))
+# What is known of the tensor whose norms are wanted; NULL where they aren't.
+cdef struct TensorNorms:
+    double* totals             # of the blocks of its gradient, then of those of the parameter
+    double* norms              # of the units of its gradient, where these are clipped
 
 
-cdef class Measured(Layout):
-    """A `Layout` with room for sums of squares, made when it is first needed."""
+@cython.final
+cdef class PlanNorms:
+    """The norms of the gradients and parameters of a layout; room is made when first needed."""
 
-    cdef Block* blocks
-    cdef double* totals         # of the blocks' pieces
-    cdef double* factors        # of units
-    cdef Sum* sums              # of each tensor's gradient, then of each group's
-    cdef bint by_rows           # whether there is room for the norms of all rows
+    cdef Layout layout
+    cdef TensorNorms* tensors
+    cdef SumChunk* chunks
+    cdef double* totals         # of all blocks
+    cdef double* norms          # of units,
+    cdef double* factors        # and what these are scaled by
+    cdef Sum* sums              # of each tensor's gradient, then of each group's, then of all
+    cdef Py_ssize_t n_sums
+    cdef bint by_units          # whether there is room for the norms of all units
+
+    def __cinit__(self, Layout layout):
+        self.layout = layout
+        self.n_sums = layout.n + layout.n_groups + 1
 
     def __dealloc__(self):
-        free(self.blocks)
-        free(self.totals)
-        free(self.factors)
-        free(self.sums)
+        self.release()
 
-    cdef int reserve(self, bint by_rows) except -1:
-        """Make room for the sums of all gradients or, which is more, of the rows of both."""
-        cdef Py_ssize_t i, unit, times = 2 if by_rows else 1
-        cdef Py_ssize_t blocks = 0, totals = 0, rows = 0
-        cdef Block whole = Block(NULL, NULL, FLOAT32, 0, BLOCK, NULL)
-        if self.sums != NULL and self.by_rows >= by_rows:
-            return 0
-        for i in range(self.n):
-            whole.n = self.tensors[i].n
-            unit = self.tensors[i].row if by_rows and self.tensors[i].row else max(whole.n, 1)
-            blocks += times * cut_blocks(NULL, &whole, unit)
-            totals += times * (whole.n // unit * n_pieces(unit))
-            rows += whole.n // unit if by_rows else 0
-        free(self.blocks)
+    cdef void release(self) noexcept:
+        free(self.tensors)
+        free(self.chunks)
         free(self.totals)
+        free(self.norms)
         free(self.factors)
         free(self.sums)
-        self.blocks = <Block*> malloc(max(blocks, 1) * sizeof(Block))
+        self.tensors, self.chunks, self.sums = NULL, NULL, NULL
+        self.totals = self.norms = self.factors = NULL
+
+    cdef int reserve(self, bint by_units) except -1:
+        """Make room for the sums of all gradients or, which is more, of the units of both."""
+        cdef Py_ssize_t i, unit, times = 2 if by_units else 1
+        cdef Py_ssize_t chunks = 0, totals = 0, units = 0
+        cdef SumChunk whole = SumChunk(NULL, NULL, FLOAT32, 0, BLOCK, NULL)
+        cdef Tensor* t
+        if self.sums != NULL and self.by_units >= by_units:
+            return 0
+        for i in range(self.layout.n):
+            t = &self.layout.tensors[i]
+            whole.n = t.n
+            unit = t.unit_length if by_units and t.unit_length else max(t.n, 1)
+            chunks += times * cut_sum_chunks(NULL, &whole, unit)
+            totals += times * (t.n // unit * n_blocks(unit))
+            units += t.n // unit if by_units else 0
+        self.release()
+        self.tensors = <TensorNorms*> malloc(max(self.layout.n, 1) * sizeof(TensorNorms))
+        self.chunks = <SumChunk*> malloc(max(chunks, 1) * sizeof(SumChunk))
         self.totals = <double*> malloc(max(totals, 1) * sizeof(double))
-        self.factors = <double*> malloc(max(rows, 1) * sizeof(double))
-        self.sums = <Sum*> malloc((self.n + self.n_groups + 1) * sizeof(Sum))
-        self.by_rows = by_rows
-        if (self.blocks == NULL or self.totals == NULL or self.factors == NULL
-                or self.sums == NULL):
-            free(self.sums)
-            self.sums = NULL
+        self.norms = <double*> malloc(max(units, 1) * sizeof(double))
+        self.factors = <double*> malloc(max(units, 1) * sizeof(double))
+        self.sums = <Sum*> malloc(self.n_sums * sizeof(Sum))
+        self.by_units = by_units
+        if (self.tensors == NULL or self.chunks == NULL or self.totals == NULL
+                or self.norms == NULL or self.factors == NULL or self.sums == NULL):
+            self.release()
             raise MemoryError
 
-    cdef int measure(self, dict rules, list held, bint norms, bint units) except -1:
+    cdef inline SumChunk gradient(self, Py_ssize_t i) noexcept:
+        cdef Tensor* t = &self.layout.tensors[i]
+        return SumChunk(t.g, NULL, t.g_codec, t.n, BLOCK, self.tensors[i].totals)
+
+    cdef inline SumChunk parameter(self, Py_ssize_t i) noexcept:
+        cdef Tensor* t = &self.layout.tensors[i]
+        return SumChunk(t.p, self.layout.codings[i].p_aux, t.p_codec, t.n, BLOCK,
+                        self.tensors[i].totals + t.n_units * n_blocks(t.unit))
+
+    cdef int measure(self, Backend backend, const GroupStep* group_steps, bint norms,
+                     bint units) except -1:
         """Sum up the squares of each gradient, of each group's and of all.
 
         Gradients that aren't finite make a sum that isn't, and so does nothing else.  Where norms
         of units are clipped, this also notes them, and sums up the squares of parameters; without
         `norms` only there.
         """
-        cdef Py_ssize_t i, k, n = 0, elements = 0
+        cdef Py_ssize_t i, n = 0, elements = 0
         cdef Tensor* t
-        cdef Block whole
-        cdef Sum one
-        cdef Sum* total
+        cdef TensorNorms* known
+        cdef SumChunk whole
         cdef double* totals
-        cdef double* factors
+        cdef double* of_units
+        cdef bint clips
         self.reserve(units)
-        totals, factors = self.totals, self.factors
-        for i in range(self.n):
-            t = &self.tensors[i]
-            t.totals = t.factors = NULL
-            if t.g == NULL or not norms and isinf(self.settings[t.setting].clip_ratio):
+        totals, of_units = self.totals, self.norms
+        for i in range(self.layout.n):
+            t, known = &self.layout.tensors[i], &self.tensors[i]
+            known.totals = known.norms = NULL
+            if t.g == NULL:
                 continue
-            t.totals = totals
-            totals += t.n_units * n_pieces(t.unit)
-            whole = gradient_of(t)
-            if rules is None:
-                add_up_by_reference(held[i], t.unit, whole.totals, 1.0)
-            else:
-                n += cut_blocks(self.blocks + n, &whole, t.unit)
-            elements += t.n
-            if isinf(self.settings[t.setting].clip_ratio):
+            clips = not isinf(group_steps[t.group_step].clip_ratio)
+            if not (norms or clips):
                 continue
-            t.factors = factors
-            factors += t.n_units
-            totals += t.n_units * n_pieces(t.unit)
-            whole = parameter_of(t, &self.common.beside[i])
-            if rules is None:
-                *_, p = self.kept[i]
-                add_up_by_reference(p, t.unit, whole.totals, 1.0)
-            else:
-                n += cut_blocks(self.blocks + n, &whole, t.unit)
+            known.totals = totals
+            totals += t.n_units * n_blocks(t.unit)
+            whole = self.gradient(i)
+            n += cut_sum_chunks(self.chunks + n, &whole, t.unit)
             elements += t.n
-        if rules is not None:
-            add_up_blocks(self.blocks, n, elements)
-        total = &self.sums[self.n + self.n_groups]
-        memset(&self.sums[0], 0, (self.n + self.n_groups + 1) * sizeof(Sum))
-        for i in range(self.n):
-            t = &self.tensors[i]
-            if t.totals != NULL:
-                whole = gradient_of(t)
-                for k in range(t.n_units):
-                    sum_of(rules, &whole, t.unit, k, &one)
-                    add_to(&self.sums[i], &one)
-                    if t.factors != NULL:
-                        t.factors[k] = norm_of(&one)
-                add_to(&self.sums[self.n + t.group], &self.sums[i])
-                add_to(total, &self.sums[i])
+            if clips:
+                known.norms = of_units
+                of_units += t.n_units
+                totals += t.n_units * n_blocks(t.unit)
+                whole = self.parameter(i)
+                n += cut_sum_chunks(self.chunks + n, &whole, t.unit)
+                elements += t.n
+        add_up_chunks(backend, self.chunks, n, elements, 1.0)
+        self.add_up_units(backend)
 
-    cdef bint clip_units(self, Py_ssize_t i, dict rules) except -1:
+    cdef int add_up_units(self, Backend backend) except -1:
+        """Add up blocks to units, tensors and groups, and note the norms of units."""
+        cdef Py_ssize_t i, k
+        cdef Tensor* t
+        cdef TensorNorms* known
+        cdef SumChunk whole
+        cdef Sum one
+        memset(self.sums, 0, self.n_sums * sizeof(Sum))
+        for i in range(self.layout.n):
+            t, known = &self.layout.tensors[i], &self.tensors[i]
+            if known.totals == NULL:
+                continue
+            whole = self.gradient(i)
+            for k in range(t.n_units):
+                sum_of_unit(backend, &whole, t.unit, k, &one)
+                add_to(&self.sums[i], &one)
+                if known.norms != NULL:
+                    known.norms[k] = norm_of(&one)
+            add_to(self.sum_of_group(t.group), &self.sums[i])
+            add_to(self.sum_of_all(), &self.sums[i])
+
+    cdef inline Sum* sum_of_group(self, Py_ssize_t group) noexcept:
+        return &self.sums[self.layout.n + group]
+
+    cdef inline Sum* sum_of_all(self) noexcept:
+        return &self.sums[self.n_sums - 1]
+
+    cdef bint clip_units(self, Backend backend, Py_ssize_t i, double ratio) except -1:
         """Note the factor of each unit of a gradient; False if they are all that of the gradient.
 
         Adaptive gradient clipping: a norm that is more than some times the parameters', which count
         as no less than LEAST_NORM, is scaled down to that.
         """
-        cdef Tensor* t = &self.tensors[i]
-        cdef double ratio = self.settings[t.setting].clip_ratio
-        cdef double norm, own, limit
+        cdef Tensor* t = &self.layout.tensors[i]
+        cdef double* norms = self.tensors[i].norms
+        cdef double own, limit
         cdef bint clips = False
-        cdef Block whole = parameter_of(t, &self.common.beside[i])
+        cdef SumChunk whole = self.parameter(i)
         cdef Sum one
         cdef Py_ssize_t k
+        t.factors = self.factors + (norms - self.norms)
         for k in range(t.n_units):
-            sum_of(rules, &whole, t.unit, k, &one)
-            norm, own = t.factors[k], norm_of(&one)
+            sum_of_unit(backend, &whole, t.unit, k, &one)
+            own = norm_of(&one)
             limit = ratio * (LEAST_NORM if own < LEAST_NORM else own)
             t.factors[k] = t.factor
-            if not norm * fabs(t.factor) <= limit:    # or NaN, which then spreads
+            if not norms[k] * fabs(t.factor) <= limit:    # or NaN, which then spreads
                 clips = True
-                t.factors[k] = copysign(limit / norm, t.factor)
-                if not t.is_double and isfinite(norm) and <float> t.factors[k] == 0:
-                    raise ValueError(f"grads{self.labels[i]}: a norm of {norm * fabs(t.factor)} in "
-                                     f"row {k} can't be clipped to {limit} in float32")
+                t.factors[k] = copysign(limit / norms[k], t.factor)
+                if not t.is_double and isfinite(norms[k]) and <float> t.factors[k] == 0:
+                    raise ValueError(f"grads{self.layout.labels[i]}: a norm of "
+                                     f"{norms[k] * fabs(t.factor)} in row {k} can't be clipped to "
+                                     f"{limit} in float32")
         return clips
 
-    cdef int combine_sums(self, combine) except -1:
-        """Let somebody put the sums over all pieces in the place of those over ours."""
-        cdef Py_ssize_t rows = self.n + self.n_groups + 1
-        cdef cnp.ndarray sums = np.empty((rows, 2))
-        memcpy(cnp.PyArray_DATA(sums), self.sums, rows * sizeof(Sum))
-        combine(sums)
-        memcpy(self.sums, cnp.PyArray_DATA(sums), rows * sizeof(Sum))
+    cdef int combine(self, function) except -1:
+        """Let a function replace the sums over this process's shard by those over all shards."""
+        cdef cnp.ndarray sums = np.empty((self.n_sums, 2))
+        memcpy(cnp.PyArray_DATA(sums), self.sums, self.n_sums * sizeof(Sum))
+        function(sums)
+        memcpy(self.sums, cnp.PyArray_DATA(sums), self.n_sums * sizeof(Sum))
 
-    cdef refuse_nonfinite(self, list held):
-        for i in range(self.n):
-            if held[i] is not None and not is_finite(&self.sums[i]):
-                checks.refuse_nonfinite(held[i], f"grads{self.labels[i]}")
-        raise FloatingPointError("grads: expected finite numbers, found others in the part of "
+    cdef refuse_nonfinite(self, list arrays):
+        """Say where a gradient, of which these are the arrays, isn't finite."""
+        cdef Py_ssize_t i
+        for i in range(self.layout.n):
+            if arrays[i] is not None and not is_finite(&self.sums[i]):
+                checks.refuse_nonfinite(arrays[i], f"grads{self.layout.labels[i]}")
+        raise FloatingPointError("grads: expected finite numbers, found others in the shard of "
                                  "another process")

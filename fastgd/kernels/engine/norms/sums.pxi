@@ -1,19 +1,20 @@
 # The sweep before the sweep: sums of squares, for norms and to find what isn't finite.
-# Included by _engine.pyx; the order of all additions is fixed, by blocks, as in reference.py.
+# Included by _engine.pyx; the order of all additions is fixed, by blocks, as in spec/norms.py.
 
 # Squares of float64 may overflow where the numbers don't; times this they can't.
 cdef double SMALL = 2.0 ** -540
 # From this sum on; low enough that the sums of all tensors can be added.
 cdef double LARGE = 2.0 ** 900
 
-# Consecutive elements of an array: at most BLOCK, or all of what a norm is wanted of.
-cdef struct Block:
+# A chunk of a sum: consecutive elements of an array, at most one block or as many whole units as
+# fit in one.  Or all of an array.
+cdef struct SumChunk:
     char* x
-    char* beside               # of codecs that keep as much beside each element, or NULL
+    char* aux                  # of codecs with as many aux elements as elements, or NULL
     int codec
     Py_ssize_t n
-    Py_ssize_t piece           # elements whose squares are summed up at a time, at most BLOCK
-    double* totals             # the sum of each piece
+    Py_ssize_t block           # elements of each block, at most BLOCK; a unit's last has less
+    double* totals             # the sum of each block
 
 
 cdef struct Sum:
@@ -21,44 +22,57 @@ cdef struct Sum:
     double scaled              # those times SMALL² of the arrays whose squares are LARGE
 
 
-cdef inline double sum_of_piece(const Block* block, Py_ssize_t start, Py_ssize_t n,
-                                double factor) noexcept nogil:
-    cdef Stored x
-    if block.codec == FLOAT32:
-        return (<sum_f32> _sums[0])(<const float*> block.x + start, n, factor)
-    if block.codec == FLOAT64:
-        return (<sum_f64> _sums[1])(<const double*> block.x + start, n, factor)
-    describe(&x, &codec_rows[block.codec], block.x, block.beside, -1, 1, start)
-    return (<sum_coded> _sums[2])(&x, n, factor)
+cdef inline double sum_of_block(const SumChunk* chunk, Py_ssize_t start, Py_ssize_t n,
+                                double factor, const Loops* loops) noexcept nogil:
+    cdef CodedPtr x
+    if chunk.codec == FLOAT32:
+        return (<sum_f32> loops.sum_of_squares[0])(<const float*> chunk.x + start, n, factor)
+    if chunk.codec == FLOAT64:
+        return (<sum_f64> loops.sum_of_squares[1])(<const double*> chunk.x + start, n, factor)
+    describe(&x, &loops.codecs[chunk.codec], chunk.x, chunk.aux, -1, 1, start)
+    return (<sum_coded> loops.sum_of_squares[2])(&x, n, factor)
 
 
-cdef inline void add_up(Block* block, Block* end, double factor) noexcept nogil:
+cdef inline void add_up(SumChunk* chunk, SumChunk* end, double factor,
+                        const Loops* loops) noexcept nogil:
     cdef Py_ssize_t start, k
-    while block < end:
+    while chunk < end:
         start = k = 0
-        while start < block.n:
-            block.totals[k] = sum_of_piece(block, start, min(block.piece, block.n - start), factor)
-            start += block.piece
+        while start < chunk.n:
+            chunk.totals[k] = sum_of_block(chunk, start, min(chunk.block, chunk.n - start), factor,
+                                           loops)
+            start += chunk.block
             k += 1
-        block += 1
+        chunk += 1
 
 
-cdef int add_up_blocks(Block* blocks, Py_ssize_t n, Py_ssize_t elements) except -1:
-    """Sum up blocks, by the compiled backend in use."""
+cdef int add_up_chunks(Backend backend, SumChunk* chunks, Py_ssize_t n, Py_ssize_t elements,
+                       double factor) except -1:
+    """Fill in the totals of chunks: the sums of (factor·x)² over their blocks."""
     cdef Py_ssize_t k, threads = threads_for(elements, n)
+    cdef const Loops* loops = &backend.loops
+    if not backend.compiled:
+        for k in range(n):
+            add_up_by_reference(&chunks[k], factor)
+        return 0
     with nogil:
         if threads <= 1:
-            add_up(blocks, blocks + n, 1.0)
+            add_up(chunks, chunks + n, factor, loops)
         else:
             for k in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-                add_up(blocks + n * k // threads, blocks + n * (k + 1) // threads, 1.0)
+                add_up(chunks + n * k // threads, chunks + n * (k + 1) // threads, factor, loops)
 
 
-cdef int add_up_by_reference(x, Py_ssize_t unit, double* totals, double factor) except -1:
-    """The same of an array, by the specification."""
-    cdef Py_ssize_t k = 0
+cdef int add_up_by_reference(SumChunk* chunk, double factor) except -1:
+    """The same of one chunk, by the specification."""
+    cdef Py_ssize_t k = 0, unit = chunk.n if chunk.block == BLOCK else chunk.block
+    if chunk.n == 0:
+        return 0
+    aux = None if chunk.aux == NULL else array_at(chunk.aux, chunk.n, BFLOAT16).view(np.int16)
+    x = coded_array.CodedArray(array_at(chunk.x, chunk.n, chunk.codec), aux,
+                               CODEC_NAMES[chunk.codec])
     for total in reference.sums_of_squares(x, factor, unit):
-        totals[k] = total
+        chunk.totals[k] = total
         k += 1
 
 
@@ -70,28 +84,22 @@ cdef inline double sum_of_totals(const double* totals, Py_ssize_t n) noexcept no
     return total
 
 
-cdef inline int sum_of(dict rules, const Block* whole, Py_ssize_t unit, Py_ssize_t k,
-                       Sum* total) except -1:
-    """The sum of squares of the k-th unit of an array, whose pieces are summed up already."""
-    cdef Py_ssize_t n = n_pieces(unit)
+cdef inline int sum_of_unit(Backend backend, const SumChunk* whole, Py_ssize_t unit, Py_ssize_t k,
+                            Sum* total) except -1:
+    """The sum of squares of the k-th unit of an array whose blocks are summed up already."""
+    cdef Py_ssize_t n = n_blocks(unit)
     total.plain, total.scaled = sum_of_totals(whole.totals + k * n, n), 0.0
     if not total.plain <= LARGE and whole.codec == FLOAT64:
-        total.plain, total.scaled = 0.0, scaled_sum_of(rules, whole, unit, k)
+        total.plain, total.scaled = 0.0, scaled_sum_of(backend, whole, unit, k)
 
 
-cdef double scaled_sum_of(dict rules, const Block* whole, Py_ssize_t unit,
+cdef double scaled_sum_of(Backend backend, const SumChunk* whole, Py_ssize_t unit,
                           Py_ssize_t k) except? -1:
     """The same, times SMALL², of float64."""
-    cdef cnp.npy_intp n = unit
-    cdef Block part = part_of(whole, k * unit, unit)
-    part.totals += k * n_pieces(unit)
-    if rules is None:
-        x = cnp.PyArray_SimpleNewFromData(1, &n, cnp.NPY_DOUBLE, part.x)
-        add_up_by_reference(x, unit, part.totals, SMALL)
-    else:
-        with nogil:
-            add_up(&part, &part + 1, SMALL)
-    return sum_of_totals(part.totals, n_pieces(unit))
+    cdef SumChunk own = slice_of(whole, k * unit, unit)
+    own.totals += k * n_blocks(unit)
+    add_up_chunks(backend, &own, 1, unit, SMALL)
+    return sum_of_totals(own.totals, n_blocks(unit))
 
 
 cdef inline void add_to(Sum* total, Sum* other) noexcept:
@@ -109,26 +117,26 @@ cdef inline double norm_of(Sum* total) noexcept:
     return sqrt(total.plain)
 
 
-cdef inline Py_ssize_t n_pieces(Py_ssize_t n) noexcept:
-    """How many pieces what a norm is wanted of has."""
-    return (n + BLOCK - 1) // BLOCK
+cdef inline Py_ssize_t n_blocks(Py_ssize_t unit) noexcept:
+    """How many blocks a unit of so many elements has."""
+    return (unit + BLOCK - 1) // BLOCK
 
 
-cdef inline Block part_of(const Block* whole, Py_ssize_t start, Py_ssize_t n) noexcept:
-    """The elements from one on of an array, without their totals."""
+cdef inline SumChunk slice_of(const SumChunk* whole, Py_ssize_t start, Py_ssize_t n) noexcept:
+    """The `n` elements from `start` on of an array; its totals stay those of the array."""
     cdef Codec* codec = &codec_rows[whole.codec]
-    cdef Block part = whole[0]
-    part.x += start * codec.size
-    part.beside += start * codec.beside_size
-    part.n = n
-    return part
+    cdef SumChunk chunk = whole[0]
+    chunk.x += start * codec.size
+    chunk.aux += start * codec.aux_size
+    chunk.n = n
+    return chunk
 
 
-cdef Py_ssize_t cut_blocks(Block* blocks, const Block* whole, Py_ssize_t unit) noexcept:
-    """Cut an array into blocks, unless there is no room for them; returns how many there are.
+cdef Py_ssize_t cut_sum_chunks(SumChunk* chunks, const SumChunk* whole, Py_ssize_t unit) noexcept:
+    """Cut an array into chunks, unless there is no room for them; returns how many there are.
 
-    Norms are wanted of each `unit` elements: a block is a part of these, or as many whole units as
-    fit.  The pieces of all of them have their totals side by side.
+    Norms are wanted of each `unit` elements: a chunk is a block of one, or as many whole units as
+    fit in a block.  The totals of all chunks follow each other.
     """
     cdef Py_ssize_t start = 0, k = 0, units = 1, n
     cdef double* totals = whole.totals
@@ -139,9 +147,9 @@ cdef Py_ssize_t cut_blocks(Block* blocks, const Block* whole, Py_ssize_t unit) n
             n = min(<Py_ssize_t> BLOCK, unit - start % unit)
         else:
             n = min(units * unit, whole.n - start)
-        if blocks != NULL:
-            blocks[k] = part_of(whole, start, n)
-            blocks[k].piece, blocks[k].totals = min(<Py_ssize_t> BLOCK, unit), totals
+        if chunks != NULL:
+            chunks[k] = slice_of(whole, start, n)
+            chunks[k].block, chunks[k].totals = min(<Py_ssize_t> BLOCK, unit), totals
             totals += units
         start += n
         k += 1

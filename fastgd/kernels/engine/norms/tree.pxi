@@ -1,22 +1,26 @@
 # The norm of a tree of arrays, by itself.  Included by _engine.pyx.
 
-cdef class Measure:
-    """Arrays of a tree, cut into blocks, whose norm is wanted."""
+@cython.final
+cdef class TreeNorm:
+    """The arrays of a tree whose norm is wanted, cut into chunks."""
 
-    cdef Block* blocks
+    cdef SumChunk* chunks
     cdef double* totals
     cdef Py_ssize_t n, capacity, elements
     cdef list arrays
 
+    def __cinit__(self):
+        self.arrays = []
+
     def __dealloc__(self):
-        free(self.blocks)
+        free(self.chunks)
         free(self.totals)
 
     cdef int add(self, tree, path, key) except -1:
-        """Take in the arrays of a tree, which stands at a key of what is at a path."""
+        """Add the arrays of a tree, which is at `key` of its parent, itself at `path`."""
         if tree is None:
             return 0
-        # An array's type is told at once; a Mapping's takes Python code.
+        # To tell an array's type is quick; to tell a Mapping takes Python code.
         if cnp.PyArray_CheckExact(tree) and is_plain(tree):
             return self.add_array(tree)
         if not cnp.PyArray_Check(tree) and isinstance(tree, (list, tuple, Mapping)):
@@ -38,44 +42,45 @@ cdef class Measure:
             Py_LeaveRecursiveCall()
 
     cdef int add_array(self, cnp.ndarray x) except -1:
-        cdef Py_ssize_t n = cnp.PyArray_SIZE(x)
-        cdef Py_ssize_t more = n // BLOCK + 1
-        cdef Block* blocks
-        cdef Block whole = Block(cnp.PyArray_BYTES(x), NULL, codec_of(x), n, BLOCK, NULL)
+        cdef Py_ssize_t more = cnp.PyArray_SIZE(x) // BLOCK + 1
+        cdef SumChunk* chunks
+        cdef SumChunk whole = whole_of(x)
         if self.n + more > self.capacity:
             more += 2 * self.capacity + 64
-            blocks = <Block*> realloc(self.blocks, (self.n + more) * sizeof(Block))
-            if blocks == NULL:
+            chunks = <SumChunk*> realloc(self.chunks, (self.n + more) * sizeof(SumChunk))
+            if chunks == NULL:
                 raise MemoryError
-            self.blocks, self.capacity = blocks, self.n + more
-        self.n += cut_blocks(self.blocks + self.n, &whole, n)
-        self.elements += n
+            self.chunks, self.capacity = chunks, self.n + more
+        self.n += cut_sum_chunks(self.chunks + self.n, &whole, whole.n)
+        self.elements += whole.n
         self.arrays.append(x)
 
     cdef double norm(self) except? -1:
         cdef Sum total, one
-        cdef Block whole
+        cdef SumChunk whole
         cdef Py_ssize_t k
         cdef cnp.ndarray x
-        cdef dict rules = _rules    # the same to the end, whoever sets another backend
+        cdef Backend backend = _backend    # to the end, whatever is set meanwhile
         self.totals = <double*> malloc(max(self.n, 1) * sizeof(double))
         if self.totals == NULL:
             raise MemoryError
         for k in range(self.n):
-            self.blocks[k].totals = self.totals + k
-        if rules is not None:
-            add_up_blocks(self.blocks, self.n, self.elements)
+            self.chunks[k].totals = self.totals + k
+        add_up_chunks(backend, self.chunks, self.n, self.elements, 1.0)
         total.plain = total.scaled = 0.0
         k = 0
         for x in self.arrays:
-            whole = Block(cnp.PyArray_BYTES(x), NULL, codec_of(x), cnp.PyArray_SIZE(x), BLOCK,
-                          self.totals + k)
-            if rules is None:
-                add_up_by_reference(x, whole.n, whole.totals, 1.0)
-            sum_of(rules, &whole, whole.n, 0, &one)
+            whole = whole_of(x)
+            whole.totals = self.totals + k
+            sum_of_unit(backend, &whole, whole.n, 0, &one)
             add_to(&total, &one)
-            k += n_pieces(whole.n)
+            k += n_blocks(whole.n)
         return norm_of(&total)
+
+
+cdef SumChunk whole_of(cnp.ndarray x) except *:
+    """All of an array that is plain."""
+    return SumChunk(cnp.PyArray_BYTES(x), NULL, codec_of(x), cnp.PyArray_SIZE(x), BLOCK, NULL)
 
 
 cdef tuple keys_of(path):
@@ -85,10 +90,9 @@ cdef tuple keys_of(path):
 
 def global_norm(tree):
     """The norm of all arrays in a tree; see `fastgd.functional.global_norm`."""
-    cdef Measure measure = Measure.__new__(Measure)
-    measure.arrays = []
+    cdef TreeNorm norm = TreeNorm.__new__(TreeNorm)
     try:
-        measure.add(tree, None, None)
+        norm.add(tree, None, None)
     except RecursionError:
-        raise ValueError("grads: expected an end to its nesting, found none") from None
-    return measure.norm()
+        raise ValueError("grads: nested without end (does it contain itself?)") from None
+    return norm.norm()

@@ -1,0 +1,197 @@
+# The gradients of a step: read, checked, and noted as pointers.  Included by _engine.pyx.
+
+# What is known of a tensor's gradients from step to step.
+cdef struct KnownGrad:
+    char* bound                # the gradient bound when the plan was made, or NULL
+    char* disjoint             # the last gradient found not to overlap anything that is written
+    char* zeroable             # the last gradient found not to overlap another gradient
+    unsigned char bound_codec
+
+
+@cython.final
+cdef class Gradients:
+    """Reads the gradients of the tensors of a layout.
+
+    Parameters
+    ----------
+    layout : Layout
+        The tensors, whose `g` and `g_codec` are set.
+    structure : None, list or dict
+        The form in which gradients come.
+    grads : object or None
+        Gradients to be bound.
+    """
+
+    cdef Layout layout
+    cdef object structure
+    cdef list bound             # the gradients' arrays, None where there is none, or None
+    cdef list borrowed          # what keeps borrowed memory from going away
+    cdef KnownGrad* known
+    cdef size_t* written        # start, end of each range that a step writes, by address
+    cdef Py_ssize_t n_written
+
+    def __cinit__(self, Layout layout, structure, grads):
+        cdef Py_ssize_t i
+        self.layout, self.structure = layout, structure
+        self.n_written = len(layout.written)
+        self.known = <KnownGrad*> calloc(layout.n, sizeof(KnownGrad))
+        self.written = <size_t*> calloc(2 * self.n_written + 1, sizeof(size_t))
+        if self.known == NULL or self.written == NULL:
+            raise MemoryError
+        for i in range(self.n_written):
+            self.written[2 * i], self.written[2 * i + 1] = layout.written[i][:2]
+        if grads is not None:
+            self.bound = self.read(grads)
+            for i in range(layout.n):
+                self.known[i].bound = layout.tensors[i].g
+                self.known[i].bound_codec = layout.tensors[i].g_codec
+        self.borrowed = [buffers.lent(a) for arrays in (layout.params, layout.copies, self.bound)
+                         for a in arrays or () if a is not None and a.base is not None]
+
+    def __dealloc__(self):
+        free(self.known)
+        free(self.written)
+
+    cdef list take(self, grads, bint arrays):
+        """Note the pointers of a step's gradients, given or bound.
+
+        Returns the arrays; None where pointers are given, unless arrays are wanted.
+        """
+        if PyCapsule_CheckExact(grads):
+            self.take_pointers(<GradPointer*> PyCapsule_GetPointer(grads, GRAD_POINTERS))
+            return self.arrays_at_pointers() if arrays else None
+        if grads is not None:
+            return self.read(grads)
+        return self.take_bound()
+
+    cdef list read(self, grads):
+        """Check all gradients and note their pointers; returns the arrays, None where none is."""
+        cdef list arrays = [None] * self.layout.n
+        cdef Py_ssize_t at = 0
+        if not self.walk(self.structure, grads, arrays, &at):
+            checks.refuse_structure(self.structure, grads)
+        return arrays
+
+    @cython.boundscheck(True)   # an array-like's own code may shorten the list being walked
+    cdef bint walk(self, structure, grads, list arrays, Py_ssize_t* at) except -1:
+        """Read the gradients of a branch of the structure, in order; False if it isn't the same."""
+        cdef Py_ssize_t k
+        if structure is None:
+            self.read_one(at[0], grads, arrays)
+            at[0] += 1
+        elif type(structure) is dict:
+            if not isinstance(grads, dict):
+                if not isinstance(grads, Mapping):
+                    return False
+                grads = dict(grads)
+            if len(<dict> grads) != len(<dict> structure):
+                return False
+            for key, inner in (<dict> structure).items():
+                child = (<dict> grads).get(key, _MISSING)
+                if child is _MISSING or not self.walk(inner, child, arrays, at):
+                    return False
+        else:
+            if not isinstance(grads, (list, tuple)) or len(grads) != len(<list> structure):
+                return False
+            for k in range(len(<list> structure)):
+                child = (<list> grads)[k] if type(grads) is list else grads[k]
+                if not self.walk((<list> structure)[k], child, arrays, at):
+                    return False
+        return True
+
+    cdef int read_one(self, Py_ssize_t i, grad, list arrays) except -1:
+        cdef Tensor* t = &self.layout.tensors[i]
+        if grad is None:
+            t.g = NULL
+            return 0
+        if not (cnp.PyArray_CheckExact(grad) and fits(grad, self.layout.params[i], t.order)):
+            grad = checks.as_gradient(grad, self.layout.params[i], f"grads{self.layout.labels[i]}")
+        self.point(i, cnp.PyArray_BYTES(<cnp.ndarray> grad), codec_of(<cnp.ndarray> grad))
+        arrays[i] = grad
+
+    cdef inline int point(self, Py_ssize_t i, char* g, int codec) except -1:
+        """Point a tensor at this gradient."""
+        cdef Tensor* t = &self.layout.tensors[i]
+        cdef KnownGrad* known = &self.known[i]
+        if g != known.disjoint or codec != t.g_codec:
+            self.check_overlap(i, <size_t> g, t.n * codec_rows[codec].size)
+            known.disjoint, known.zeroable = g, NULL
+        t.g, t.g_codec = g, codec
+
+    cdef int check_overlap(self, Py_ssize_t i, size_t start, size_t size) except -1:
+        """Refuse a gradient that shares memory with anything that a step writes."""
+        cdef Py_ssize_t low = 0, high = self.n_written, middle
+        while low < high:      # the first range that ends after the gradient starts
+            middle = (low + high) // 2
+            if self.written[2 * middle + 1] <= start:
+                low = middle + 1
+            else:
+                high = middle
+        if size and low < self.n_written and self.written[2 * low] < start + size:
+            raise ValueError(f"grads{self.layout.labels[i]}: shares memory with "
+                             f"{self.layout.written[low][2]}, which the step writes; pass a "
+                             "gradient in memory of its own")
+
+    cdef int take_pointers(self, const GradPointer* grads) except -1:
+        """Note gradients that are given as pointers."""
+        cdef Py_ssize_t i
+        for i in range(self.layout.n):
+            if grads[i].data == NULL:
+                self.layout.tensors[i].g = NULL
+            else:
+                self.point(i, grads[i].data, codec_of_type(grads[i].kind))
+
+    cdef list arrays_at_pointers(self):
+        """Flat arrays over gradients that were given as pointers; only for the step's duration."""
+        cdef list arrays = [None] * self.layout.n
+        cdef Py_ssize_t i
+        cdef Tensor* t
+        for i in range(self.layout.n):
+            t = &self.layout.tensors[i]
+            if t.g != NULL:
+                arrays[i] = array_at(t.g, t.n, t.g_codec)
+        return arrays
+
+    cdef list take_bound(self):
+        """Note the bound gradients again, if they are unmoved; returns the arrays."""
+        cdef Py_ssize_t i
+        cdef Tensor* t
+        cdef KnownGrad* known
+        if self.bound is None:
+            raise TypeError("step() needs gradients, as no gradients were bound with grads=...")
+        for i in range(self.layout.n):
+            t, known = &self.layout.tensors[i], &self.known[i]
+            if self.bound[i] is not None and not is_unmoved(
+                    <cnp.ndarray> self.bound[i], known.bound, t.n, known.bound_codec):
+                raise ValueError(f"grads{self.layout.labels[i]}: was given another dtype, shape or "
+                                 "memory after it was bound")
+            if t.g_codec != known.bound_codec:
+                known.disjoint = known.zeroable = NULL
+            t.g, t.g_codec = known.bound, known.bound_codec
+        return self.bound
+
+    cdef int check_zeroable(self, list arrays) except -1:
+        """Refuse gradients that can't be zeroed: read-only ones, and two in the same memory."""
+        cdef Py_ssize_t i
+        cdef bint known = True
+        cdef list labels = self.layout.labels
+        for i in range(self.layout.n):
+            if arrays[i] is not None:
+                if not cnp.PyArray_ISWRITEABLE(<cnp.ndarray> arrays[i]):
+                    raise ValueError(f"grads{labels[i]}: expected a writeable array, which "
+                                     "zero_grads zeroes, found a read-only one")
+                known = known and self.known[i].zeroable == self.layout.tensors[i].g
+        if not known:
+            checks.check_disjoint([(arrays[i], f"grads{labels[i]}") for i in range(self.layout.n)
+                                   if arrays[i] is not None])
+            # Valid for this very set of gradients.
+            for i in range(self.layout.n):
+                self.known[i].zeroable = self.layout.tensors[i].g
+
+    cdef void zero(self) noexcept:
+        cdef Py_ssize_t i
+        cdef Tensor* t
+        for i in range(self.layout.n):
+            t = &self.layout.tensors[i]
+            if t.g != NULL:
+                memset(t.g, 0, t.n * codec_rows[t.g_codec].size)
