@@ -192,7 +192,7 @@ class Held(Contract):
             nonfinite=self.options["nonfinite"],
             skipped=self._skipped,
             seed=storage.seed,
-            unit_lengths=rows,
+            rows=rows,
         )
         self.state, self._rules, self._steps = MappingProxyType(state), rules, steps
         self._plan = plan
