@@ -16,7 +16,7 @@ from fastgd.core.trees import Name
 from fastgd.kernels.memory import checks
 from fastgd.kernels.memory.checks import shown
 from fastgd.kernels.reference import RULES
-from fastgd.kernels.spec.coded_array import as_stored, codec_of
+from fastgd.kernels.spec.coded_array import as_coded, codec_of
 
 if TYPE_CHECKING:
     from fastgd.core.accumulated import Accumulated
@@ -271,7 +271,7 @@ def read_beside(
     if not isinstance(layouts, Mapping):
         raise TypeError(f'{where}["layouts"]: expected a dict, found {layouts!r}')
     for name, p in params.items():
-        order = as_stored(p).order
+        order = as_coded(p).order
         if layouts.get(name, order) != order and p.ndim > 1:
             raise ValueError(
                 f'{where}["layouts"]: expected parameter {name!r} in {order} order, whose 8-bit '

@@ -27,7 +27,7 @@ from fastgd.kernels.memory import checks
 from fastgd.kernels.memory.alloc import copy_beside
 from fastgd.kernels.memory.checks import shown
 from fastgd.kernels.reference import RULES
-from fastgd.kernels.spec.coded_array import Stored, as_stored
+from fastgd.kernels.spec.coded_array import CodedArray, as_coded
 
 Array = NDArray[Any]
 
@@ -158,7 +158,7 @@ class Stepper:
     def copy_out(self) -> None:
         """Bring the copies up to date with the parameters."""
         for out, (name, p) in zip(self.copies or (), self.params().items(), strict=False):
-            reference.copy(as_stored(out), self.storage.parameter(p, self.state[name]))
+            reference.copy(as_coded(out), self.storage.parameter(p, self.state[name]))
 
     def _all_copies(self) -> list[Array | None] | None:
         """Where each parameter is copied to: a parameter with a master is itself such a copy."""
@@ -222,8 +222,8 @@ class Stepper:
         rules = [kind.rule(h) for h in hypers]
         steps = steps.copy()
         state: dict[Name, Mapping[str, Array]] = {}
-        params: list[Stored] = []
-        arrays: list[tuple[Stored, ...]] = []
+        params: list[CodedArray] = []
+        arrays: list[tuple[CodedArray, ...]] = []
         owners: list[int] = []
         units: list[int] = []
         for k, (group, h, rule) in enumerate(zip(self.param_groups, hypers, rules, strict=True)):

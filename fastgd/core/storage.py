@@ -21,7 +21,7 @@ from fastgd.kernels.memory.checks import shown
 from fastgd.kernels.reference import RULES
 from fastgd.kernels.spec import norms
 from fastgd.kernels.spec.codecs import CODECS, TILE
-from fastgd.kernels.spec.coded_array import Stored, as_stored, codec_of, computed
+from fastgd.kernels.spec.coded_array import CodedArray, as_coded, codec_of, computed
 
 Array = NDArray[Any]
 
@@ -44,10 +44,10 @@ class Kind(NamedTuple):
     shape: tuple[int, ...]
     codec: str  # by which a state is kept
 
-    def stored(self, kept: Mapping[str, Array]) -> Stored:
+    def stored(self, kept: Mapping[str, Array]) -> CodedArray:
         """A state as it is kept; stores to fewer bits round stochastically."""
         stochastic = CODECS[self.codec].stochastic
-        return Stored(kept[self.of], kept.get(scale_of(self.of)), self.codec, stochastic)
+        return CodedArray(kept[self.of], kept.get(scale_of(self.of)), self.codec, stochastic)
 
     def new(self, p: Array, start: float = 0.0) -> dict[str, Array]:
         """A state with its scales, or what goes with a parameter, before the first step."""
@@ -55,12 +55,12 @@ class Kind(NamedTuple):
             zeros = zeros_beside(p, self.dtype) if self.role == "master" else None
             made = {self.of: np.zeros(self.shape, self.dtype) if zeros is None else zeros}
             if zeros is not None:
-                as_stored(zeros).raw()[...] = as_stored(p).load(self.dtype)
+                as_coded(zeros).raw()[...] = as_coded(p).load(self.dtype)
             return made
         codec = CODECS[self.codec]
         made = {self.of: _visible(zeros_beside(p, self.dtype), self.codec)}
-        if codec.beside is not None:
-            made[scale_of(self.of)] = np.zeros(-(-p.size // codec.per), codec.beside)
+        if codec.aux is not None:
+            made[scale_of(self.of)] = np.zeros(-(-p.size // codec.per), codec.aux)
         if start:
             self.stored(made).store(np.full(p.size, start, computed(p.dtype)))
         return made
@@ -158,9 +158,9 @@ class Storage(NamedTuple):
         for key in RULES[rule].states:
             codec = CODECS[self.codec(p, rule, key)]
             found[key] = Kind("state", key, codec.code, p.shape, codec.name)
-            if codec.beside is not None:
+            if codec.aux is not None:
                 tiles = (-(-p.size // codec.per),)
-                found[scale_of(key)] = Kind("scale", key, codec.beside, tiles, "")
+                found[scale_of(key)] = Kind("scale", key, codec.aux, tiles, "")
         if self.master and p.itemsize == 2:
             if self.master is True:
                 found["master"] = Kind("master", "master", FLOAT32, p.shape, "")
@@ -168,15 +168,15 @@ class Storage(NamedTuple):
                 found["master_low"] = Kind("remainder", "master_low", INT16, (p.size,), "")
         return found
 
-    def parameter(self, p: Array, kept: Mapping[str, Array]) -> Stored:
+    def parameter(self, p: Array, kept: Mapping[str, Array]) -> CodedArray:
         """What the step updates."""
         if p.itemsize != 2 or not self.master:
             chance = p.itemsize == 2 and self.rounding == "stochastic"
-            own = as_stored(p)._replace(stochastic=chance)
+            own = as_coded(p)._replace(stochastic=chance)
         elif self.master is True:
-            own = as_stored(kept["master"])
+            own = as_coded(kept["master"])
         else:
-            own = Stored(p, kept["master_low"], "split")
+            own = CodedArray(p, kept["master_low"], "split")
         return own._replace(origin=self.piece(p).origin)
 
     # ------------------------------------------------------------------------------------ states
@@ -195,12 +195,12 @@ class Storage(NamedTuple):
     def layouts(self, params: Mapping[Name, Array], rules: Mapping[Name, str]) -> dict[Name, str]:
         """The order of memory of each parameter whose states have a scale for each tile."""
         return {
-            name: as_stored(p).order
+            name: as_coded(p).order
             for name, p in params.items()
             if any(kind.role == "scale" for kind in self.kinds(p, rules[name]).values())
         }
 
-    def state(self, p: Array, rule: str, key: str, kept: Mapping[str, Array]) -> Stored:
+    def state(self, p: Array, rule: str, key: str, kept: Mapping[str, Array]) -> CodedArray:
         """A state of a parameter as it is kept."""
         return self.kinds(p, rule)[key].stored(kept)
 
@@ -269,23 +269,23 @@ def _in_8_bits(rule: str, key: str) -> str:
     return "ue5m3" if key in RULES[rule].squares else "e4m3"
 
 
-def saved_as(saved: Mapping[str, Array], rule: str, key: str) -> Stored:
+def saved_as(saved: Mapping[str, Array], rule: str, key: str) -> CodedArray:
     """How a state of a rule was kept when it was saved: its dtype says so."""
     code = saved[key]
     if code.dtype == np.uint8:
-        return Stored(code, saved[scale_of(key)], _in_8_bits(rule, key))
-    return as_stored(code)
+        return CodedArray(code, saved[scale_of(key)], _in_8_bits(rule, key))
+    return as_coded(code)
 
 
-def _take(target: Stored, source: Stored) -> None:
+def _take(target: CodedArray, source: CodedArray) -> None:
     """Set an array to the values of another, which may be kept otherwise and lie otherwise.
 
     Codes of the same kind are taken as they are; others are decoded, and rounded to nearest.
     """
     if source.codec == target.codec:
         target.code[...] = source.code
-        if target.beside is not None:
-            target.beside[...] = source.beside
+        if target.aux is not None:
+            target.aux[...] = source.aux
         return
     # Tiles are those of the parameter's memory, whatever the layout of what was saved.
     code = np.empty_like(target.code, source.code.dtype)

@@ -15,7 +15,7 @@ from fastgd.core.storage import Piece
 from fastgd.core.trees import Name, Path, Structure, flatten, name_of, unflatten
 from fastgd.kernels.memory import buffers, checks
 from fastgd.kernels.memory.checks import shown
-from fastgd.kernels.spec.coded_array import as_stored
+from fastgd.kernels.spec.coded_array import as_coded
 from fastgd.optimizers import OPTIMIZERS
 
 Array = NDArray[Any]
@@ -57,7 +57,7 @@ class Parameters(NamedTuple):
     def lines(self) -> list[str]:
         """What has to be alike on all ranks, a line for each parameter."""
         return [
-            f"params{label}: {p.dtype} of shape {p.shape} in {as_stored(p).order} order"
+            f"params{label}: {p.dtype} of shape {p.shape} in {as_coded(p).order} order"
             for label, p in zip(self.labels, self.arrays, strict=True)
         ]
 
@@ -157,7 +157,7 @@ def refuse_nonfinite(g: Array, name: str) -> None:
 
     Without, return.
     """
-    stored = as_stored(g)
+    stored = as_coded(g)
     values = stored.load(np.float64).reshape(g.shape, order=stored.order)
     if not np.isfinite(values).all():
         checks.refuse_nonfinite(values, name)

@@ -192,13 +192,13 @@ class Kept:
             if not _tensors.is_dense(shard) or not scale.is_contiguous():
                 raise ValueError(f"{label}: expected codes and scales in memory without holes")
             same = shard.stride() == self.tensor.stride() and shard.device == self.tensor.device
-            if codec.beside is not None and same and not shard.is_inference():
+            if codec.aux is not None and same and not shard.is_inference():
                 return {key: value, scale_key: scale}
             # Tiles are those of the memory that was coded, which another layout cuts elsewhere.
             codes = {key: _tensors.flat(shard.cpu()), scale_key: _tensors.flat(scale.cpu())}
             numbers = saved_as(codes, self.rule, key).load(computed(self.array.dtype))
             value = torch.from_numpy(numbers).as_strided(shard.shape, shard.stride())
-        if codec.beside is None and name != "bfloat16" and name != "float16":
+        if codec.aux is None and name != "bfloat16" and name != "float16":
             return {key: self._laid(value, DTYPES[name])}
         if _tensors.local(value).dtype == DTYPES[name]:
             return {key: self._laid(value, DTYPES[name])}

@@ -5,10 +5,11 @@
 # leave it: the constant of Brock, De, Smith and Simonyan, 2021, section 4.1.
 cdef double LEAST_NORM = 1e-3
 
-# What is known of the tensor whose norms are wanted; NULL where they aren't.
+# What is known of a tensor whose norms are wanted; NULL where they aren't.
 cdef struct TensorNorms:
     double* totals             # of the blocks of its gradient, then of those of the parameter
-    double* norms              # of the units of its gradient, where these are clipped
+    double* norms              # of the units of its gradient, where these are clipped,
+    double* factors            # and what these are scaled by
 
 
 @cython.final
@@ -92,10 +93,10 @@ cdef class PlanNorms:
         cdef TensorNorms* known
         cdef SumChunk whole
         cdef double* totals
-        cdef double* of_units
+        cdef Py_ssize_t n_units = 0
         cdef bint clips
         self.reserve(units)
-        totals, of_units = self.totals, self.norms
+        totals = self.totals
         for i in range(self.layout.n):
             t, known = &self.layout.tensors[i], &self.tensors[i]
             known.totals = known.norms = NULL
@@ -110,8 +111,8 @@ cdef class PlanNorms:
             n += cut_sum_chunks(self.chunks + n, &whole, t.unit)
             elements += t.n
             if clips:
-                known.norms = of_units
-                of_units += t.n_units
+                known.norms, known.factors = self.norms + n_units, self.factors + n_units
+                n_units += t.n_units
                 totals += t.n_units * n_blocks(t.unit)
                 whole = self.parameter(i)
                 n += cut_sum_chunks(self.chunks + n, &whole, t.unit)
@@ -159,7 +160,7 @@ cdef class PlanNorms:
         cdef SumChunk whole = self.parameter(i)
         cdef Sum one
         cdef Py_ssize_t k
-        t.factors = self.factors + (norms - self.norms)
+        t.factors = self.tensors[i].factors
         for k in range(t.n_units):
             sum_of_unit(backend, &whole, t.unit, k, &one)
             own = norm_of(&one)
