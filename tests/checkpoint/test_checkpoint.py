@@ -305,7 +305,7 @@ def meanwhile():
 
 def test_steps_wait_while_a_file_is_written(file, monkeypatch, meanwhile):
     """Else it might have the states from before a step, and the parameters from after it."""
-    w, write, waited = np.zeros(3), _container._write_all, []
+    w, write, waited = np.zeros(3), _container.write_all, []
     opt = fastgd.SGD([w], lr=1.0, momentum=0.5)
     opt.step([np.ones(3)])
 
@@ -313,7 +313,7 @@ def test_steps_wait_while_a_file_is_written(file, monkeypatch, meanwhile):
         waited.append(waited or meanwhile(lambda: opt.step([np.ones(3)])))
         write(new, data)
 
-    monkeypatch.setattr(_container, "_write_all", slow)
+    monkeypatch.setattr(_container, "write_all", slow)
     fastgd.save(file, opt)
     meanwhile.join()
     assert waited[0] is True
