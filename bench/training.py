@@ -34,7 +34,8 @@ import numpy as np
 
 import fastgd
 from fastgd.commands.mlp import init_layers, loss_and_grads
-from fastgd.core.storage import saved_as, squares
+from fastgd.core.storage import saved_as
+from fastgd.kernels.reference import RULES
 from fastgd.optimizers import OPTIMIZERS
 
 F32 = np.float32
@@ -179,10 +180,11 @@ def copied(tree):
 def moments(opt, exact):
     """Sum of an optimizer's second moments over the exact ones', and how many are off by double."""
     found = {True: [], False: []}
+    (rule,) = set(opt.stepper.rules)
     for own, whole in zip(opt.state.values(), exact.state.values(), strict=True):
-        for key in squares() & set(own):
-            found[True].append(saved_as(own, key).load(F32))
-            found[False].append(saved_as(whole, key).load(F32))
+        for key in RULES[rule].squares:
+            found[True].append(saved_as(own, rule, key).load(F32))
+            found[False].append(saved_as(whole, rule, key).load(F32))
     if not found[True]:
         return None
     v, w = np.concatenate(found[True]).astype(float), np.concatenate(found[False]).astype(float)

@@ -113,13 +113,13 @@ def save(
     content = {"written_by": f"fastgd {__version__}", "optimizer": None, "opt": None}
     content["metadata"] = pack(dict(metadata or {}), ("metadata",), arrays)
     with replacement(file) as new:
-        with nullcontext() if opt is None else opt._following(keep=False):
+        with nullcontext() if opt is None else opt.stepper.following(keep=False):
             _refuse_swapped(opt, "save")
             named = _parameters(opt, params)
             content["params"] = pack(named[0] if len(named) == 1 else named, ("params",), arrays)
             if opt is not None:
                 content["optimizer"] = type(opt).__name__
-                content["opt"] = pack(opt._written(), ("opt",), arrays)
+                content["opt"] = pack(opt.stepper.written(), ("opt",), arrays)
             _container.write(new, content, arrays)
         _container.check(new.name, file, safetensors)
 
@@ -190,7 +190,7 @@ def load(
     _check_optimizer(opt)
     targets = None if opt is None and params is None else _parameters(opt, params)
     content = _read(file)
-    with nullcontext() if opt is None else opt._lock:
+    with nullcontext() if opt is None else opt.stepper.lock:
         _refuse_swapped(opt, "load")
         try:
             pairs = [] if targets is None else _matched(targets, content["params"])
@@ -205,7 +205,7 @@ def load(
         for target, saved in pairs:
             target[...] = saved
         if opt is not None:
-            opt._copy_out()
+            opt.stepper.copy_out()
     metadata: dict[str, Any] = content["metadata"]
     return metadata
 

@@ -22,20 +22,20 @@ from fastgd.optimizers import OPTIMIZERS
 # "stochastic" is stochastic rounding, without a master.
 CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
     "float32": ("float32", {}),
-    "float32, bf16 states": ("float32", {"state_dtype": "bfloat16"}),
-    "float32, 8-bit states": ("float32", {"state_dtype": "8bit"}),
+    "float32, bf16": ("float32", {"state_dtype": "bfloat16"}),
+    "float32, 8-bit": ("float32", {"state_dtype": "8bit"}),
     "bf16, master": ("bfloat16", {"master": True}),
     "bf16, split": ("bfloat16", {"master": "split"}),
-    "bf16, split, 8-bit states": (
+    "bf16, split, 8-bit": (
         "bfloat16",
         {"master": "split", "state_dtype": "8bit"},
     ),
     "bf16, stochastic": ("bfloat16", {"rounding": "stochastic"}),
-    "bf16, stochastic, bf16 states": (
+    "bf16, stochastic, bf16": (
         "bfloat16",
         {"rounding": "stochastic", "state_dtype": "bfloat16"},
     ),
-    "bf16, stochastic, 8-bit states": (
+    "bf16, stochastic, 8-bit": (
         "bfloat16",
         {"rounding": "stochastic", "state_dtype": "8bit"},
     ),
@@ -138,7 +138,7 @@ def table_of(costs: list[Cost], total: int, measured: int, name: str) -> Table:
         title_justify="left",
         caption_justify="left",
     )
-    table.add_column("stored as", no_wrap=True)
+    table.add_column("params, states", no_wrap=True)
     for column in ("params", "grads", "states", "total", "step", "ratio"):
         table.add_column(column, justify="right", no_wrap=True)
     for c in costs:

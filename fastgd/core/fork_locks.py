@@ -22,7 +22,7 @@ from weakref import ref
 PATIENCE = 10.0
 
 # All owners of locks, in the order of their creation: every fork takes the locks in it.
-_owners: dict[tuple[int, str], ref[Any]] = {}
+_owners: dict[tuple[int, str, str], ref[Any]] = {}
 _serial = count()
 _taken: dict[int, list[Any]] = {}  # the locks that each forking thread holds, by its ident
 
@@ -43,20 +43,20 @@ class Lost:
         """Do nothing: `__enter__` always raises, so no block is left."""
 
 
-def guard(owner: Any, attribute: str) -> None:
+def guard(owner: Any, attribute: str, name: str | None = None) -> None:
     """Take the lock in an object's attribute at every fork, as long as the object lives."""
-    key = next(_serial), attribute
+    key = next(_serial), attribute, name or type(owner).__name__
     _owners[key] = ref(owner, lambda _: _owners.pop(key, None))
 
 
-def _locks() -> Iterator[tuple[Any, list[tuple[Any, str]]]]:
-    """Each lock once, with the objects and attributes that hold it."""
-    found: dict[int, tuple[Any, list[tuple[Any, str]]]] = {}
-    for (_, attribute), reference in list(_owners.items()):
+def _locks() -> Iterator[tuple[Any, list[tuple[Any, str, str]]]]:
+    """Each lock once, with the objects and attributes that hold it, and their names."""
+    found: dict[int, tuple[Any, list[tuple[Any, str, str]]]] = {}
+    for (_, attribute, name), reference in list(_owners.items()):
         owner = reference()
         lock = getattr(owner, attribute, None)  # None: the owner is gone
         if lock is not None and not isinstance(lock, Lost):
-            found.setdefault(id(lock), (lock, []))[1].append((owner, attribute))
+            found.setdefault(id(lock), (lock, []))[1].append((owner, attribute, name))
     yield from found.values()
 
 
@@ -70,7 +70,7 @@ def _before() -> None:
                 break
             # While averages are swapped in, the lock is held for as long as the caller likes.
             if monotonic() > deadline or any(
-                getattr(owner, "_swapped", False) for owner, _ in owners
+                getattr(owner, "_swapped", False) for owner, _, _ in owners
             ):
                 break
 
@@ -93,8 +93,8 @@ def _after_in_child() -> None:
             continue
         else:
             new = None
-        for owner, attribute in owners:
-            setattr(owner, attribute, Lost(type(owner).__name__) if new is None else new)
+        for owner, attribute, name in owners:
+            setattr(owner, attribute, Lost(name) if new is None else new)
 
 
 if hasattr(os, "register_at_fork"):

@@ -14,6 +14,15 @@ def not_an_attribute(name: str) -> AttributeError:
     return AttributeError(f"{name}: hyper-parameters but lr are set in groups: {hint}")
 
 
+class Changes:
+    """The number of changes of hyper-parameters in some groups."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
 class ParamGroup(dict[str, Any]):
     """Parameters that share hyper-parameters: a dict that refuses entries that aren't valid.
 
@@ -34,6 +43,8 @@ class ParamGroup(dict[str, Any]):
         Raises ValueError if entries contradict each other.
     name : str
         What to call the group in an error.
+    changes : Changes, optional
+        Where to count the changes of hyper-parameters.
 
     Attributes
     ----------
@@ -48,11 +59,13 @@ class ParamGroup(dict[str, Any]):
         domains: Mapping[str, Domain],
         consistent: Callable[[Mapping[str, Any]], None],
         name: str = "",
+        changes: Changes | None = None,
     ) -> None:
         self._domains, self._consistent, self._name = domains, consistent, name
+        self._changes = changes or Changes()
         super().__init__(fixed)
         super().update(self.checked(hyper))
-        self._note_schedules()
+        self._note_change()
 
     def checked(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         """The validated changes; raises if one is refused, and changes nothing yet."""
@@ -71,16 +84,17 @@ class ParamGroup(dict[str, Any]):
 
     def __setitem__(self, key: str, value: Any) -> None:
         super().__setitem__(key, self.checked({key: value})[key])
-        self._note_schedules()
+        self._note_change()
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         """Take several changes, or none if one of them is refused."""
         super().update(self.checked(dict(*args, **kwargs)))
-        self._note_schedules()
+        self._note_change()
 
-    def _note_schedules(self) -> None:
+    def _note_change(self) -> None:
         # Cached, as every step reads it.
         self.scheduled = tuple(key for key in self._domains if is_schedule(self[key]))
+        self._changes.count += 1
 
     def __ior__(self, other: Any) -> ParamGroup:  # type: ignore[override,misc]
         self.update(other)
@@ -131,4 +145,5 @@ class ParamGroup(dict[str, Any]):
 
     def __reduce__(self) -> Any:
         fixed = {key: self[key] for key in ("params", "param_names")}
-        return ParamGroup, (fixed, self.hyper(), self._domains, self._consistent, self._name)
+        own = self._domains, self._consistent, self._name, self._changes
+        return ParamGroup, (fixed, self.hyper(), *own)

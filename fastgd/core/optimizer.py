@@ -1,30 +1,30 @@
-"""The base of all optimizers: parameters, groups, states and steps."""
+"""The base of all optimizers: what their users see of a `Stepper`."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
+from copy import copy
 from operator import index
-from threading import RLock
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgd.core import domains, fork_locks
+from fastgd.core import domains
 from fastgd.core import state_dict as _state_dict
-from fastgd.core.accumulated import Accumulated
-from fastgd.core.groups import not_an_attribute
-from fastgd.core.stepper import Held
+from fastgd.core.contract import Contract
+from fastgd.core.groups import ParamGroup, not_an_attribute
+from fastgd.core.stepper import Stepper
+from fastgd.core.storage import Storage
+from fastgd.core.trees import Name
 from fastgd.kernels._engine import StepRecord
-from fastgd.kernels.memory.alloc import copy_beside
 
 if TYPE_CHECKING:
     from inspect import Signature
 
+    from fastgd.core.ema import EMA
+
 Array = NDArray[Any]
-Hyper = Mapping[str, Any]
 
 
 class _SignatureOf:
@@ -41,7 +41,7 @@ class _SignatureOf:
         return Signature([params, *cls.parameters(), options])
 
 
-class Optimizer(Held):
+class Optimizer(Contract):
     """Parameters, and the step that updates them in place.
 
     Not for direct use: each subclass is an optimizer.  It declares its hyper-parameters, and says
@@ -67,12 +67,67 @@ class Optimizer(Held):
     """
 
     __signature__ = _SignatureOf()
-    # Of an optimizer whose parameters are pieces: `Plan.step`'s argument of that name.
-    _combine: Callable[[Array], object] | None = None
 
     def __init__(self, params: object, *args: Any, **kwargs: Any) -> None:
         """Take parameters, hyper-parameters, and `fastgd.Options` by keyword."""
-        super().__init__(params, *self.arguments(args, kwargs))
+        self.stepper = Stepper(type(self), params, *self.arguments(args, kwargs))
+
+    @property
+    def param_groups(self) -> tuple[ParamGroup, ...]:
+        """The groups, whose hyper-parameters may be set."""
+        return self.stepper.param_groups
+
+    @property
+    def state(self) -> Mapping[Name, Mapping[str, Array]]:
+        """The states and the step count of each parameter, by its name."""
+        return self.stepper.state
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """What steps do beside their update."""
+        return self.stepper.options
+
+    @property
+    def storage(self) -> Storage:
+        """How parameters and states are kept."""
+        return self.stepper.storage
+
+    @property
+    def average(self) -> EMA | None:
+        """The average of the weights that steps update, if wanted."""
+        return self.stepper.average
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """The hyper-parameters of groups that say nothing else."""
+        return self.stepper.defaults
+
+    def add_param_group(
+        self, group: Mapping[str, Any], grads: object = None, copy_to: object = None
+    ) -> None:
+        """Add parameters, with hyper-parameters of their own if wanted.
+
+        From then on gradients come as a list with one entry a group, each in the form of its
+        group's ``"params"``.  An average of the weights takes the new ones as if they had stood
+        still before.
+
+        Parameters
+        ----------
+        group : dict
+            ``"params"``, in any form that the constructor takes, and any hyper-parameters that
+            differ from the constructor's.
+        grads, copy_to : object, optional
+            The new parameters' gradients, to be bound, and the arrays to copy them to, if there
+            are such of the others.
+
+        Raises
+        ------
+        TypeError, ValueError, KeyError
+            As for the constructor; the optimizer stays as it was.
+        RuntimeError
+            If gradients were accumulated that no step has taken, or averages are swapped in.
+        """
+        self.stepper.add_group(group, grads, copy_to)
 
     # --------------------------------------------------------------------------------- the step
 
@@ -110,44 +165,7 @@ class Optimizer(Held):
         -----
         Threads that step the same optimizer take turns; different optimizers run in parallel.
         """
-        usual = type(grad_scale) is float and grad_scale == 1.0
-        scale = 1.0 if usual else domains.number(grad_scale, "grad_scale")
-        unscale = _inverse(scale, "grad_scale")
-        with self._lock:
-            before = self._follow_rules()
-            try:
-                return self._step(grads, scale, unscale)
-            except BaseException:
-                self._go_back(before)
-                raise
-
-    def _step(self, grads: object, scale: float, unscale: float) -> StepRecord:
-        average = None
-        if self.average is not None:
-            self.average.refuse_swapped("step")
-            average = self.average.weights(self.average.step + 1)
-        zero, pending = self.options["zero_grads"], self._accumulated
-        if pending is None or not pending.weight[0]:
-            return self._plan.step(
-                grads,
-                self._configure,
-                unscale,
-                average=average,
-                zero=zero,
-                combine=self._combine,
-            )
-        if grads is not None:
-            self._refuse_pending("step")
-        weight = float(pending.weight[0])
-        return self._plan.step(
-            pending.grads(),
-            self._configure,
-            _inverse(scale * weight, "grad_scale times weight"),
-            average=average,
-            zero=True,
-            reset=(pending.counts, pending.weight),
-            combine=self._combine,
-        )
+        return self.stepper.step(grads, grad_scale)
 
     def accumulate(self, grads: object = None, weight: float = 1.0) -> None:
         """Add gradients to those that the next ``step()`` takes, all tensors in one call.
@@ -179,18 +197,7 @@ class Optimizer(Held):
         >>> w
         array([-2., -3.])
         """
-        weight = domains.positive(weight, "weight")
-        with self._lock:
-            if grads is None and (grads := self._bound()) is None:
-                raise TypeError("accumulate() needs gradients, as no gradients were bound")
-            pending = self._accumulated
-            if pending is None:
-                params = list(self._params().values())
-                pending = Accumulated(self._structure, params, self._labels())
-            if not math.isfinite(pending.weight[0] + weight):
-                raise ValueError(f"weight: expected finite sums, found {weight} on top")
-            pending.add(grads, weight)
-            self._accumulated = pending
+        self.stepper.accumulate(grads, weight)
 
     def minimize(
         self,
@@ -241,7 +248,7 @@ class Optimizer(Held):
     @property
     def skipped(self) -> int:
         """The number of steps skipped as gradients were not finite."""
-        return int(self._skipped[0])
+        return int(self.stepper.skipped[0])
 
     @property
     def lr(self) -> float:
@@ -253,7 +260,7 @@ class Optimizer(Held):
         """
         rates = {
             group.value("lr", _state_dict.steps_taken(self.state[name] for name in names))
-            for group, names in zip(self.param_groups, self._names, strict=True)
+            for group, names in zip(self.param_groups, self.stepper.names, strict=True)
         }
         if len(rates) != 1:
             raise ValueError(f"lr: differs between groups: {sorted(rates)}; see param_groups")
@@ -283,29 +290,9 @@ class Optimizer(Held):
         used.  An optimizer that was made with the same schedules resumes them exactly, as they
         depend on step counts alone.
         """
-        with self._following(keep=False):
-            copies: dict[str, Any] = _state_dict.copied(self._written())
+        with self.stepper.following(keep=False):
+            copies: dict[str, Any] = _state_dict.copied(self.stepper.written())
             return copies
-
-    def _written(self) -> dict[str, Any]:
-        """The state dict of live arrays; for who is `_following`."""
-        groups = self.param_groups
-        eager = [bool(self.initial(group)) for group in groups]
-        entries = [[self.state[name] for name in names] for names in self._names]
-        written = _state_dict.write(
-            groups, self._rules, entries, eager, self.decoupled, self.storage
-        )
-        written["fastgd"] = _state_dict.write_beside(
-            self.skipped, self.storage.seed, self.average, self._accumulated, list(self.state)
-        )
-        rules = {
-            name: rule
-            for names, rule in zip(self._names, self._rules, strict=True)
-            for name in names
-        }
-        if layouts := self.storage.layouts(self._params(), rules):
-            written["fastgd"]["layouts"] = layouts
-        return written
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take states, step counts and hyper-parameters from a state dict, fastgd's or torch's.
@@ -324,60 +311,13 @@ class Optimizer(Held):
         -----
         torch's state dicts know no averages, skipped or accumulated steps: these stay.
         """
-        groups = self.param_groups
-        with self._lock:
-            live = [array for entry in self.state.values() for array in entry.values()]
-            changes, entries = _state_dict.read(
-                state_dict, groups, self.rule, self.decoupled, live, self.storage
-            )
-            beside = _state_dict.read_beside(state_dict, self._params(), self.average)
-            pending = None
-            if beside is not None and beside.weight:
-                params = list(self._params().values())
-                pending = Accumulated(self._structure, params, self._labels())
-            hypers = [{**group, **change} for group, change in zip(groups, changes, strict=True)]
-            self._make_plan(hypers, self._steps, self._bound())
-            # All fits: from here on nothing fails.
-            for group, change, names, own in zip(
-                groups, changes, self._names, entries, strict=True
-            ):
-                group.update(change)
-                rule = self.rule(group)
-                for name, p, (step, arrays) in zip(names, group["params"], own, strict=True):
-                    self.storage.fill(p, rule, self.state[name], arrays, self.initial(group))
-                    self.state[name]["step"][...] = step
-            if beside is not None:
-                self._skipped[0] = beside.skipped
-                if beside.seed is not None:
-                    self._plan.seed = beside.seed
-                    self.storage = self.storage._replace(seed=beside.seed)
-                if self.average is not None and beside.average is not None:
-                    self.average.take(*beside.average)
-                if pending is not None:
-                    pending.load(beside.sums, beside.weight)
-                self._accumulated = pending
+        self.stepper.load_state_dict(state_dict)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """All but the plan, which holds addresses, and the lock."""
-        with self._following():
-            content = {key: self.__dict__[key] for key in self.__dict__.keys() - {"_plan", "_lock"}}
-            content["options"] = dict(self.options)
-            state = {name: dict(entry) for name, entry in self.state.items()}
-            return {**content, "state": state, "bound": self._bound()}
-
-    def __setstate__(self, content: dict[str, Any]) -> None:
-        grads = content.pop("bound")
-        saved = content.pop("state")
-        content["options"] = MappingProxyType(content["options"])
-        lock = RLock() if content["average"] is None else content["average"].lock
-        self.__dict__.update(content, _lock=lock)
-        fork_locks.guard(self, "_lock")
-        # Also those that the rule of the moment leaves alone, in memory laid out as ever.
-        self.state = {
-            name: {k: a if k == "step" else copy_beside(a, p) for k, a in saved[name].items()}
-            for name, p in self._params().items()
-        }
-        self._make_plan(self.param_groups, self._steps, grads)
+    def __copy__(self) -> Self:
+        """Another one over the same parameters, with states of its own."""
+        new = type(self).__new__(type(self))
+        new.__dict__.update(self.__dict__, stepper=copy(self.stepper))
+        return new
 
     def __repr__(self) -> str:
         lines = []
@@ -388,9 +328,3 @@ class Optimizer(Held):
             size = f"{len(group['params'])} parameters, {elements:,} elements"
             lines.append(f"{type(self).__name__}({size}, {hyper})")
         return "\n".join(lines)
-
-
-def _inverse(value: float, name: str) -> float:
-    if value == 0 or not math.isfinite(inverse := 1.0 / value):
-        raise ValueError(f"{name}: expected a number to divide by, found {value}")
-    return inverse

@@ -11,17 +11,16 @@ from numpy.typing import NDArray
 
 from fastgd.core.domains import flag, number, positive, whole
 from fastgd.core.groups import ParamGroup
+from fastgd.core.storage import Kind, Storage, saved_kinds, scale_of
 from fastgd.core.trees import Name
 from fastgd.kernels.memory import checks
 from fastgd.kernels.memory.checks import shown
 from fastgd.kernels.reference import RULES
-from fastgd.kernels.spec.codecs import TILE
-from fastgd.kernels.spec.coded_array import as_stored, codec_of
+from fastgd.kernels.spec.coded_array import as_coded, codec_of
 
 if TYPE_CHECKING:
     from fastgd.core.accumulated import Accumulated
     from fastgd.core.ema import EMA
-    from fastgd.core.storage import Storage
 
 # The step count and the states of a parameter.
 Entry = tuple[int, dict[str, NDArray[Any]]]
@@ -63,7 +62,7 @@ def write(
     first = 0
     for group, rule, own, always in zip(groups, rules, entries, eager, strict=True):
         for i, (p, entry) in enumerate(zip(group["params"], own, strict=True), first):
-            arrays = {key: entry[key] for key in storage.keys(p, rule)}
+            arrays = {key: entry[key] for key in storage.kinds(p, rule)}
             if entry["step"] or always or any(a.any() for a in arrays.values()):
                 state[i] = {"step": int(entry["step"]), **arrays}
         packed = group.at(max(steps_taken(own) - 1, 0)) if group.scheduled else group.hyper()
@@ -127,7 +126,7 @@ def read(
         number_of = _match(group["param_names"], saved)
         entries.append(
             [
-                _read_entry(saved_state.get(number_of[name], {}), p, name, picked, memory, storage)
+                _read_entry(saved_state.get(number_of[name], {}), p, name, picked, memory)
                 for name, p in zip(group["param_names"], group["params"], strict=True)
             ]
         )
@@ -175,16 +174,13 @@ def _match(names: Sequence[Name], saved: Mapping[str, Any]) -> dict[Name, Any]:
     return {name: numbers[name] for name in names}
 
 
-def _read_entry(
-    entry: Any, p: NDArray[Any], name: Name, rule: str, memory: set[int], storage: Storage
-) -> Entry:
+def _read_entry(entry: Any, p: NDArray[Any], name: Name, rule: str, memory: set[int]) -> Entry:
     """The step count and the states of one parameter, checked against what its rule keeps."""
     label = f"state[{name!r}]".replace("'", '"')
     if not isinstance(entry, Mapping):
         raise TypeError(f"{label}: expected a dict of states, found {shown(entry)}")
     given = {key: value for key, value in entry.items() if key != "step" and value is not None}
-    expected, known = RULES[rule].states, storage.keys(p, rule)
-    known += [f"{key}_scale" for key in expected] + ["master", "master_low"]
+    expected, known = RULES[rule].states, saved_kinds(rule, p.shape)
     if extra := set(given) - set(known):
         raise ValueError(f"{label}: has {sorted(extra)}, which this optimizer does not keep")
     if given and (missing := set(expected) - set(given)):
@@ -195,34 +191,29 @@ def _read_entry(
         raise ValueError(f"{label}: step: expected a whole number from 0 to 2^53, found {step}")
     arrays = {key: checks.as_array(value, f'{label}["{key}"]') for key, value in given.items()}
     for key, a in arrays.items():
-        _check_saved(a, arrays, key, p, f'{label}["{key}"]')
+        _check_saved(a, known[key], arrays, p, f'{label}["{key}"]')
     return int(step), {k: a.copy() if id(a.base) in memory else a for k, a in arrays.items()}
 
 
 def _check_saved(
-    a: NDArray[Any], arrays: Mapping[str, NDArray[Any]], key: str, p: NDArray[Any], label: str
+    a: NDArray[Any], kind: Kind, arrays: Mapping[str, NDArray[Any]], p: NDArray[Any], label: str
 ) -> None:
     """Check that a saved array can be what its key says, however it was kept."""
-    shape: tuple[int, ...] = p.shape
-    if key.endswith("_scale"):
-        dtypes, shape = "uint8", (-(-p.size // TILE),)
-    elif key == "master_low":
-        dtypes, shape = "int16", (p.size,)
-    elif key == "master":
-        dtypes = "float32"
+    if kind.role != "state":
+        dtypes = kind.dtype.name
     elif a.dtype == np.uint8:
         dtypes = "uint8"
-        if f"{key}_scale" not in arrays:
-            raise ValueError(f"{label}: has no {key}_scale, which its codes need")
+        if (scale := scale_of(kind.of)) not in arrays:
+            raise ValueError(f"{label}: has no {scale}, which its codes need")
     elif p.dtype == np.float64:
         dtypes = "float64, float32, bfloat16 or float16"
     else:
         dtypes = "float32, bfloat16 or float16"
-    kind = codec_of(a.dtype.newbyteorder("=")) or a.dtype.name
-    if kind not in dtypes.replace(",", "").split():
+    found = codec_of(a.dtype.newbyteorder("=")) or a.dtype.name
+    if found not in dtypes.replace(",", "").split():
         raise TypeError(f"{label}: expected dtype {dtypes}, found {a.dtype}")
-    if a.shape != shape:
-        raise ValueError(f"{label}: expected shape {shape}, found {a.shape}")
+    if a.shape != kind.shape:
+        raise ValueError(f"{label}: expected shape {kind.shape}, found {a.shape}")
 
 
 # ------------------------------------------------------------------ what torch's state dicts lack
@@ -280,7 +271,7 @@ def read_beside(
     if not isinstance(layouts, Mapping):
         raise TypeError(f'{where}["layouts"]: expected a dict, found {layouts!r}')
     for name, p in params.items():
-        order = as_stored(p).order
+        order = as_coded(p).order
         if layouts.get(name, order) != order and p.ndim > 1:
             raise ValueError(
                 f'{where}["layouts"]: expected parameter {name!r} in {order} order, whose 8-bit '

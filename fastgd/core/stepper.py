@@ -1,91 +1,153 @@
-"""What an optimizer holds: parameters in groups, their states, and the plan of a step over them."""
+"""The step over an optimizer's parameters: their groups, their states, and the plan of both."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import RLock
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgd.core import fork_locks
+from fastgd.core import domains, fork_locks
 from fastgd.core import options as _options
+from fastgd.core import state_dict as _state_dict
 from fastgd.core import storage as _storage
 from fastgd.core.accumulated import Accumulated
 from fastgd.core.contract import Contract, Hyper
-from fastgd.core.groups import ParamGroup
+from fastgd.core.groups import Changes, ParamGroup
+from fastgd.core.storage import Piece
 from fastgd.core.trees import Name, Path, Structure, flatten, name_of, unflatten
 from fastgd.kernels import reference
-from fastgd.kernels._engine import Plan
+from fastgd.kernels._engine import Plan, StepRecord
 from fastgd.kernels.memory import checks
+from fastgd.kernels.memory.alloc import copy_beside
 from fastgd.kernels.memory.checks import shown
 from fastgd.kernels.reference import RULES
-from fastgd.kernels.spec.coded_array import Stored, as_stored
-from fastgd.kernels.spec.norms import unit_length
+from fastgd.kernels.spec.coded_array import CodedArray, as_coded
 
 Array = NDArray[Any]
 
 
-class Held(Contract):
-    """Parameters in groups, their states, and the plan of a step over them.
+class Layout(NamedTuple):
+    """What changes when a group follows another rule."""
 
-    The base of `Optimizer`, which has the steps.
+    state: Mapping[Name, Mapping[str, Array]]
+    rules: list[str]  # of each group
+    steps: NDArray[np.int64]  # taken by each parameter
+    plan: Plan
+    seen: int  # the changes of groups that were looked at
+
+
+class Stepper:
+    """Parameters in groups, their states, and the step that updates them in place.
+
+    What `Optimizer`, torch's `Binding` and MPI's `Sharded` each have one of.
+
+    Parameters
+    ----------
+    kind : type
+        What declares the optimizer.
+    params : array, nested lists and dicts of arrays, or groups
+        As optimizers take them; a `Piece` may stand in the place of an array.
+    hyper : mapping
+        The hyper-parameters of groups that have none of their own.
+    options : mapping
+        Any of `fastgd.Options`.
+    states : mapping of mappings, optional
+        States that there are, by the name of their parameter; the others are new.
+    steps : ndarray of int64, shape (parameters,), optional
+        The number of steps that each parameter has taken.
+    skipped : ndarray of int64, shape (1,), optional
+        Where to count the steps that are skipped.
+    first : int
+        What stochastic rounding counts the first parameter as.
+
+    Attributes
+    ----------
+    param_groups, state, options, storage, average, defaults
+        As those of `Optimizer`.
+    names : tuple of tuples
+        The keys in `state` of each group's parameters.
+    rules, steps, plan
+        See `Layout`.
+    copies : list of ndarray or None
+        What parameters are copied to.
+    accumulated : Accumulated or None
+        The gradients that no step has taken yet.
+    combine : callable or None
+        `Plan.step`'s argument of that name, of a stepper whose parameters are pieces.
+    lock : RLock
+        Held by every call that steps, or looks at states.
     """
 
-    # Of an optimizer whose parameters are pieces; set on the object before its __init__.
-    _pieces: Mapping[int, _storage.Piece] | None = None
-    # Of one whose arrays are flat, though what they stand for isn't: `unit_length` each, by id.
-    _rows: Mapping[int, int] = MappingProxyType({})
-
-    # ----------------------------------------------------------------------------- construction
-
-    def __init__(self, params: object, hyper: dict[str, Any], options: Mapping[str, Any]) -> None:
-        """Take parameters, the hyper-parameters of groups that have none of their own, options."""
-        self.options = _options.checked(options, type(self).__name__)
-        self.storage = _storage.checked(options)._replace(pieces=self._pieces)
+    def __init__(
+        self,
+        kind: type[Contract],
+        params: object,
+        hyper: Mapping[str, Any],
+        options: Mapping[str, Any],
+        *,
+        states: Mapping[Name, Mapping[str, Array]] | None = None,
+        steps: NDArray[np.int64] | None = None,
+        skipped: NDArray[np.int64] | None = None,
+        first: int = 0,
+    ) -> None:
+        self.kind = kind
+        self.options = _options.checked(options, kind.__name__)
+        self.storage = _storage.checked(options)
         self.defaults = hyper
         self.param_groups: tuple[ParamGroup, ...] = ()
-        self.state: Mapping[Name, Mapping[str, Array]] = {}
-        self._names: tuple[tuple[Name, ...], ...] = ()  # of each group's parameters, in `state`
+        self.state: Mapping[Name, Mapping[str, Array]] = states or {}
+        self.names: tuple[tuple[Name, ...], ...] = ()
+        self.copies: list[Array] | None = None
+        self.accumulated: Accumulated | None = None
+        self.combine: Callable[[Array], object] | None = None
+        self.skipped = np.zeros(1, np.int64) if skipped is None else skipped
+        self.lock = RLock()
+        self._zero = self.options["zero_grads"]
+        self._first = first
         self._paths: tuple[Path, ...] = ()  # where each parameter stands in what was given
-        self._structure: Structure = None
-        self._skipped = np.zeros(1, np.int64)
-        self._copies: list[Array] | None = None
-        self._accumulated: Accumulated | None = None
-        self._lock = RLock()
-        fork_locks.guard(self, "_lock")
+        self.structure: Structure = None
+        self._changes, self._seen = Changes(), 0
         if isinstance(params, Iterator):
             params = list(params)
         if isinstance(params, (list, tuple)) and any(
             isinstance(entry, Mapping) and "params" in entry for entry in params
         ):
-            self._structure = [self._take_group(g, (k,)) for k, g in enumerate(params)]
+            self.structure = [self._take_group(g, (k,)) for k, g in enumerate(params)]
             self._grouped = True
         else:
-            self._structure = self._take_group({"params": params}, ())
+            self.structure = self._take_group({"params": params}, ())
             self._grouped = False
         if (copies := options.get("copy_to")) is not None:
-            self._copies = _options.as_copies(
-                copies, self._structure, [*self._params().values()], self._paths
+            self.copies = _options.as_copies(
+                copies, self.structure, [*self.params().values()], self._paths
             )
-        self.average = _options.as_average(options.get("average"), self._params())
-        if self.average is not None:
-            self._lock = self.average.lock  # whose averages nobody may swap in during a step
-        steps = np.zeros(len(self._paths), np.int64)
-        self._make_plan(self.param_groups, steps, options.get("grads"))
+        self.average = _options.as_average(options.get("average"), self.params())
+        self._share_lock()
+        if steps is None:
+            steps = np.zeros(len(self._paths), np.int64)
+        self.lay_out(self.param_groups, steps, options.get("grads"))
         # All fits: from here on nothing fails.
         if self.average is not None:
-            self.average.bind(self._params())
-        self._copy_out()
+            self.average.bind(self.params())
+        self.copy_out()
 
-    def _params(self) -> dict[Name, Array]:
+    def _share_lock(self) -> None:
+        """Let forks wait for steps; and nobody swap averages in during a step."""
+        if self.average is not None:
+            self.lock = self.average.lock
+        fork_locks.guard(self, "lock", self.kind.__name__)
+
+    def params(self) -> dict[Name, Array]:
         """All parameters by name, in order."""
         return {
             name: p
-            for names, group in zip(self._names, self.param_groups, strict=True)
+            for names, group in zip(self.names, self.param_groups, strict=True)
             for name, p in zip(names, group["params"], strict=True)
         }
 
@@ -93,18 +155,17 @@ class Held(Contract):
         """What to call each parameter in an error, after ``params``."""
         return [checks.label(path) for path in self._paths]
 
-    def _copy_out(self) -> None:
+    def copy_out(self) -> None:
         """Bring the copies up to date with the parameters."""
-        for out, (name, p) in zip(self._copies or (), self._params().items(), strict=False):
-            kept = self.storage.parameter(p, self.state[name])
-            reference.copy(as_stored(out), kept)
+        for out, (name, p) in zip(self.copies or (), self.params().items(), strict=False):
+            reference.copy(as_coded(out), self.storage.parameter(p, self.state[name]))
 
     def _all_copies(self) -> list[Array | None] | None:
         """Where each parameter is copied to: a parameter with a master is itself such a copy."""
-        params = list(self._params().values())
+        params = list(self.params().values())
         if not any(map(self.storage.has_master, params)):
-            return None if self._copies is None else list(self._copies)
-        if self._copies is not None:
+            return None if self.copies is None else list(self.copies)
+        if self.copies is not None:
             raise ValueError("copy_to: expected without master=True, which makes copies itself")
         return [p if self.storage.has_master(p) else None for p in params]
 
@@ -120,69 +181,76 @@ class Held(Contract):
             raise ValueError(f"{where}: expected at least one parameter, found none")
         paths = tuple((*prefix, *path) for path, _ in leaves)
         names = tuple(name_of(path) for path in paths)
-        taken = {name for group_names in self._names for name in group_names}
+        taken = {name for group_names in self.names for name in group_names}
         for name in names:
             if name in taken:
                 raise ValueError(f"{where}: expected names of their own, found {name!r} twice")
             taken.add(name)
+        given = [leaf.array if isinstance(leaf, Piece) else leaf for _, leaf in leaves]
         arrays = tuple(
             checks.check_parameter(leaf, f"params{checks.label(path)}", checks.ANY)
-            for path, (_, leaf) in zip(paths, leaves, strict=True)
+            for path, leaf in zip(paths, given, strict=True)
+        )
+        self.storage = self.storage.with_pieces(
+            leaf for _, leaf in leaves if isinstance(leaf, Piece)
         )
         for p, path in zip(arrays, paths, strict=True):
             self.storage.refuse_unchosen(p, f"params{checks.label(path)}")
         new = ParamGroup(
             {"params": arrays, "param_names": tuple(name_of(path) for path, _ in leaves)},
-            self.defaults | {key: group[key] for key in group if key != "params"},
-            {key: self.domains[key] for key in self.defaults},
-            self.fits,
+            {**self.defaults, **{key: group[key] for key in group if key != "params"}},
+            {key: self.kind.domains[key] for key in self.defaults},
+            self.kind.fits,
             f"{where}: " if prefix else "",
+            self._changes,
         )
         self.param_groups += (new,)
-        self._names += (names,)
+        self.names += (names,)
         self._paths += paths
         return structure
 
-    def _make_plan(
+    # ---------------------------------------------------------------------------------- the plan
+
+    def lay_out(
         self, hypers: Sequence[Hyper], steps: NDArray[np.int64], grads: object = None
     ) -> None:
         """Lay out the states that each group's rule asks for, and resolve all to pointers.
 
         Changes nothing if it raises.
         """
-        rules = [self.rule(h) for h in hypers]
+        kind, storage = self.kind, self.storage
+        rules = [kind.rule(h) for h in hypers]
         steps = steps.copy()
         state: dict[Name, Mapping[str, Array]] = {}
-        params: list[Stored] = []
-        arrays: list[tuple[Stored, ...]] = []
+        params: list[CodedArray] = []
+        arrays: list[tuple[CodedArray, ...]] = []
         owners: list[int] = []
-        rows: list[int] = []
-        storage = self.storage
+        units: list[int] = []
         for k, (group, h, rule) in enumerate(zip(self.param_groups, hypers, rules, strict=True)):
-            for name, p in zip(self._names[k], group["params"], strict=True):
+            for name, p in zip(self.names[k], group["params"], strict=True):
                 i = len(params)
                 kept = {**self.state.get(name, {}), "step": steps[i, ...]}
-                start = self.initial(h)
-                for key in storage.keys(p, rule):
+                start = kind.initial(h)
+                kinds = storage.kinds(p, rule)
+                for key, what in kinds.items():
                     if key not in kept:
-                        kept |= storage.new(p, key, start.get(key, 0.0))
+                        kept |= what.new(p, start.get(key, 0.0))
                         # Schedules go on from the steps taken; a velocity may then start from 0.
-                        if self.restarts and not group.scheduled and key in RULES[rule].states:
+                        if kind.restarts and not group.scheduled and what.role == "state":
                             steps[i] = 0
                 state[name] = MappingProxyType(kept)
-                arrays.append(tuple(storage.state(p, key, kept) for key in RULES[rule].states))
+                arrays.append(tuple(kinds[key].stored(kept) for key in RULES[rule].states))
                 params.append(storage.parameter(p, kept))
                 owners.append(k)
-                rows.append(self._rows.get(id(p), unit_length(p.shape, p.strides, p.itemsize)))
-        names = [RULES[rules[k]].states for k in owners]
+                units.append(storage.unit_length(p))
         average = self.average
         plan = Plan(
-            self._structure,
+            self.structure,
             params,
             self._labels(),
             owners,
             arrays,
-            names,
+            [RULES[rules[k]].states for k in owners],
             steps,
             grads,
             averages=None if average is None else list(average.averages.values()),
@@ -190,115 +258,253 @@ class Held(Contract):
             copies=self._all_copies(),
             clip_by=self.options["clip_by"],
             nonfinite=self.options["nonfinite"],
-            skipped=self._skipped,
+            skipped=self.skipped,
             seed=storage.seed,
-            rows=rows,
+            unit_lengths=units,
         )
-        self.state, self._rules, self._steps = MappingProxyType(state), rules, steps
-        self._plan = plan
+        plan.first = self._first
+        self.state, self.rules, self.steps = MappingProxyType(state), rules, steps
+        self.plan = plan
 
-    def _bound(self) -> object:
+    def bound(self) -> object:
         """The bound gradients in the structure of the parameters, or None."""
-        held = self._plan.bound
-        return None if held is None else unflatten(self._structure, iter(held))
+        held = self.plan.bound
+        return None if held is None else unflatten(self.structure, iter(held))
 
-    def add_param_group(
-        self, group: Mapping[str, Any], grads: object = None, copy_to: object = None
-    ) -> None:
-        """Add parameters, with hyper-parameters of their own if wanted.
-
-        From then on gradients come as a list with one entry a group, each in the form of its
-        group's ``"params"``.  An average of the weights takes the new ones as if they had stood
-        still before.
-
-        Parameters
-        ----------
-        group : dict
-            ``"params"``, in any form that the constructor takes, and any hyper-parameters that
-            differ from the constructor's.
-        grads, copy_to : object, optional
-            The new parameters' gradients, to be bound, and the arrays to copy them to, if there
-            are such of the others.
-
-        Raises
-        ------
-        TypeError, ValueError, KeyError
-            As for the constructor; the optimizer stays as it was.
-        RuntimeError
-            If gradients were accumulated that no step has taken, or averages are swapped in.
-        """
-        with self._lock:
+    def add_group(self, group: Mapping[str, Any], grads: object, copy_to: object) -> None:
+        """Do what `Optimizer.add_param_group` says."""
+        with self.lock:
             self._refuse_pending("add_param_group")
-            bound = self._bound()
-            for name, given, kept in (("grads", grads, bound), ("copy_to", copy_to, self._copies)):
+            bound = self.bound()
+            for name, given, kept in (("grads", grads, bound), ("copy_to", copy_to, self.copies)):
                 if (given is None) != (kept is None):
                     raise TypeError(f"{name}: expected for all groups or for none")
             before = dict(self.__dict__)
             average = {} if self.average is None else dict(self.average.__dict__)
             try:
                 if not self._grouped:
-                    self._structure, bound = [self._structure], [bound]
+                    self.structure, bound = [self.structure], [bound]
                     self._paths = tuple((0, *path) for path in self._paths)
                     self._grouped = True
                 known = len(self._paths)
                 new = self._take_group(group, (len(self.param_groups),))
-                self._structure = [*self._structure, new]  # type: ignore[misc]
-                params = dict(list(self._params().items())[known:])
-                if self._copies is not None:
+                self.structure = [*self.structure, new]  # type: ignore[misc]
+                params = dict(list(self.params().items())[known:])
+                if self.copies is not None:
                     arrays, paths = list(params.values()), self._paths[known:]
-                    self._copies = [
-                        *self._copies,
+                    self.copies = [
+                        *self.copies,
                         *_options.as_copies(copy_to, new, arrays, paths),
                     ]
                 if self.average is not None:
                     self.average.extend(params)
-                self._accumulated = None
-                steps = np.append(self._steps, np.zeros(len(params), np.int64))
+                self.accumulated = None
+                steps = np.append(self.steps, np.zeros(len(params), np.int64))
                 grads = None if grads is None else [*bound, grads]  # type: ignore[misc]
-                self._make_plan(self.param_groups, steps, grads)
+                self.lay_out(self.param_groups, steps, grads)
             except BaseException:
                 self.__dict__.update(before)
                 if self.average is not None:
                     self.average.__dict__.update(average)
                 raise
-            self._copy_out()
+            self.copy_out()
 
     def _refuse_pending(self, what: str) -> None:
-        if self._accumulated is not None and self._accumulated.weight[0]:
+        if self.pending:
             raise RuntimeError(f"{what}: gradients were accumulated that no step has taken yet")
         if self.average is not None:
             self.average.refuse_swapped(what)
 
-    def _follow_rules(self) -> tuple[Any, ...] | None:
-        """Make a new plan if a hyper-parameter that picks the rule was changed.
+    # ------------------------------------------------------------------------ following the rules
 
-        Returns what `_go_back` takes to undo it, or None if nothing was done.
+    def follow(self) -> Layout | None:
+        """Lay out anew if hyper-parameters were changed that pick the rule.
+
+        Returns what `go_back` takes to undo it, or None if nothing was done.  To be called, as
+        `go_back`, with the lock held.
         """
-        if [self.rule(group) for group in self.param_groups] == self._rules:
+        seen = self._changes.count  # before the rules are asked, or a change could go unseen
+        if seen == self._seen:
             return None
-        before = self.state, self._rules, self._steps, self._plan
-        self._make_plan(self.param_groups, self._steps, self._bound())
+        before = None
+        if [self.kind.rule(group) for group in self.param_groups] != self.rules:
+            before = Layout(self.state, self.rules, self.steps, self.plan, self._seen)
+            self.lay_out(self.param_groups, self.steps, self.bound())
+        self._seen = seen
         return before
 
-    def _go_back(self, before: tuple[Any, ...] | None) -> None:
+    def go_back(self, before: Layout | None) -> None:
+        """Undo what `follow` did."""
         if before is not None:
-            self.state, self._rules, self._steps, self._plan = before
+            self.state, self.rules, self.steps, self.plan, self._seen = before
 
     @contextmanager
-    def _following(self, keep: bool = True) -> Iterator[None]:
+    def following(self, keep: bool = True) -> Iterator[None]:
         """Follow the rules while nobody else steps; if the block raises or only looks, go back."""
-        with self._lock:
-            before = self._follow_rules()
+        with self.lock:
+            before = self.follow()
             try:
                 yield
             except BaseException:
-                self._go_back(before)
+                self.go_back(before)
                 raise
             if not keep:
-                self._go_back(before)
+                self.go_back(before)
 
-    def _configure(self, k: int, t: int, unscale: float) -> tuple[Any, ...]:
+    # ---------------------------------------------------------------------------------- the steps
+
+    def step(self, grads: object = None, grad_scale: float = 1.0) -> StepRecord:
+        """Do what `Optimizer.step` says."""
+        if type(grad_scale) is float and grad_scale == 1.0:
+            scale = unscale = 1.0
+        else:
+            scale = domains.number(grad_scale, "grad_scale")
+            unscale = _inverse(scale, "grad_scale")
+        with self.lock:
+            before = self.follow() if self._changes.count != self._seen else None
+            try:
+                average = None
+                if self.average is not None:
+                    self.average.refuse_swapped("step")
+                    average = self.average.weights(self.average.step + 1)
+                if self.pending:
+                    return self._step_accumulated(grads, scale, average)
+                return self.plan.step(
+                    grads,
+                    self.configure,
+                    unscale,
+                    average=average,
+                    zero=self._zero,
+                    combine=self.combine,
+                )
+            except BaseException:
+                self.go_back(before)
+                raise
+
+    def _step_accumulated(
+        self, grads: object, scale: float, average: tuple[float, float] | None
+    ) -> StepRecord:
+        """Step along the mean of what was accumulated."""
+        pending = self.accumulated
+        assert pending is not None
+        if grads is not None:
+            self._refuse_pending("step")
+        return self.plan.step(
+            pending.grads(),
+            self.configure,
+            _inverse(scale * self.pending, "grad_scale times weight"),
+            average=average,
+            zero=True,
+            reset=(pending.counts, pending.weight),
+            combine=self.combine,
+        )
+
+    def configure(self, k: int, t: int, unscale: float) -> tuple[Any, ...]:
         """What the engine asks of group `k` for a parameter's t-th step."""
         group = self.param_groups[k]
         h = group.at(t - 1) if group.scheduled else group
-        return self.settings(self._rules[k], h, t, unscale)
+        return self.kind.settings(self.rules[k], h, t, unscale)
+
+    @property
+    def pending(self) -> float:
+        """The weight of the gradients that no step has taken yet."""
+        return 0.0 if self.accumulated is None else float(self.accumulated.weight[0])
+
+    def accumulate(self, grads: object = None, weight: float = 1.0) -> None:
+        """Do what `Optimizer.accumulate` says."""
+        weight = domains.positive(weight, "weight")
+        with self.lock:
+            if grads is None and (grads := self.bound()) is None:
+                raise TypeError("accumulate() needs gradients, as no gradients were bound")
+            pending = self.accumulated or self._nothing_accumulated()
+            if not math.isfinite(pending.weight[0] + weight):
+                raise ValueError(f"weight: expected finite sums, found {weight} on top")
+            pending.add(grads, weight)
+            self.accumulated = pending
+
+    def _nothing_accumulated(self) -> Accumulated:
+        return Accumulated(self.structure, list(self.params().values()), self._labels())
+
+    # ---------------------------------------------------------------------------------- the states
+
+    def written(self) -> dict[str, Any]:
+        """The state dict, whose arrays are the live ones; to be called within `following`."""
+        groups = self.param_groups
+        eager = [bool(self.kind.initial(group)) for group in groups]
+        entries = [[self.state[name] for name in names] for names in self.names]
+        written = _state_dict.write(
+            groups, self.rules, entries, eager, self.kind.decoupled, self.storage
+        )
+        written["fastgd"] = _state_dict.write_beside(
+            int(self.skipped[0]),
+            self.storage.seed,
+            self.average,
+            self.accumulated,
+            list(self.state),
+        )
+        rules = {
+            name: rule for names, rule in zip(self.names, self.rules, strict=True) for name in names
+        }
+        if layouts := self.storage.layouts(self.params(), rules):
+            written["fastgd"]["layouts"] = layouts
+        return written
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Do what `Optimizer.load_state_dict` says."""
+        groups, kind = self.param_groups, self.kind
+        with self.lock:
+            live = [array for entry in self.state.values() for array in entry.values()]
+            changes, entries = _state_dict.read(
+                state_dict, groups, kind.rule, kind.decoupled, live, self.storage
+            )
+            beside = _state_dict.read_beside(state_dict, self.params(), self.average)
+            pending = None
+            if beside is not None and beside.weight:
+                pending = self._nothing_accumulated()
+            hypers = [{**group, **change} for group, change in zip(groups, changes, strict=True)]
+            self.lay_out(hypers, self.steps, self.bound())
+            # All fits: from here on nothing fails.
+            for group, change, names, own in zip(groups, changes, self.names, entries, strict=True):
+                group.update(change)
+                rule = kind.rule(group)
+                for name, p, (step, arrays) in zip(names, group["params"], own, strict=True):
+                    self.storage.fill(p, rule, self.state[name], arrays, kind.initial(group))
+                    self.state[name]["step"][...] = step
+            if beside is not None:
+                self.skipped[0] = beside.skipped
+                if beside.seed is not None:
+                    self.plan.seed = beside.seed
+                    self.storage = self.storage._replace(seed=beside.seed)
+                if self.average is not None and beside.average is not None:
+                    self.average.take(*beside.average)
+                if pending is not None:
+                    pending.load(beside.sums, beside.weight)
+                self.accumulated = pending
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the plan, which holds addresses, and the lock."""
+        with self.following():
+            content = {key: self.__dict__[key] for key in self.__dict__.keys() - {"plan", "lock"}}
+            content["options"] = dict(self.options)
+            content["state"] = {name: dict(entry) for name, entry in self.state.items()}
+            return {**content, "bound": self.bound()}
+
+    def __setstate__(self, content: dict[str, Any]) -> None:
+        grads = content.pop("bound")
+        saved = content.pop("state")
+        self.__dict__.update(content, lock=RLock())
+        self.options = MappingProxyType(content["options"])
+        self.storage = self.storage.with_pieces((self.storage.pieces or {}).values())
+        self._share_lock()
+        # Also those that the rule of the moment leaves alone, in memory laid out as ever.
+        self.state = {
+            name: {k: a if k == "step" else copy_beside(a, p) for k, a in saved[name].items()}
+            for name, p in self.params().items()
+        }
+        self.lay_out(self.param_groups, self.steps, grads)
+
+
+def _inverse(value: float, name: str) -> float:
+    if value == 0 or not math.isfinite(inverse := 1.0 / value):
+        raise ValueError(f"{name}: expected a number to divide by, found {value}")
+    return inverse

@@ -6,8 +6,10 @@ in fewer bytes is loaded and stored tile by tile in the sweep (`fastgd.kernels.s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +19,15 @@ from fastgd.core.trees import Name
 from fastgd.kernels.memory.alloc import zeros_beside
 from fastgd.kernels.memory.checks import shown
 from fastgd.kernels.reference import RULES
-from fastgd.kernels.spec.codecs import CODECS
-from fastgd.kernels.spec.coded_array import Stored, as_stored, codec_of, computed
+from fastgd.kernels.spec import norms
+from fastgd.kernels.spec.codecs import CODECS, TILE
+from fastgd.kernels.spec.coded_array import CodedArray, as_coded, codec_of, computed
 
 Array = NDArray[Any]
 
 STATE_DTYPES = ("float32", "float64", "bfloat16", "float16", "8bit")
 ROUNDINGS = ("nearest", "stochastic")
+FLOAT32, INT16, UINT8 = map(np.dtype, (np.float32, np.int16, np.uint8))
 
 
 def every_state() -> frozenset[str]:
@@ -31,25 +35,78 @@ def every_state() -> frozenset[str]:
     return frozenset(key for rule in RULES.values() for key in rule.states)
 
 
-def squares() -> frozenset[str]:
-    """States that are never negative, which 8 bits can therefore keep with twice the range."""
-    return frozenset[str]().union(*(rule.squares for rule in RULES.values()))
+class Kind(NamedTuple):
+    """What an array is that is kept of a parameter beside itself."""
+
+    role: Literal["state", "scale", "master", "remainder"]
+    of: str  # the state that it is, or has the scales of; else its own key
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    codec: str  # by which a state is kept
+
+    def stored(self, kept: Mapping[str, Array]) -> CodedArray:
+        """A state as it is kept; stores to fewer bits round stochastically."""
+        stochastic = CODECS[self.codec].stochastic
+        return CodedArray(kept[self.of], kept.get(scale_of(self.of)), self.codec, stochastic)
+
+    def new(self, p: Array, start: float = 0.0) -> dict[str, Array]:
+        """A state with its scales, or what goes with a parameter, before the first step."""
+        if self.role != "state":
+            zeros = zeros_beside(p, self.dtype) if self.role == "master" else None
+            made = {self.of: np.zeros(self.shape, self.dtype) if zeros is None else zeros}
+            if zeros is not None:
+                as_coded(zeros).raw()[...] = as_coded(p).load(self.dtype)
+            return made
+        codec = CODECS[self.codec]
+        made = {self.of: _visible(zeros_beside(p, self.dtype), self.codec)}
+        if codec.aux is not None:
+            made[scale_of(self.of)] = np.zeros(-(-p.size // codec.per), codec.aux)
+        if start:
+            self.stored(made).store(np.full(p.size, start, computed(p.dtype)))
+        return made
 
 
-class Piece(NamedTuple):
-    """What a parameter is a piece of, where others hold the rest.
+def scale_of(key: str) -> str:
+    """The key of the scales of a state that is kept in 8 bits."""
+    return f"{key}_scale"
 
-    It is kept, and rounded by chance, as the whole parameter's elements would be.
+
+def scales_in(entry: Iterable[str]) -> set[str]:
+    """Those of the keys of a parameter's entry that are of scales."""
+    return {scale_of(key) for key in entry} & set(entry)
+
+
+def saved_kinds(rule: str, shape: tuple[int, ...]) -> dict[str, Kind]:
+    """What a saved entry of a parameter may have that a rule steps, however it was kept.
+
+    The dtype and codec of states are those of a parameter of float32 here: they may be others.
+    """
+    n = math.prod(shape)
+    tiles = (-(-n // TILE),)
+    found = {key: Kind("state", key, FLOAT32, shape, "float32") for key in RULES[rule].states}
+    found |= {scale_of(key): Kind("scale", key, UINT8, tiles, "") for key in [*found]}
+    found["master"] = Kind("master", "master", FLOAT32, shape, "")
+    found["master_low"] = Kind("remainder", "master_low", INT16, (n,), "")
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """An array that stands for a parameter of which it is a piece, or a flat view.
+
+    It is kept, and rounded stochastically, as the whole parameter's elements would be.
     """
 
-    origin: int  # the elements before it
-    whole: int  # the elements in all
+    array: Array
+    origin: int  # the parameter's elements before it
+    whole: int  # the parameter's elements in all
+    unit_length: int | None = None  # that of `norms.unit_length`, where the shape doesn't tell
 
 
 class Storage(NamedTuple):
     """How an optimizer keeps its arrays; see `fastgd.Options`.
 
-    ``pieces`` tells of the parameters that are only pieces, by their ``id``.
+    ``pieces`` tells of the parameters that are only pieces, by the ``id`` of their array.
     """
 
     state_dtype: str | Mapping[str, str] | None = None
@@ -59,9 +116,19 @@ class Storage(NamedTuple):
     seed: int = 0
     pieces: Mapping[int, Piece] | None = None
 
+    def with_pieces(self, pieces: Iterable[Piece]) -> Storage:
+        """The same, with more of the parameters being pieces."""
+        known = {id(piece.array): piece for piece in pieces}
+        return self._replace(pieces={**(self.pieces or {}), **known}) if known else self
+
     def piece(self, p: Array) -> Piece:
         """Which piece of a parameter this array is, mostly all of it."""
-        return (self.pieces or {}).get(id(p)) or Piece(0, p.size)
+        return (self.pieces or {}).get(id(p)) or Piece(p, 0, p.size)
+
+    def unit_length(self, p: Array) -> int:
+        """The elements of each unit that `clip_ratio` is about; 0 if they are not contiguous."""
+        known = self.piece(p).unit_length
+        return norms.unit_length(p.shape, p.strides, p.itemsize) if known is None else known
 
     # ------------------------------------------------------------------------------- parameters
 
@@ -85,31 +152,36 @@ class Storage(NamedTuple):
         """Whether the step works on a float32 master, of which the parameter is a copy."""
         return self.master is True and p.itemsize == 2
 
-    def keys(self, p: Array, rule: str) -> list[str]:
+    def kinds(self, p: Array, rule: str) -> dict[str, Kind]:
         """What is kept of a parameter beside itself: the rule's states, and what they need."""
-        keys = []
+        found = {}
         for key in RULES[rule].states:
-            keys.append(key)
-            if CODECS[self.codec(p, key)].beside is not None:
-                keys.append(f"{key}_scale")
+            codec = CODECS[self.codec(p, rule, key)]
+            found[key] = Kind("state", key, codec.code, p.shape, codec.name)
+            if codec.aux is not None:
+                tiles = (-(-p.size // codec.per),)
+                found[scale_of(key)] = Kind("scale", key, codec.aux, tiles, "")
         if self.master and p.itemsize == 2:
-            keys.append("master" if self.master is True else "master_low")
-        return keys
+            if self.master is True:
+                found["master"] = Kind("master", "master", FLOAT32, p.shape, "")
+            else:
+                found["master_low"] = Kind("remainder", "master_low", INT16, (p.size,), "")
+        return found
 
-    def parameter(self, p: Array, kept: Mapping[str, Array]) -> Stored:
+    def parameter(self, p: Array, kept: Mapping[str, Array]) -> CodedArray:
         """What the step updates."""
         if p.itemsize != 2 or not self.master:
             chance = p.itemsize == 2 and self.rounding == "stochastic"
-            own = as_stored(p)._replace(stochastic=chance)
+            own = as_coded(p)._replace(stochastic=chance)
         elif self.master is True:
-            own = as_stored(kept["master"])
+            own = as_coded(kept["master"])
         else:
-            own = Stored(p, kept["master_low"], "split")
+            own = CodedArray(p, kept["master_low"], "split")
         return own._replace(origin=self.piece(p).origin)
 
     # ------------------------------------------------------------------------------------ states
 
-    def codec(self, p: Array, key: str) -> str:
+    def codec(self, p: Array, rule: str, key: str) -> str:
         """The codec that a state of a parameter is kept by."""
         wanted = self.state_dtype
         if isinstance(wanted, Mapping):
@@ -117,38 +189,20 @@ class Storage(NamedTuple):
         if wanted is None or (wanted == "8bit" and self.piece(p).whole < self.min_8bit_size):
             return computed(p.dtype).name
         if wanted == "8bit":
-            return "ue5m3" if key in squares() else "e4m3"
+            return _in_8_bits(rule, key)
         return wanted
-
-    def new(self, p: Array, key: str, start: float = 0.0) -> dict[str, Array]:
-        """A state, or what goes with a parameter, as it is before the first step."""
-        if key == "master":
-            master = zeros_beside(p, np.float32)
-            as_stored(master).raw()[...] = as_stored(p).load(np.float32)
-            return {key: master}
-        if key == "master_low":
-            return {key: np.zeros(p.size, np.int16)}
-        codec = CODECS[self.codec(p, key)]
-        code = zeros_beside(p, codec.code)
-        made = {key: _visible(code, codec.name)}
-        if codec.beside is not None:
-            made[f"{key}_scale"] = np.zeros(-(-p.size // codec.per), codec.beside)
-        if start:
-            self.state(p, key, made).store(np.full(p.size, start, computed(p.dtype)))
-        return made
 
     def layouts(self, params: Mapping[Name, Array], rules: Mapping[Name, str]) -> dict[Name, str]:
         """The order of memory of each parameter whose states have a scale for each tile."""
         return {
-            name: as_stored(p).order
+            name: as_coded(p).order
             for name, p in params.items()
-            if any(key.endswith("_scale") for key in self.keys(p, rules[name]))
+            if any(kind.role == "scale" for kind in self.kinds(p, rules[name]).values())
         }
 
-    def state(self, p: Array, key: str, kept: Mapping[str, Array]) -> Stored:
-        """A state of a parameter as it is kept; stores to fewer bits round by chance."""
-        codec = CODECS[self.codec(p, key)]
-        return Stored(kept[key], kept.get(f"{key}_scale"), codec.name, codec.stochastic)
+    def state(self, p: Array, rule: str, key: str, kept: Mapping[str, Array]) -> CodedArray:
+        """A state of a parameter as it is kept."""
+        return self.kinds(p, rule)[key].stored(kept)
 
     def fill(
         self,
@@ -159,14 +213,13 @@ class Storage(NamedTuple):
         initial: Mapping[str, float],
     ) -> None:
         """Set all that is kept of a parameter to what was saved, or to what it starts from."""
-        for key in RULES[rule].states:
-            if key in saved:
-                _take(self.state(p, key, kept), saved_as(saved, key))
-            else:
-                for own, array in self.new(p, key, initial.get(key, 0.0)).items():
-                    kept[own][...] = array
-        for key in {"master", "master_low"} & set(self.keys(p, rule)):
-            kept[key][...] = saved[key] if key in saved else self.new(p, key)[key]
+        for key, kind in self.kinds(p, rule).items():
+            if kind.role == "state" and key in saved:
+                _take(kind.stored(kept), saved_as(saved, rule, key))
+            elif kind.role != "scale":
+                taken = saved if key in saved else kind.new(p, initial.get(key, 0.0))
+                for own in {key, scale_of(key)} & kept.keys():
+                    kept[own][...] = taken[own]
 
 
 def checked(given: Mapping[str, Any]) -> Storage:
@@ -211,23 +264,28 @@ def _visible(code: Array, codec: str) -> Array:
     return code
 
 
-def saved_as(saved: Mapping[str, Array], key: str) -> Stored:
-    """How a state was kept when it was saved: its dtype says so."""
+def _in_8_bits(rule: str, key: str) -> str:
+    """The codec of a state in 8 bits: one that is never negative has twice the range."""
+    return "ue5m3" if key in RULES[rule].squares else "e4m3"
+
+
+def saved_as(saved: Mapping[str, Array], rule: str, key: str) -> CodedArray:
+    """How a state of a rule was kept when it was saved: its dtype says so."""
     code = saved[key]
     if code.dtype == np.uint8:
-        return Stored(code, saved[f"{key}_scale"], "ue5m3" if key in squares() else "e4m3")
-    return as_stored(code)
+        return CodedArray(code, saved[scale_of(key)], _in_8_bits(rule, key))
+    return as_coded(code)
 
 
-def _take(target: Stored, source: Stored) -> None:
+def _take(target: CodedArray, source: CodedArray) -> None:
     """Set an array to the values of another, which may be kept otherwise and lie otherwise.
 
     Codes of the same kind are taken as they are; others are decoded, and rounded to nearest.
     """
     if source.codec == target.codec:
         target.code[...] = source.code
-        if target.beside is not None:
-            target.beside[...] = source.beside
+        if target.aux is not None:
+            target.aux[...] = source.aux
         return
     # Tiles are those of the parameter's memory, whatever the layout of what was saved.
     code = np.empty_like(target.code, source.code.dtype)

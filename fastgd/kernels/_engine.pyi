@@ -50,7 +50,6 @@ class Plan:
         skipped: NDArray[int64] | None = None,
         seed: int = 0,
         unit_lengths: list[int] | None = None,
-        rows: list[int] | None = None,
     ) -> Plan: ...
     def step(
         self,

@@ -145,13 +145,11 @@ cdef class Plan:
                   list state_names, cnp.ndarray steps, grads=None, *, list averages=None,
                   cnp.ndarray average_steps=None, copies=None, clip_by="all",
                   nonfinite="propagate", cnp.ndarray skipped=None, unsigned long long seed=0,
-                  list unit_lengths=None, list rows=None):
+                  list unit_lengths=None):
         self.seed = seed
         self.steps, self.counts = steps, <cnp.int64_t*> cnp.PyArray_DATA(steps)
         self.average_steps, self.skipped = average_steps, skipped
         self.clip_by, self.nonfinite = CLIP_BY[clip_by], NONFINITE[nonfinite]
-        if unit_lengths is None:
-            unit_lengths = rows     # its name of before, for what still says so
         self.layout = Layout(params, labels, groups, states, state_names, averages, copies,
                              unit_lengths)
         self.gradients = Gradients(self.layout, structure, grads)

@@ -21,6 +21,7 @@ from fastgd.checkpoint import CheckpointError
 from fastgd.checkpoint.packing import pack
 from fastgd.core.optimizer import Optimizer
 from fastgd.core.state_dict import copied
+from fastgd.core.storage import scales_in
 from fastgd.kernels.memory.checks import shown
 from fastgd.kernels.spec.codecs import TILE
 from fastgd.mpi._link import NO_BITS, Link, RankError
@@ -297,9 +298,11 @@ class Collected:
         for i, inside in wanted.items():
             j = self._places[i]
             self._params[i].append(params[j][inside].copy())
+            saved = opt["state"].get(j, {})
+            scales = scales_in(saved)
             entry = {
-                key: a if key == "step" else a[_tiles(inside) if key.endswith("_scale") else inside]
-                for key, a in opt["state"].get(j, {}).items()
+                key: a if key == "step" else a[_tiles(inside) if key in scales else inside]
+                for key, a in saved.items()
             }
             self._entries[i].append((inside.stop - inside.start, copied(entry)))
             if averages:
@@ -339,12 +342,11 @@ def _joined(entries: Sequence[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
     whole: dict[str, Any] = {}
     for _, entry in entries:
         whole.update(entry)
+    scales = scales_in(whole)
     for key in whole.keys() - {"step"}:
         kind = whole[key].dtype
         pieces = [
-            entry[key]
-            if key in entry
-            else np.zeros(-(-n // TILE) if key.endswith("_scale") else n, kind)
+            entry[key] if key in entry else np.zeros(-(-n // TILE) if key in scales else n, kind)
             for n, entry in entries
         ]
         whole[key] = np.concatenate(pieces)

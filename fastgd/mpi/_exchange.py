@@ -10,7 +10,7 @@ import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
 
-from fastgd.kernels.spec.coded_array import as_stored, computed
+from fastgd.kernels.spec.coded_array import as_coded, computed
 from fastgd.mpi._link import Link
 from fastgd.mpi._space import Bucket, Interval, Space, buckets, flat
 
@@ -162,7 +162,7 @@ def _of_rank(intervals: Sequence[Interval], rank: int) -> Iterator[Interval]:
 
 def _reader(g: Array) -> Callable[[slice, np.dtype[Any]], Array]:
     """A function from a slice of a gradient, in memory order, and a dtype to its numbers."""
-    stored = as_stored(g)
+    stored = as_coded(g)
     row = flat(g)
     if stored.codec in {"float32", "float64", "float16"}:
         return lambda inside, dtype: row[inside]  # assignment rounds to another dtype

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastgd.core.optimizer import Optimizer
+from fastgd.core.storage import Piece
 from fastgd.core.trees import Name, Path, Structure, flatten, name_of, unflatten
 from fastgd.kernels.memory import buffers, checks
 from fastgd.kernels.memory.checks import shown
-from fastgd.kernels.spec.coded_array import as_stored
+from fastgd.kernels.spec.coded_array import as_coded
 from fastgd.optimizers import OPTIMIZERS
 
 Array = NDArray[Any]
@@ -46,7 +47,7 @@ class Parameters(NamedTuple):
         """What each is called."""
         return [name_of(path) for path in self.paths]
 
-    def with_arrays(self, arrays: Sequence[Array]) -> Any:
+    def with_arrays(self, arrays: Sequence[Array | Piece]) -> Any:
         """What an optimizer takes for these parameters, with other arrays in their places."""
         tree = unflatten(self.structure, iter(arrays))
         if self.groups is None:
@@ -56,7 +57,7 @@ class Parameters(NamedTuple):
     def lines(self) -> list[str]:
         """What has to be alike on all ranks, a line for each parameter."""
         return [
-            f"params{label}: {p.dtype} of shape {p.shape} in {as_stored(p).order} order"
+            f"params{label}: {p.dtype} of shape {p.shape} in {as_coded(p).order} order"
             for label, p in zip(self.labels, self.arrays, strict=True)
         ]
 
@@ -156,7 +157,7 @@ def refuse_nonfinite(g: Array, name: str) -> None:
 
     Without, return.
     """
-    stored = as_stored(g)
+    stored = as_coded(g)
     values = stored.load(np.float64).reshape(g.shape, order=stored.order)
     if not np.isfinite(values).all():
         checks.refuse_nonfinite(values, name)
@@ -216,9 +217,11 @@ def step_lines(opt: Optimizer) -> list[str]:
     for k, group in enumerate(opt.param_groups):
         end = start + len(group["params"])
         label = f"param_groups[{k}]" if len(opt.param_groups) > 1 else ""
-        for step in sorted(set(opt._steps[start:end].tolist())):
+        for step in sorted(set(opt.stepper.steps[start:end].tolist())):
             for key, value in group.at(step).items():
                 lines.append(f"{label}{'.' if label else ''}{key}: {value!r}")
         start = end
-    lines.append(f"steps: {int(opt._steps.max())} ({zlib.crc32(opt._steps.tobytes()):08x})")
+    lines.append(
+        f"steps: {int(opt.stepper.steps.max())} ({zlib.crc32(opt.stepper.steps.tobytes()):08x})"
+    )
     return lines

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from types import TracebackType
+from typing import Any, NoReturn, Self
 
 import numpy as np
 from mpi4py import MPI
@@ -13,12 +14,14 @@ from numpy.typing import NDArray
 from fastgd.core import domains
 from fastgd.core import storage as _storage
 from fastgd.core.ema import EMA
+from fastgd.core.groups import ParamGroup, not_an_attribute
 from fastgd.core.optimizer import Optimizer
-from fastgd.core.trees import unflatten
+from fastgd.core.stepper import Layout
+from fastgd.core.trees import Name, unflatten
 from fastgd.kernels._engine import StepRecord
 from fastgd.kernels.memory.checks import shown
 from fastgd.mpi import _checkpoint, _params
-from fastgd.mpi._collective import Collective
+from fastgd.mpi._calls import Calls
 from fastgd.mpi._exchange import Exchange
 from fastgd.mpi._link import NO_BITS, agreed, link_of
 from fastgd.mpi._space import flat, pieces, spaces
@@ -29,7 +32,7 @@ Array = NDArray[Any]
 TIMEOUT = 60.0  # seconds
 
 
-class Sharded(Collective):
+class Sharded:
     r"""An optimizer over the ranks of a communicator, each of which keeps its share of the states.
 
     Every rank holds all parameters and the gradients of its own batch.  A step adds the gradients
@@ -111,7 +114,7 @@ class Sharded(Collective):
     """
 
     # How to undo that this call's step follows another rule, while it may still be refused.
-    _followed: tuple[Any, ...] | None = None
+    _followed: Layout | None = None
 
     def __init__(
         self,
@@ -131,21 +134,20 @@ class Sharded(Collective):
             raise TypeError(f"comm: expected an intracommunicator, found {shown(comm)}")
         error: Exception | None = None
         lines: list[str] = []
-        self.timeout = TIMEOUT
+        patience = TIMEOUT
         try:
-            self.timeout = domains.positive(timeout, "timeout")
+            patience = domains.positive(timeout, "timeout")
         except Exception as caught:
             error = caught
-        self._link = link_of(comm, self.timeout)
-        self._link.refuse_broken()
-        self._number = self._link.optimizers + 1
+        self._link = link_of(comm, patience)
+        self._calls = Calls(self._link, patience)
         try:
             lines = self._prepare(opt_class, params, reduction, ordered, bucket_bytes, options)
         except Exception as caught:
             error = error or caught
-        with self._together():
+        with self._calls.together():
             self._link.agree("Sharded(...)", error, lines, NO_BITS)
-            self._link.optimizers = self._number
+            self._link.optimizers = self._calls.number
             for p in self._parameters.arrays:
                 self._link.broadcast(flat(p, np.uint8), "rank 0's parameters")
             # Masters are copies of the parameters: the optimizer is made when these are there.
@@ -213,13 +215,12 @@ class Sharded(Collective):
             for k, i in enumerate(space.indices)
         }
         self._sums = [found[i] for i in range(len(arrays))]  # the gradients' pieces
-        shard = opt_class.__new__(opt_class)
-        shard._pieces = {
-            id(a): _storage.Piece(low, p.size)
+        made = [
+            _storage.Piece(a, low, p.size)
             for a, (low, _), p in zip(arrays, own, parameters.arrays, strict=True)
-        }
-        opt_class.__init__(shard, parameters.with_arrays(arrays), **options)
-        self.shard = shard
+        ]
+        self.shard = opt_class(parameters.with_arrays(made), **options)
+        self._stepper = self.shard.stepper
 
     # ---------------------------------------------------------------------------------- the steps
 
@@ -244,9 +245,9 @@ class Sharded(Collective):
         RankError
             If a rank did not come.  Parameters may have been changed then: go back to a checkpoint.
         """
-        with self.shard._lock, self._together(), self._undoing():
-            pending = self._pending()
-            held, scale = self._agree("step", grads, grad_scale, "grad_scale", bool(pending))
+        with self._stepper.lock, self._calls.together(), self._undoing():
+            pending = bool(self._stepper.pending)
+            held, scale = self._agree("step", grads, grad_scale, "grad_scale", pending)
             self._last = held
             present = None
             if held is not None:
@@ -266,7 +267,7 @@ class Sharded(Collective):
 
         As `Optimizer.accumulate`, whose sums are kept in shards: gradients travel at each call.
         """
-        with self.shard._lock, self._together(), self._undoing():
+        with self._stepper.lock, self._calls.together(), self._undoing():
             held, weight = self._agree("accumulate", grads, weight, "weight", False)
             assert held is not None
             self._locally(lambda: self.shard.accumulate(self._reduce(held), weight))
@@ -281,14 +282,10 @@ class Sharded(Collective):
         try:
             yield
         except BaseException:
-            self.shard._go_back(self._followed)
+            self._stepper.go_back(self._followed)
             raise
         finally:
             self._last = None
-
-    def _pending(self) -> float:
-        pending = self.shard._accumulated
-        return 0.0 if pending is None else float(pending.weight[0])
 
     def _agree(
         self, call: str, grads: object, number: float, name: str, may_lack: bool
@@ -296,7 +293,7 @@ class Sharded(Collective):
         """Check this rank's arguments, and that all ranks' are alike and fit."""
         error: Exception | None = None
         held: list[Array | None] | None = None
-        lines = [self._which]
+        lines = [self._calls.which]
         bits = np.zeros(len(self._parameters.arrays), bool)
         try:
             if self.shard.average is not None:
@@ -313,8 +310,8 @@ class Sharded(Collective):
                 held = _params.read_grads(self._parameters, given, self._zero and step, step)
                 bits = np.array([g is not None for g in held])
             _params.refuse_units(self.shard)
-            self._followed = self.shard._follow_rules()
-            lines += [f"{name}: {number!r}", f"accumulated: {self._pending()!r}"]
+            self._followed = self._stepper.follow()
+            lines += [f"{name}: {number!r}", f"accumulated: {self._stepper.pending!r}"]
             lines += _params.step_lines(self.shard)
         except Exception as caught:
             error = caught
@@ -333,7 +330,7 @@ class Sharded(Collective):
         measured = self.shard.options["nonfinite"] != "propagate" or any(
             group["clip_norm"] is not None for group in self.shard.param_groups
         )
-        self.shard._combine = self._combine if measured else None
+        self._stepper.combine = self._combine if measured else None
         record: StepRecord = self._locally(
             lambda: self.shard.step(grads, grad_scale=scale * self._weight)
         )
@@ -373,6 +370,53 @@ class Sharded(Collective):
         words = "grads: expected finite gradients, found a sum over ranks that is not"
         raise agreed(FloatingPointError(words))
 
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """Put the averaged weights in the place of the parameters, on all ranks, as `EMA.swapped`.
+
+        It takes memory for a copy of all parameters on each rank, which puts them back by itself.
+        An exception of one rank in the block is told to the others, as in a ``with`` block of the
+        optimizer.
+
+        Raises
+        ------
+        ValueError
+            If there is no average, or no step yet.
+        RuntimeError
+            If entered twice; so do `step`, `accumulate`, `save` and `load` in between.
+        """
+        average = self.shard.average
+        error: Exception | None = None
+        try:
+            if average is None:
+                raise ValueError("swapped: expected average=..., found none")
+            if not average.step:
+                raise ValueError("swapped: expected at least one update before, found none")
+            average.refuse_swapped("swapped")
+            kept = [p.copy() for p in self._exchange.params]
+        except Exception as caught:
+            error = caught
+        with self._calls.together():
+            self._link.agree("swapped", error, [self._calls.which], NO_BITS)
+        assert average is not None
+        try:
+            with average.swapped():
+                with self._calls.together():
+                    self._exchange.allgather()
+                try:
+                    with self._calls.telling():
+                        yield
+                finally:
+                    # The others may be elsewhere, having caught what all raised.
+                    if self._link.broken is None:
+                        with self._calls.together():
+                            self._link.agree(
+                                "the end of swapped", None, [self._calls.which], NO_BITS
+                            )
+        finally:
+            for p, own in zip(self._exchange.params, kept, strict=True):
+                p[...] = own
+
     # --------------------------------------------------------------------------------- checkpoints
 
     def save(
@@ -405,10 +449,10 @@ class Sharded(Collective):
         The index is replaced last, when all files are on the disk: until then, whatever fails or
         dies, the checkpoint is the old one, whose files are removed only afterwards.
         """
-        with self.shard._lock, self._together(), self._link.patience(timeout):
+        with self._stepper.lock, self._calls.together(), self._link.patience(timeout):
             _checkpoint.save(
                 self._link,
-                self._which,
+                self._calls.which,
                 self.shard,
                 self._parts(),
                 self._min_8bit_size,
@@ -441,8 +485,10 @@ class Sharded(Collective):
         RuntimeError
             Within `swapped`.
         """
-        with self.shard._lock, self._together(), self._link.patience(timeout):
-            metadata = _checkpoint.load(self._link, self._which, self.shard, self._parts(), path)
+        with self._stepper.lock, self._calls.together(), self._link.patience(timeout):
+            metadata = _checkpoint.load(
+                self._link, self._calls.which, self.shard, self._parts(), path
+            )
             self._exchange.allgather()
             return metadata
 
@@ -458,3 +504,81 @@ class Sharded(Collective):
                 strict=True,
             )
         ]
+
+    # ------------------------------------------------------------------------ what there is to see
+
+    @property
+    def param_groups(self) -> tuple[ParamGroup, ...]:
+        """The groups, whose ``"params"`` are this rank's pieces."""
+        return self.shard.param_groups
+
+    @property
+    def state(self) -> Mapping[Name, Mapping[str, Array]]:
+        """The states of this rank's pieces."""
+        return self.shard.state
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """As `Optimizer.options`."""
+        return {**self.shard.options, "zero_grads": self._zero}
+
+    @property
+    def skipped(self) -> int:
+        """The number of steps skipped as gradients were not finite."""
+        return self.shard.skipped
+
+    @property
+    def lr(self) -> float:
+        """As `Optimizer.lr`; to be set alike on all ranks."""
+        return self.shard.lr
+
+    @lr.setter
+    def lr(self, value: domains.Scalar) -> None:
+        self.shard.lr = value
+
+    @property
+    def timeout(self) -> float:
+        """Seconds to wait for the other ranks at any moment; may be set."""
+        return self._calls.timeout
+
+    @timeout.setter
+    def timeout(self, value: float) -> None:
+        self._calls.timeout = domains.positive(value, "timeout")
+
+    @property
+    def sent(self) -> int:
+        """The bytes of gradients and parameters that this rank has sent to others."""
+        return self._exchange.sent
+
+    @property
+    def average(self) -> NoReturn:
+        """Not here: no rank has all averages at hand but within `swapped`."""
+        raise AttributeError(
+            "average: each rank has only its pieces of the averages; use opt.swapped() on all ranks"
+        )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse to set what would be without effect."""
+        shard = self.__dict__.get("shard")
+        if name != "lr" and shard is not None and name in shard.domains:
+            raise not_an_attribute(name)
+        super().__setattr__(name, value)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Tell the other ranks, who would wait, what was raised here alone."""
+        if error is not None:
+            self._calls.tell(error)
+
+    def __getstate__(self) -> NoReturn:
+        raise TypeError("Sharded: belongs to a communicator, and can't be copied or pickled")
+
+    def __repr__(self) -> str:
+        return f"Sharded(rank {self._link.rank} of {self._link.size}, {self.shard!r})"

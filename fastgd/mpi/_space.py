@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from fastgd.kernels.spec.coded_array import as_stored
+from fastgd.kernels.spec.coded_array import as_coded
 
 Array = NDArray[Any]
 
@@ -114,7 +114,7 @@ class Space:
 
 def flat(a: Array, dtype: DTypeLike | None = None) -> Array:
     """A flat view of an array in memory order; `dtype` reinterprets its bits."""
-    row: Array = a.reshape(-1, order=as_stored(a).order)
+    row: Array = a.reshape(-1, order=as_coded(a).order)
     return row if dtype is None else row.view(dtype)
 
 

@@ -90,7 +90,7 @@ class EMA:
             {p: state[p][AVERAGE] for p in params if (state.get(p) or {}).get(AVERAGE) is not None}
         )
 
-    def arrays(self, params: list[NDArray[Any]], values: list[NDArray[Any]]) -> arrays.EMA:
+    def over(self, params: list[NDArray[Any]], values: list[NDArray[Any]]) -> arrays.EMA:
         """The same average over arrays, which goes on with these values."""
         made = arrays.EMA(params, self.decay, self.bias_correction, self.warmup)
         made.averages = dict(zip(made.averages, values, strict=True))

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from fastgd import Optimizer
-from fastgd.core.storage import Storage
+from fastgd.core.stepper import Stepper
+from fastgd.core.storage import Piece, Storage
 from fastgd.kernels._engine import StepRecord
 from fastgd.kernels._watch import Watch
 from fastgd.kernels.spec.norms import unit_length
@@ -20,7 +21,7 @@ from fastgd.torch._average import EMA
 from fastgd.torch._handles import HANDLES
 from fastgd.torch._options import Options
 from fastgd.torch._sharing import Sharing
-from fastgd.torch._states import AVERAGE, BESIDE, Kept, count_of, plain
+from fastgd.torch._states import AVERAGE, Kept, count_of, plain, saved_kinds_of
 
 Array = NDArray[Any]
 State = dict[Any, dict[str, Any]]
@@ -104,22 +105,13 @@ class Binding:
         self._given = self._values()
         self._constant = all(map(is_constant, self._given))
         self._hyper = [hyper_of(section.group, setup.keys) for section in sections]
+        self._rules = [setup.kind.rule(hyper) for hyper in self._hyper]
         tensors = [[self._memory(s, i, state) for i in range(len(s.params))] for s in sections]
-        arrays = [
+        self._arrays = [
             [NOBODY if t is None else _tensors.flat(t) for t in section or [None]]
             for section in tensors
         ]
-        groups = [{"params": a} | h for a, h in zip(arrays, self._hyper, strict=True)]
-        inner: Any = setup.kind.__new__(setup.kind)
-        inner._rows = {
-            id(a): unit_length(t.shape, t.stride())
-            for section, own in zip(tensors, arrays, strict=True)
-            for t, a in zip(section, own, strict=False)
-            if t is not None
-        }
-        inner.__init__(groups, **setup.options.given)
-        self._inner: Optimizer = inner
-        self._rules = [setup.kind.rule(group) for group in self._inner.param_groups]
+        self._names = [f"{k}.{i}" for k, own in enumerate(self._arrays) for i in range(len(own))]
         self._watch = Watch(
             _tensors.API,
             [s.params for s in sections],
@@ -128,7 +120,6 @@ class Binding:
             self._refuse,
             HANDLES,
         )
-        self._names = list(map(str, self._inner._params()))
         self._average_of: dict[int, Any] = {}
         self._versions: dict[int, int] = {}
         self._adopt(state)
@@ -189,41 +180,60 @@ class Binding:
             else:
                 fitting["step"], steps[n] = count_of(entry["step"], label)
             taken.append((n, p, entry, fitting))
-        self._take(arrays, averages, steps)
+        self.stepper = self._made(arrays, averages, steps)
         # All fits: from here on nothing fails.
         for n, p, entry, fitting in taken:
-            self._watch.count(n, self._inner.state[self._names[n]]["step"])
+            self._watch.count(n, self.stepper.state[self._names[n]]["step"])
             self._average_of[n] = fitting.get(AVERAGE)
             if p not in state:
                 self._show(n, {}, ())
                 continue
-            for key in {*BESIDE, *(f"{key}_scale" for key in self._kept[n].states)}:
-                if key in entry and key not in fitting:
+            for key, kind in saved_kinds_of(p, self._kept[n].rule).items():
+                if kind.role != "state" and key in entry and key not in fitting:
                     del entry[key]
             entry.update(fitting)
             self._show(n, entry, tuple(fitting))
         self._watch.note(state)
 
-    def _take(
+    def _made(
         self,
-        arrays: dict[Any, dict[str, Array]],
+        states: dict[Any, dict[str, Array]],
         averages: dict[str, Array],
         steps: NDArray[np.int64],
-    ) -> None:
-        """Let the optimizer step these states, by name; those that are missing are new."""
-        inner, average = self._inner, self._setup.average
-        params = inner._params()
-        if average is not None:
-            values = [averages.get(str(name), NOBODY) for name in params]
-            inner.average = average.arrays(list(params.values()), values)
-            inner.average.bind(params)
-            inner._lock = inner.average.lock
-        inner._skipped = self._setup.skipped
-        inner.state = dict(arrays)
-        inner._make_plan(inner.param_groups, steps)
-        inner._plan.first = self._first
-        if inner.average is not None and average is not None:
-            average.steps = inner.average.steps
+    ) -> Stepper:
+        """What steps the parameters with these states, by name; those that are missing are new."""
+        setup = self._setup
+        options = dict(setup.options.given)
+        if setup.average is not None:
+            values = [averages.get(name, NOBODY) for name in self._names]
+            options["average"] = setup.average.over(
+                [a for own in self._arrays for a in own], values
+            )
+        tensors = iter(self._watch.tensors)
+        groups = [
+            {**hyper, "params": [self._flat(a, next(tensors)) for a in own]}
+            for hyper, own in zip(self._hyper, self._arrays, strict=True)
+        ]
+        stepper = Stepper(
+            setup.kind,
+            groups,
+            self._hyper[0],
+            options,
+            states=states,
+            steps=steps,
+            skipped=setup.skipped,
+            first=self._first,
+        )
+        if setup.average is not None and stepper.average is not None:
+            setup.average.steps = stepper.average.steps
+        return stepper
+
+    @staticmethod
+    def _flat(a: Array, tensor: Any) -> Any:
+        """The flat array in the place of a tensor, whose rows it doesn't tell."""
+        return (
+            a if tensor is None else Piece(a, 0, a.size, unit_length(tensor.shape, tensor.stride()))
+        )
 
     def _show(self, n: int, entry: dict[str, Any], keys: tuple[str, ...]) -> None:
         """Watch what torch's users see of a parameter's states."""
@@ -237,7 +247,7 @@ class Binding:
         for n, section, i, name in self._bound():
             if n not in new:
                 continue
-            p, kept, own = section.params[i], self._kept[n], self._inner.state[name]
+            p, kept, own = section.params[i], self._kept[n], self.stepper.state[name]
             entry = state[p]
             if self._counted:
                 entry.setdefault("step", torch.tensor(float(own["step"]), dtype=torch.float32))
@@ -280,10 +290,10 @@ class Binding:
         if grads is None:
             return False
         stepped = self._watch.stepped
-        if not stepped and self._inner._combine is None:
+        if not stepped and self.stepper.combine is None:
             return True
         self._follow_masters()
-        record = self._inner.step(grads, grad_scale=scale)
+        record = self.stepper.step(grads, scale)
         if unseen := self._watch.tick(record.skipped):
             self._publish(unseen, state)
         # Autograd refuses to go backward through what it saved of tensors since changed.
@@ -301,7 +311,7 @@ class Binding:
             if kept.tensor._version != version:
                 name = self._names[n]
                 kept.follow_master(
-                    {"master": kept.shown("master", self._inner.state[name]["master"])}
+                    {"master": kept.shown("master", self.stepper.state[name]["master"])}
                 )
 
     def _note_masters(self) -> None:
@@ -323,7 +333,7 @@ class Binding:
             return True
         # Until all is taken: a step after one that was refused must not go on without.
         self._constant = False
-        inner = self._inner.param_groups
+        inner = self.stepper.param_groups
         for k, section in enumerate(self._sections):
             hyper = hyper_of(section.group, self._setup.keys)
             if hyper != self._hyper[k]:
@@ -340,11 +350,11 @@ class Binding:
 
     def _share(self) -> None:
         """Exchange sums of squares with the processes that have other parts of the gradients."""
-        self._inner._combine = None
+        self.stepper.combine = None
         if wants_norms(self._setup.options, self._hyper):
             names = [[s.name(i) for i in range(len(s.params))] for s in self._sections]
             params = [s.params for s in self._sections]
-            self._inner._combine = Sharing(params, names, self._setup.processes) or None
+            self.stepper.combine = Sharing(params, names, self._setup.processes) or None
         self._shared = True
 
     def _shard(self, k: int, i: int, g: Any) -> Any:

@@ -134,8 +134,8 @@ class Optimizer(torch.optim.Optimizer):
         """Refuse a parameter that can't be kept as was asked for."""
         storage, array = self.options.storage, _tensors.flat(_tensors.local(p))
         storage.refuse_unchosen(array, name)
-        keys = storage.keys(array, self.kind.rule(hyper_of(group, self.keys)))
-        if _tensors.is_sharded(p) and any(key.endswith("_scale") for key in keys):
+        kinds = storage.kinds(array, self.kind.rule(hyper_of(group, self.keys))).values()
+        if _tensors.is_sharded(p) and any(kind.role == "scale" for kind in kinds):
             raise ValueError(
                 f"{name}: expected states of 16 bits or more for a DTensor, whose "
                 "state dicts could not shard scales"
@@ -344,8 +344,8 @@ class Optimizer(torch.optim.Optimizer):
             # Which of torch's kernels made the states doesn't matter to them.
             ways = {key: values[0] for key, (values, _) in self.allowed.items() if key in HOW}
             self._check_group({**group, **ways}, k)
-            states = RULES[self.kind.rule(hyper_of(group, self.keys))].states
+            rule = self.kind.rule(hyper_of(group, self.keys))
             section = Section(k, group, 0, group["params"])
             for i, p in enumerate(group["params"]):
                 entry, name = state["state"].get(p) or {}, f"state{section.name(i)}"
-                check_entry(entry, p, states, self.average is not None, name)
+                check_entry(entry, p, rule, self.average is not None, name)

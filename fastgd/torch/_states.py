@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from fastgd.core.domains import number
-from fastgd.core.storage import Storage, saved_as
+from fastgd.core.storage import Kind, Storage, saved_as, saved_kinds, scale_of
 from fastgd.kernels.reference import RULES
-from fastgd.kernels.spec.codecs import CODECS, TILE
+from fastgd.kernels.spec.codecs import CODECS
 from fastgd.kernels.spec.coded_array import codec_of, computed
 from fastgd.torch import _tensors
 
@@ -31,51 +31,51 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "e4m3": torch.uint8,
     "ue5m3": torch.uint8,
+    "uint8": torch.uint8,
+    "int16": torch.int16,
 }
-BESIDE = {"master": torch.float32, "master_low": torch.int16}
 
 
-def shape_of(key: str, p: Any) -> tuple[int, ...]:
-    """The shape that a state must have; scales are those of the 256s in a parameter's memory."""
-    if key.endswith("_scale"):
-        return (-(-_tensors.local(p).numel() // TILE),)
-    return tuple(p.shape)
-
-
-def check_state(value: Any, p: Any, key: str, name: str) -> None:
-    """Refuse what can't be a state of a parameter."""
+def check_state(value: Any, p: Any, kind: Kind | None, name: str) -> None:
+    """Refuse what can't be a state of a parameter; without a kind, its average."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name}: expected a tensor, found {type(value).__name__}")
-    shape = shape_of(key, p)
+    role = "average" if kind is None else kind.role
+    # Scales are those of the tiles in a parameter's memory.
+    shape = kind.shape if kind is not None and role == "scale" else tuple(p.shape)
     if tuple(value.shape) != shape:
         of = " as its parameter" if shape == tuple(p.shape) else ""
         raise ValueError(f"{name}: expected shape {shape}{of}, found {tuple(value.shape)}")
-    if key.endswith("_scale") and value.dtype != torch.uint8:
-        raise TypeError(f"{name}: expected dtype torch.uint8, found {value.dtype}")
-    if key == "master_low" and value.dtype != torch.int16:
-        raise TypeError(f"{name}: expected dtype torch.int16, found {value.dtype}")
-    if key in {"master", AVERAGE} and not value.dtype.is_floating_point:
+    if kind is not None and role in {"scale", "remainder"}:
+        if value.dtype != DTYPES[kind.dtype.name]:
+            expected = DTYPES[kind.dtype.name]
+            raise TypeError(f"{name}: expected dtype {expected}, found {value.dtype}")
+    elif role in {"master", "average"} and not value.dtype.is_floating_point:
         raise TypeError(f"{name}: expected a dtype of floats, found {value.dtype}")
 
 
-def check_entry(
-    entry: Mapping[str, Any], p: Any, states: tuple[str, ...], averages: bool, name: str
-) -> None:
+def saved_kinds_of(p: Any, rule: str) -> dict[str, Kind]:
+    """What there may be of a parameter that a rule steps, however it was kept."""
+    return saved_kinds(rule, (_tensors.local(p).numel(),))
+
+
+def check_entry(entry: Mapping[str, Any], p: Any, rule: str, averages: bool, name: str) -> None:
     """Refuse what a state dict has of a parameter if it doesn't fit."""
     if not isinstance(entry, Mapping):
         raise TypeError(f"{name}: expected a dict, found {type(entry).__name__}")
     count_of(entry.get("step", 0), name)
     count_of(entry.get(AVERAGE_STEP, 0), name, AVERAGE_STEP)
     present = {key for key, value in entry.items() if value is not None} - {"step"}
-    beside = {f"{key}_scale" for key in states} | {*BESIDE, AVERAGE, AVERAGE_STEP}
+    states, kinds = RULES[rule].states, saved_kinds_of(p, rule)
+    beside = {*kinds, AVERAGE, AVERAGE_STEP} - set(states)
     if present - beside and (missing := set(states) - present):
         raise ValueError(f"{name}: has no {sorted(missing)}")
     if AVERAGE in present and not averages:
         raise ValueError(f'{name}["average"]: expected none, as this optimizer does not average')
-    for key in present & ({*states} | beside - {AVERAGE_STEP}):
-        check_state(entry[key], p, key, f'{name}["{key}"]')
-        if entry[key].dtype == torch.uint8 and key in states and f"{key}_scale" not in present:
-            raise ValueError(f"{name}: has no ['{key}_scale'], which the codes of {key} need")
+    for key in present & {*kinds, AVERAGE}:
+        check_state(entry[key], p, kinds.get(key), f'{name}["{key}"]')
+        if entry[key].dtype == torch.uint8 and key in states and scale_of(key) not in present:
+            raise ValueError(f"{name}: has no ['{scale_of(key)}'], which the codes of {key} need")
 
 
 def count_of(step: Any, name: str, key: str = "step") -> tuple[Any, int]:
@@ -125,28 +125,30 @@ class Kept:
     """
 
     def __init__(self, p: Any, tensor: Any, rule: str, storage: Storage, averages: bool) -> None:
-        self.p, self.tensor, self.storage = p, tensor, storage
+        self.p, self.tensor, self.rule = p, tensor, rule
         self.array = _tensors.flat(tensor)
         self.states = RULES[rule].states
-        self.keys = [*storage.keys(self.array, rule), *[AVERAGE] * averages]
+        self.kinds = storage.kinds(self.array, rule)
+        self.keys = [*self.kinds, *[AVERAGE] * averages]
 
     def fitting(self, entry: Mapping[str, Any], name: str) -> dict[str, Any]:
         """The states that there are, as they are to be kept: the same tensors where they can be."""
         found: dict[str, Any] = {}
         for key in self.keys:
-            if entry.get(key) is None or (key.endswith("_scale") and key[:-6] in self.states):
+            kind = self.kinds.get(key)
+            if entry.get(key) is None or (kind is not None and kind.role == "scale"):
                 continue  # scales come with their codes
             value, label = entry[key], f'{name}["{key}"]'
-            check_state(value, self.p, key, label)
+            check_state(value, self.p, kind, label)
             if _tensors.local(value).shape != self.tensor.shape:
                 raise ValueError(
                     f"{label}: expected a shard of shape {tuple(self.tensor.shape)} as its "
                     f"parameter, found {tuple(_tensors.local(value).shape)}"
                 )
-            if key in self.states:
-                found |= self._state(key, entry, label)
+            if kind is not None and kind.role == "state":
+                found |= self._state(kind, entry, label)
             else:
-                dtype = self._computed if key == AVERAGE else BESIDE[key]
+                dtype = self._computed if kind is None else DTYPES[kind.dtype.name]
                 found[key] = self._laid(value, dtype)
         if AVERAGE in self.keys and AVERAGE not in found:
             # One that starts later counts as having stood still.
@@ -172,32 +174,37 @@ class Kept:
         made = torch.empty_like(tensor, dtype=dtype, requires_grad=False).copy_(shard.detach())
         return _tensors.like(self.p, made)
 
-    def _state(self, key: str, entry: Mapping[str, Any], label: str) -> dict[str, Any]:
+    def _state(self, kind: Kind, entry: Mapping[str, Any], label: str) -> dict[str, Any]:
         """A state of the rule's and its scales, in the codec that is wanted."""
-        value, scale = entry[key], entry.get(f"{key}_scale")
-        name = self.storage.codec(self.array, key)
+        key, scale_key, name = kind.of, scale_of(kind.of), kind.codec
+        value, scale = entry[key], entry.get(scale_key)
         codec = CODECS[name]
         shard = _tensors.local(value)
         if shard.dtype == torch.uint8:
             if scale is None:
-                raise ValueError(f"{label}: has no {key}_scale, which its codes need")
-            check_state(scale, self.p, f"{key}_scale", f'{label[:-2]}_scale"]')
+                raise ValueError(f"{label}: has no {scale_key}, which its codes need")
+            check_state(
+                scale,
+                self.p,
+                saved_kinds_of(self.p, self.rule)[scale_key],
+                label.replace(f'"{key}"', f'"{scale_key}"'),
+            )
             if not _tensors.is_dense(shard) or not scale.is_contiguous():
                 raise ValueError(f"{label}: expected codes and scales in memory without holes")
             same = shard.stride() == self.tensor.stride() and shard.device == self.tensor.device
-            if codec.beside is not None and same and not shard.is_inference():
-                return {key: value, f"{key}_scale": scale}
+            if codec.aux is not None and same and not shard.is_inference():
+                return {key: value, scale_key: scale}
             # Tiles are those of the memory that was coded, which another layout cuts elsewhere.
-            codes = {key: _tensors.flat(shard.cpu()), f"{key}_scale": _tensors.flat(scale.cpu())}
-            numbers = saved_as(codes, key).load(computed(self.array.dtype))
+            codes = {key: _tensors.flat(shard.cpu()), scale_key: _tensors.flat(scale.cpu())}
+            numbers = saved_as(codes, self.rule, key).load(computed(self.array.dtype))
             value = torch.from_numpy(numbers).as_strided(shard.shape, shard.stride())
-        if codec.beside is None and name != "bfloat16" and name != "float16":
+        if codec.aux is None and name != "bfloat16" and name != "float16":
             return {key: self._laid(value, DTYPES[name])}
         if _tensors.local(value).dtype == DTYPES[name]:
             return {key: self._laid(value, DTYPES[name])}
         numbers = _tensors.flat(_tensors.local(self._laid(value, self._computed)))
-        made = self.storage.new(self.array, key)
-        self.storage.state(self.array, key, made).store(numbers.copy())
+        made = kind.new(self.array)
+        kind.stored(made).store(numbers.copy())
         return {own: self.shown(own, array) for own, array in made.items()}
 
     def shown(self, key: str, array: Array) -> Any:
@@ -206,7 +213,7 @@ class Kept:
         tensor = torch.from_numpy(array.view(np.uint16) if bits else array)
         if bits:
             tensor = tensor.view(torch.bfloat16)
-        if key.endswith("_scale") and key[:-6] in self.states:
+        if self.kinds[key].role == "scale":
             return tensor
         shaped = tensor.as_strided(self.tensor.shape, self.tensor.stride())
         return _tensors.like(self.p, shaped)

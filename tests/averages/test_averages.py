@@ -126,7 +126,7 @@ def test_layouts_and_out(rng):
         ({"out": np.broadcast_to(0.0, 3)}, ValueError, "^out: expected a writeable"),
         ({"state": 3}, TypeError, "^state: expected an Ewma"),
         ({"state": Ewma(np.zeros(2), 0.0)}, ValueError, r"^state: expected series of shape \(\)"),
-        ({"state": Ewma(np.zeros(()), 0.0), "initial": 0}, ValueError, "^initial: expected either"),
+        ({"state": Ewma(np.zeros(()), 0.0), "initial": 0}, ValueError, "^initial excludes state"),
         ({"initial": 1.0}, ValueError, "^initial excludes bias_correction"),
         ({"initial": [1, 2], "bias_correction": False}, ValueError, "^initial: expected shape"),
         ({"bias_correction": 1}, TypeError, "^bias_correction: expected True or False"),
@@ -216,9 +216,9 @@ def test_swapped_restores_even_on_an_exception():
     before, average = params["W"].copy(), ema.averages["W"].copy()
     with pytest.raises(ZeroDivisionError), ema.swapped():
         assert same_bits(params["W"], average)
-        with pytest.raises(RuntimeError, match="in the place of the weights"):
+        with pytest.raises(RuntimeError, match="are swapped in for the weights"):
             ema.update()
-        with pytest.raises(RuntimeError, match="stand in the place"), ema.swapped():
+        with pytest.raises(RuntimeError, match="are swapped in for the weights"), ema.swapped():
             pass
         params["W"][...] = 7
         1 / 0  # noqa: B018

@@ -24,11 +24,11 @@ def test_bytes_of_each_choice():
     costs = {c.choice: c for c in measure("Adam", 51_200, Console(quiet=True))}
     states = {name: c.states for name, c in costs.items()}
     assert states["float32"] == 8
-    assert states["float32, bf16 states"] == 4
-    assert states["float32, 8-bit states"] == 2 + 2 / 256
+    assert states["float32, bf16"] == 4
+    assert states["float32, 8-bit"] == 2 + 2 / 256
     assert states["bf16, master"] == 12
     assert states["bf16, split"] == 10
-    assert states["bf16, stochastic, 8-bit states"] == 2 + 2 / 256
+    assert states["bf16, stochastic, 8-bit"] == 2 + 2 / 256
     assert all(c.seconds > 0 for c in costs.values())
     assert costs["bf16, stochastic"].parameter == 2
 

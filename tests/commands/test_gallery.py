@@ -13,6 +13,7 @@ import stat
 import numpy as np
 import pytest
 from support.helpers import run_python
+from support.workers import made_once
 
 from fastgd.__main__ import main
 
@@ -28,11 +29,15 @@ WIDTHS = (390, 1280)
 @pytest.fixture(scope="module")
 def gallery(tmp_path_factory):
     """The folder of a gallery, and what the command printed."""
-    folder = tmp_path_factory.mktemp("gallery") / "new" / "folder"
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        assert main(["gallery", "--output", str(folder)]) == 0
-    return folder, printed.getvalue()
+
+    def render(folder):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            assert main(["gallery", "--output", str(folder / "new" / "folder")]) == 0
+        return printed.getvalue()
+
+    folder, printed = made_once(tmp_path_factory, "gallery", render)
+    return folder / "new" / "folder", printed
 
 
 @pytest.fixture(scope="module")

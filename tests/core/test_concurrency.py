@@ -84,7 +84,7 @@ def test_threads_that_accumulate_and_step():
 
     def step():
         while workers[0].is_alive():
-            if opt._accumulated.weight[0]:
+            if opt.stepper.accumulated.weight[0]:
                 opt.step()
 
     workers = [threading.Thread(target=accumulate), threading.Thread(target=step)]
@@ -95,10 +95,13 @@ def test_threads_that_accumulate_and_step():
     assert len(added) == 500 // SLOWER
     # A step takes the mean of ones, so all elements are the number of steps, less at most the zeros.
     assert len(np.unique(p)) == 1
-    steps, waiting = int(opt.state[0]["step"]), opt._accumulated.weight[0]
+    steps, waiting = int(opt.state[0]["step"]), opt.stepper.accumulated.weight[0]
     assert -steps <= p[0] <= -(steps - 1)
     assert steps + waiting <= len(added) + 1
-    assert (opt._accumulated.sums[0] == (0 if not waiting else opt._accumulated.sums[0][0])).all()
+    assert (
+        opt.stepper.accumulated.sums[0]
+        == (0 if not waiting else opt.stepper.accumulated.sums[0][0])
+    ).all()
 
 
 # --------------------------------------------------------------------------------------- processes

@@ -506,7 +506,7 @@ def test_copies_of_an_optimizer_go_on_alike(way):
             o.step()
     assert same_bits(v, w)
     assert same_bits(twin.average.averages[0], opt.average.averages[0])
-    assert same_bits(twin._copies[0], opt._copies[0])
+    assert same_bits(twin.stepper.copies[0], opt.stepper.copies[0])
     with twin.average.swapped():
         assert same_bits(v, twin.average.averages[0])
 

@@ -158,7 +158,7 @@ scales = st.sampled_from([1.0, 1.0, 2.0, 1024.0, -0.5, 1e-3, 1e-30, 1e40, 0.0])
 
 def follow(twin):
     """Lay out states as rules ask now; a step would, and what only looks doesn't."""
-    twin.opt._follow_rules()
+    twin.opt.stepper.follow()
 
 
 class Machine(RuleBasedStateMachine):
@@ -228,7 +228,7 @@ class Machine(RuleBasedStateMachine):
     @rule(kind=st.sampled_from([*SCALES, *KINDS[-4:-1]]), seed=seeds)
     def bound_step(self, kind, seed):
         def fill_and_step(twin):
-            for k, g in enumerate(twin.opt._plan.bound or ()):
+            for k, g in enumerate(twin.opt.stepper.plan.bound or ()):
                 if g is not None:
                     g[...] = np.float32(SCALES.get(kind, np.nan)) * np.float32(seed + k)
             self.filled = twin.snapshot()

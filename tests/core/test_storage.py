@@ -13,8 +13,9 @@ from support.sampling import optimizers, sampled
 
 import fastgd
 from fastgd.averages import EMA
-from fastgd.core.storage import Piece, squares
+from fastgd.core.storage import Piece
 from fastgd.functional import global_norm
+from fastgd.kernels.reference import RULES
 from fastgd.kernels.spec.codecs import CODECS
 from fastgd.kernels.spec.coded_array import as_coded
 from fastgd.kernels.spec.random_words import random_key, random_words
@@ -32,7 +33,7 @@ def bits(a):
 def arrays_of(opt):
     kept = [a for entry in opt.state.values() for a in entry.values()]
     averages = list(opt.average.averages.values()) if opt.average else []
-    return [*opt._params().values(), *kept, *averages]
+    return [*opt.stepper.params().values(), *kept, *averages]
 
 
 def run(backend, threads, name, p_dtype, g_dtype, steps=3, **options):
@@ -102,7 +103,16 @@ def test_states_show_how_they_are_kept():
     opt = fastgd.SGD([p[0].astype(BF16)], master="split")
     assert opt.state[0]["master_low"].dtype == np.int16
     assert opt.storage.master == "split"
-    assert {"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"} == squares()
+
+
+def test_the_rule_says_which_states_are_squares(monkeypatch):
+    """And not the state's name: another rule may keep something of any sign by that name."""
+    p, storage = np.zeros(5000, F32), fastgd.Adam(np.zeros(1), state_dtype="8bit").storage
+    other = RULES["adam"]._replace(name="other", squares=frozenset())
+    monkeypatch.setitem(RULES, "other", other)
+    codecs = {rule: storage.kinds(p, rule)["exp_avg_sq"].codec for rule in ("adam", "other")}
+    assert codecs == {"adam": "ue5m3", "other": "e4m3"}
+    assert storage.kinds(p, "adam")["exp_avg"].codec == "e4m3"
 
 
 def test_memory_of_8bit_states():
@@ -223,7 +233,7 @@ def test_second_moments_decay_without_getting_stuck(state_dtype):
     for k in range(1, steps + 1):
         opt.step(zero)
         if k % 250 == 0 or k == steps:
-            v = opt.storage.state(zero, "square_avg", opt.state[0]).load(F64)
+            v = opt.storage.state(zero, "rmsprop", "square_avg", opt.state[0]).load(F64)
             if state_dtype == "float16" and beta**k < 1e-5:
                 continue  # below float16's normal numbers, where it has few digits left
             assert np.mean(v) == pytest.approx(beta**k, rel=0.1), k
@@ -408,18 +418,15 @@ def test_pieces_have_the_bits_of_the_whole(backend, p_dtype, options):
     shards = []
     for low, high in cuts:
         piece = own[low:high]
-        shard = fastgd.Adam.__new__(fastgd.Adam)
-        shard._pieces = {id(piece): Piece(low, 5000)}
-        fastgd.Adam.__init__(shard, [piece], lr=0.01, **options)
-        shards.append(shard)
+        shards.append(fastgd.Adam([Piece(piece, low, 5000)], lr=0.01, **options))
     for step in range(3):
         (g,) = draw(1 + step, [5000], F32)
         found = []
-        one._combine = lambda sums, found=found: found.append(sums.copy())
+        one.stepper.combine = lambda sums, found=found: found.append(sums.copy())
         record = one.step([g])
         for shard, (low, high) in zip(shards, cuts, strict=True):
             # What the others' gradients add, the pieces' own sums do not know.
-            shard._combine = lambda sums, found=found: np.copyto(sums, found[0])
+            shard.stepper.combine = lambda sums, found=found: np.copyto(sums, found[0])
             assert repr(shard.step([g[low:high]])) == repr(record)
     assert (bits(own) == bits(whole)).all()
     for key in set(one.state[0]) - {"step"}:
@@ -432,7 +439,7 @@ def test_stored_arrays_load_as_numbers():
     p = np.ones(5000, F32)
     opt = fastgd.Adam(p, state_dtype="8bit")
     opt.step(np.full(5000, 3.0, F32))
-    m = opt.storage.state(p, "exp_avg", opt.state[0]).load(F32)
+    m = opt.storage.state(p, "adam", "exp_avg", opt.state[0]).load(F32)
     assert np.allclose(m, 0.3, rtol=0.07)
     assert as_coded(p).load(F32) is not None
 

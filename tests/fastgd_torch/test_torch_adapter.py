@@ -115,14 +115,14 @@ def test_a_backend_set_within_a_step_counts_from_the_next_on(monkeypatch):
     for _ in range(2):
         p.grad = torch.ones(3)
         opt.step()
-    inner, own = opt._binding._inner, fastgd.get_backend()
-    configure = inner._configure
+    stepper, own = opt._binding.stepper, fastgd.get_backend()
+    configure = stepper.configure
 
     def switching(*rest):
         fastgd.set_backend("numpy")
         return configure(*rest)
 
-    monkeypatch.setattr(inner, "_configure", switching)
+    monkeypatch.setattr(stepper, "configure", switching)
     try:
         p.grad = torch.ones(3)
         opt.step()

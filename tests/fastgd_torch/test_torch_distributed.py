@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import subprocess
@@ -11,6 +10,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from support.workers import made_once
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install torch==2.13.0")
 
@@ -32,12 +32,15 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def outcomes_of(tmp_path_factory):
-    """What each scenario raised in each process of a number of them, by name and process.
+def outcomes(tmp_path_factory):
+    """What each scenario raised in each process, by number of processes, name and process.
 
-    All scenarios of a number run in the same processes, as these take longer to start than to run.
+    All scenarios of a number run in the same processes, as these take longer to start than to run;
+    those of two processes load what four have saved.
     """
-    return functools.cache(lambda world: launch(world, tmp_path_factory.mktemp("processes")))
+    return made_once(
+        tmp_path_factory, "processes", lambda folder: launch(4, folder) | launch(2, folder)
+    )[1]
 
 
 def launch(world, folder):
@@ -72,14 +75,14 @@ def launch(world, folder):
         results = json.loads(file.read_text()) if file.exists() else {}
         for number, name in CASES:
             if number == world:
-                found[name, rank] = results.get(name, f"was not reached: {said[rank]}")
+                missing = f"was not reached: {said[rank]}"
+                found[f"{world} {name} {rank}"] = results.get(name, missing)
     return found
 
 
 @pytest.mark.parametrize(("world", "name"), CASES)
-def test_processes_together_do_what_one_does(outcomes_of, world, name):
-    outcomes = outcomes_of(world)
-    failures = {rank: outcomes[name, rank] for rank in range(world)}
+def test_processes_together_do_what_one_does(outcomes, world, name):
+    failures = {rank: outcomes[f"{world} {name} {rank}"] for rank in range(world)}
     assert not any(failures.values()), "\n".join(
         f"process {rank}: {said}" for rank, said in failures.items() if said
     )

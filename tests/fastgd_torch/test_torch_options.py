@@ -126,7 +126,7 @@ def test_units_are_rows_in_any_memory_format():
 def test_rows_that_are_not_contiguous_are_refused():
     p = torch.nn.Parameter(torch.zeros(3, 2).t())
     q = torch.nn.Parameter(torch.zeros(3, 2))
-    match = r"clip_ratio: expected None, or rows .* strides \(1, 2\) for shape \(2, 3\)"
+    match = r"clip_ratio: expected None, or contiguous rows .* strides \(1, 2\) for shape \(2, 3\)"
     with pytest.raises(ValueError, match=r"^params\[0\]\[1\]: " + match):
         SGD([q, p], clip_ratio=0.1)
     opt = SGD([{"params": [("V", q)], "clip_ratio": 0.25}, {"params": [("W", p)]}], lr=1.0)
@@ -274,7 +274,7 @@ def test_averages_stand_in_for_the_weights():
             lambda: copy.deepcopy(opt),
             lambda: opt.average.swapped().__enter__(),
         ):
-            with pytest.raises(RuntimeError, match="the averages stand in the place"):
+            with pytest.raises(RuntimeError, match="the averages are swapped in for the weights"):
                 call()
     assert all(map(torch.equal, params, before))
 
@@ -520,9 +520,9 @@ def test_options_refused(options, error, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"average": 0.9}, "average: expected none for steps in backward"),
-        ({"nonfinite": "skip"}, "nonfinite: expected"),
-        ({"clip_norm": 1.0}, 'clip_norm: expected clip_by="tensor"'),
+        ({"average": 0.9}, "average: step_in_backward excludes an average"),
+        ({"nonfinite": "skip"}, "nonfinite: step_in_backward excludes"),
+        ({"clip_norm": 1.0}, 'clip_norm: step_in_backward excludes all but clip_by="tensor"'),
     ],
 )
 def test_steps_in_backward_refuse_what_needs_all_gradients(options, message):

@@ -190,15 +190,17 @@ def in_backward():
         assert_same(model, alone(SGD, 3, lr=0.5, **options)[0])
     opt.param_groups[0]["clip_norm"] = 1.0
     opt.options.given["clip_by"] = "tensor"
-    with pytest.raises(ValueError, match=r"params\[0\]: clip_norm: expected None .* of DTensors"):
+    with pytest.raises(
+        ValueError, match=r"params\[0\]: step_in_backward excludes clip_norm of DTensors"
+    ):
         step_in_backward(model, opt)
 
     model = Model()
     opt = SGD(model.parameters())
-    with pytest.raises(ValueError, match="model: expected none of DistributedDataParallel"):
+    with pytest.raises(ValueError, match="model: step_in_backward excludes DistributedDataP"):
         step_in_backward(DistributedDataParallel(model), opt)
     opt = ZeroRedundancyOptimizer(model.parameters(), SGD, lr=0.5).optim
-    with pytest.raises(ValueError, match="opt: expected one of all parameters"):
+    with pytest.raises(ValueError, match="opt: step_in_backward excludes ZeroRedundancyO"):
         step_in_backward(model, opt)
 
 
@@ -317,7 +319,7 @@ def assert_same_averages(opt, other, model, expected):
 
 
 @scenario(2)
-def rounding_by_chance_follows_from_what_a_process_has():
+def stochastic_rounding_depends_on_what_a_process_has():
     """Parts of the parameters are another draw: not the bits of one process, but next to them."""
     shapes, options = [(300, 2)] * 4, {"lr": 0.1, "rounding": "stochastic"}
 
@@ -345,7 +347,7 @@ def rounding_by_chance_follows_from_what_a_process_has():
 def zero_refuses_to_zero_gradients():
     """A process would zero those of its own parameters alone."""
     model = Model()
-    with pytest.raises(ValueError, match="zero_grads: expected False in a ZeroRedundancyOptim"):
+    with pytest.raises(ValueError, match="zero_grads: ZeroRedundancyOptimizer excludes"):
         ZeroRedundancyOptimizer(model.parameters(), AdamW, zero_grads=True)
     ZeroRedundancyOptimizer(model.parameters(), AdamW, zero_grads=False)
 

@@ -39,7 +39,7 @@ def make(elements):
 
 def position(opt):
     """How many steps it has taken, and how many gradients wait for the next one."""
-    waiting = opt._accumulated
+    waiting = opt.stepper.accumulated
     return int(opt.state["W"]["step"]), int(waiting.weight[0]) if waiting else 0
 
 
@@ -59,9 +59,11 @@ def contents(opt):
     found = [p.tobytes() for p in opt.param_groups[0]["params"]]
     found += [a.tobytes() for entry in opt.state.values() for a in entry.values()]
     found += [a.tobytes() for a in [*opt.average.averages.values(), opt.average.steps]]
-    found += [a.tobytes() for a in opt._copies]
+    found += [a.tobytes() for a in opt.stepper.copies]
     if position(opt)[1]:
-        found += [a.tobytes() for a in [*opt._accumulated.sums, opt._accumulated.counts]]
+        found += [
+            a.tobytes() for a in [*opt.stepper.accumulated.sums, opt.stepper.accumulated.counts]
+        ]
     return found
 
 

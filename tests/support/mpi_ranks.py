@@ -634,7 +634,7 @@ def refuses_checkpoints(folder):
         COMM.Barrier()
         raises(kind, match, opt.load, folder)
         assert_same(params, before)
-        assert opt.shard._steps.max() == 0
+        assert opt.shard.stepper.steps.max() == 0
         COMM.Barrier()
 
     refused(FileNotFoundError, f"rank 0 of {RANKS}: ")

@@ -113,9 +113,11 @@ class Twin:
             form = [{"params": tree, **hyper} for tree, hyper in pairs]
         self.opt = OPTIMIZERS[spec.name](form, **given)
         if spec.copies == "bfloat16":  # as NumPy knows no such dtype
-            self.opt._copies = [x.astype(np.uint16) for x in self.opt._copies or ()]
-            self.opt._make_plan(self.opt.param_groups, self.opt._steps, self.opt._bound())
-            self.opt._copy_out()
+            self.opt.stepper.copies = [x.astype(np.uint16) for x in self.opt.stepper.copies or ()]
+            self.opt.stepper.lay_out(
+                self.opt.param_groups, self.opt.stepper.steps, self.opt.stepper.bound()
+            )
+            self.opt.stepper.copy_out()
 
     def in_form(self, trees: list[Any]) -> Any:
         return trees if self.grouped else trees[0]
@@ -166,7 +168,7 @@ class Twin:
             mine.update(other.hyper())
             for p, q in zip(mine["params"], other["params"], strict=True):
                 p[...] = q
-        new.opt._copy_out()
+        new.opt.stepper.copy_out()
         load(new.opt)
         self.opt = new.opt
 
@@ -189,15 +191,15 @@ class Twin:
             seen["param", i] = bits(p)
             for key, a in opt.state[name].items():
                 seen["state", i, key] = bits(a)
-        for i, out in enumerate(opt._copies or ()):
+        for i, out in enumerate(opt.stepper.copies or ()):
             seen["copy", i] = bits(out)
-        for i, g in enumerate(opt._plan.bound or ()):
+        for i, g in enumerate(opt.stepper.plan.bound or ()):
             seen["bound", i] = None if g is None else bits(g)
         if opt.average is not None:
             seen["average", "steps"] = opt.average.steps.tolist()
             for i, a in enumerate(opt.average.averages.values()):
                 seen["average", i] = bits(a)
-        waiting = opt._accumulated
+        waiting = opt.stepper.accumulated
         if waiting is not None and waiting.weight[0]:
             seen["accumulated", "weight"] = float(waiting.weight[0])
             for i, a in enumerate(waiting.sums):
@@ -211,7 +213,7 @@ class Twin:
         opt = self.opt
         rules = [
             rule
-            for rule, group in zip(opt._rules, opt.param_groups, strict=True)
+            for rule, group in zip(opt.stepper.rules, opt.param_groups, strict=True)
             for _ in group["params"]
         ]
         return {("state", i, key) for i, rule in enumerate(rules) for key in RULES[rule].states}

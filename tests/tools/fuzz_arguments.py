@@ -130,14 +130,14 @@ class Fuzzer:
             ]
             seen += [[name, k, a.tobytes()] for name, s in opt.state.items() for k, a in s.items()]
             seen.append([opt.skipped, repr(opt.storage)])
-            seen += [a.tobytes() for a in opt._copies or ()]
+            seen += [a.tobytes() for a in opt.stepper.copies or ()]
             if opt.average is not None:
                 seen.append(opt.average.steps.tolist())
                 seen += [[name, a.tobytes()] for name, a in opt.average.averages.items()]
-            if opt._accumulated is not None and opt._accumulated.weight[0]:
+            if opt.stepper.accumulated is not None and opt.stepper.accumulated.weight[0]:
                 seen += [
-                    [a.tobytes() for a in opt._accumulated.sums],
-                    opt._accumulated.counts.tolist(),
+                    [a.tobytes() for a in opt.stepper.accumulated.sums],
+                    opt.stepper.accumulated.counts.tolist(),
                 ]
         return seen  # fmt: skip
 
@@ -199,7 +199,7 @@ class Fuzzer:
             draws.one_of(calls)()
 
     def grads(self):
-        return self.draws.like(self.tree, form=self.opt._structure)
+        return self.draws.like(self.tree, form=self.opt.stepper.structure)
 
     def ema(self, tree):
         d = self.draws
@@ -224,9 +224,9 @@ class Fuzzer:
         tree = draws.tree()
         group = draws.perhaps_odd({"params": tree, **given})
         more = {}
-        if (self.opt._plan.bound is not None) != draws.flip(8):
+        if (self.opt.stepper.plan.bound is not None) != draws.flip(8):
             more["grads"] = draws.like(tree)
-        if (self.opt._copies is not None) != draws.flip(8):
+        if (self.opt.stepper.copies is not None) != draws.flip(8):
             more["copy_to"] = draws.like(tree, np.float32)
         self.attempt(self.opt.add_param_group, group, **more)
 

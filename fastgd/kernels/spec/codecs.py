@@ -48,11 +48,6 @@ class Codec(NamedTuple):
         """What `aux` holds: a scale for several elements, or the remainder of each."""
         return "remainder" if self.per == 1 else "scale"
 
-    @property
-    def beside(self) -> np.dtype[Any] | None:
-        """`aux` by its name of before, for what still says so."""
-        return self.aux
-
     def new(self, n: int) -> tuple[Array, Array | None]:
         """Zeros for `n` elements: code and aux.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -26,11 +26,6 @@ class CodedArray(NamedTuple):
     codec: str
     stochastic: bool = False
     origin: int = 0
-
-    @property
-    def beside(self) -> Array | None:
-        """`aux` by its name of before, for what still says so."""
-        return self.aux
 
     @property
     def order(self) -> Literal["C", "F"]:
@@ -80,7 +75,3 @@ def random_bit_offsets(arrays: Sequence[CodedArray]) -> list[int]:
     taken = iter(range(0, 16 * len(arrays), 16))
     return [next(taken) if a.stochastic else -1 for a in arrays]
 
-
-# Names of before, for what still says so.
-Stored: TypeAlias = CodedArray
-as_stored = as_coded

@@ -33,10 +33,10 @@ def results(backend, dtype):
             around |= {"clip_ratio": 0.01} if k % 4 == 0 else {}
             around |= {"nonfinite": "skip", "clip_by": ("all", "group", "tensor")[k // 2 % 3]}
         opt = cls(params, **changes, **around)
-        seen.add(opt._rules[0])
+        seen.add(opt.stepper.rules[0])
         if k % 4 == 0:  # bfloat16, which NumPy has no type for
-            around["copy_to"] = opt._copies = [np.zeros(n, np.uint16) for n in SIZES]
-            opt._make_plan(opt.param_groups, opt._steps)
+            around["copy_to"] = opt.stepper.copies = [np.zeros(n, np.uint16) for n in SIZES]
+            opt.stepper.lay_out(opt.param_groups, opt.stepper.steps)
         for t in range(2):
             grads = [rng.standard_normal(n).astype(dtype) for n in SIZES]
             grads[t] = None
