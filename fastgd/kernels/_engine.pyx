@@ -67,40 +67,16 @@ include "engine/arrays.pxi"
 include "loops/_fused_codecs.pxi"
 include "engine/records.pxi"
 include "engine/stage_flags.pxi"
+include "engine/step_record.pxi"
 include "engine/backend.pxi"
+include "engine/group_steps.pxi"
 include "engine/sweep.pxi"
 include "engine/layout.pxi"
 include "engine/gradients.pxi"
+include "engine/by_reference.pxi"
 include "engine/norms/sums.pxi"
 include "engine/norms/plan.pxi"
 include "engine/norms/tree.pxi"
-
-
-@cython.freelist(8)
-cdef class StepRecord:
-    """What a step did.
-
-    Attributes
-    ----------
-    step : int
-        The number of steps that the parameter with the most has taken.
-    skipped : bool
-        Whether gradients were not finite, so that nothing was updated.
-    grad_norm : float or None
-        The norm of all gradients after ``grad_scale`` and before clipping, if the step needed it:
-        to clip by it, or to see whether gradients are finite.
-    clip_factor : float or None
-        What gradients were multiplied by to clip their norm, the smallest if several were; 1 if
-        none was too large, None if none is clipped.  Norms of rows (``clip_ratio``) don't count.
-    """
-
-    cdef readonly long long step
-    cdef readonly bint skipped
-    cdef readonly object grad_norm, clip_factor
-
-    def __repr__(self):
-        return (f"StepRecord(step={self.step}, skipped={self.skipped}, "
-                f"grad_norm={self.grad_norm}, clip_factor={self.clip_factor})")
 
 
 cdef class Plan:
@@ -288,7 +264,7 @@ cdef class Plan:
             if backend.compiled:
                 self.sweep()
             else:
-                self.step_by_reference(arrays, configured, average)
+                step_by_reference(self.layout, arrays, configured, average)
         record.step = max_of(self.counts, self.layout.n)
         return record
 
@@ -417,30 +393,6 @@ cdef class Plan:
                     run(tensors, self.group_steps, &self.args,
                         share_of(chunks, n, k, threads), share_of(chunks, n, k + 1, threads))
 
-    cdef int step_by_reference(self, list arrays, list configured, tuple average) except -1:
-        """The same step by the specification itself."""
-        cdef Py_ssize_t i
-        cdef Tensor* t
-        cdef Layout layout = self.layout
-        for i in range(layout.n):
-            t = &layout.tensors[i]
-            *states, p = layout.coded[i]
-            if t.g != NULL:
-                name, coefficients, stages = configured[t.group_step]
-                stages = reference.Stages(t.factor, *stages[1:])
-                keys = [layout.codings[i].key[k] for k in range(t.n_words)]
-                g = coded_array.as_coded(arrays[i])
-                units = None
-                if t.flags & SCALE_UNITS:
-                    units = np.array([t.factors[k] for k in range(t.n_units)])
-                reference.step_coded(name, p, g, states, coefficients, stages, keys, units)
-            if t.flags & AVERAGE:
-                reference.average(layout.averages[i], p, *average)
-            if t.flags & COPY:
-                reference.copy(coded_array.as_coded(layout.copies[i]), p)
-            if t.flags & ZERO_GRADIENT:
-                arrays[i][...] = 0
-
 
 cdef inline cnp.int64_t max_of(cnp.int64_t* values, Py_ssize_t n) noexcept:
     cdef cnp.int64_t largest = 0
@@ -448,44 +400,3 @@ cdef inline cnp.int64_t max_of(cnp.int64_t* values, Py_ssize_t n) noexcept:
     for i in range(n):
         largest = max(largest, values[i])
     return largest
-
-
-cdef int read_row(GroupStep* group_step, Backend backend, tuple row) except -1:
-    """Fill in a group's step from what `configure` returned."""
-    cdef Py_ssize_t j
-    name, coefficients, stages = row
-    rule = reference.RULES[name]
-    if len(coefficients) != len(rule.coefficients) or len(coefficients) > MAX_COEFFICIENTS:
-        raise RuntimeError(f"rule {name} takes {len(rule.coefficients)} coefficients "
-                           f"of at most {MAX_COEFFICIENTS}, not {len(coefficients)}")
-    for j in range(len(coefficients)):
-        group_step.c64[j] = coefficients[j]
-        group_step.c32[j] = <float> group_step.c64[j]
-    group_step.n_states = <int> len(rule.states)
-    (group_step.factor, group_step.stages.weight_decay, group_step.stages.decoupled,
-     group_step.stages.clip_value, group_step.clip_norm, group_step.clip_ratio) = stages
-    group_step.in_float_range = (not is_lost(group_step.factor)
-                                 and isfinite(<float> group_step.stages.weight_decay)
-                                 and isfinite(<float> group_step.stages.decoupled))
-    for j in range(len(coefficients)):
-        group_step.in_float_range &= isfinite(group_step.c32[j])
-    group_step.stages.flags = flags_of_stages(&group_step.stages)
-    if backend.compiled:
-        backend.take_loops(name, group_step)
-
-
-cdef inline bint is_lost(double factor) noexcept:
-    """Whether float32 has no such factor; one that it rounds to 0 would quietly drop gradients."""
-    return <float> factor == 0 or not isfinite(<float> factor)
-
-
-cdef str out_of_range(tuple row):
-    """Name what float32 can't hold of a group's step, and its value."""
-    cdef double value
-    name, coefficients, (factor, weight_decay, decoupled, *_) = row
-    if is_lost(factor):
-        return f"the factor of the gradient {factor!r}"
-    named = {"weight_decay": weight_decay, "the factor of decoupled decay": decoupled}
-    named |= {f"{name}'s {key}": value
-              for key, value in zip(reference.RULES[name].coefficients, coefficients)}
-    return next(f"{key} {value!r}" for key, value in named.items() if not isfinite(<float> value))
