@@ -457,7 +457,7 @@ def test_a_file_without_an_optimizer(file):
         (lambda f: fastgd.save(f, params=[np.ones(1, complex)]), TypeError, r"^params\[0\]: expected an array of"),
         (lambda f: fastgd.save(f, params=[], metadata=[1]), TypeError, "^metadata: expected a dict, found list"),
         (lambda f: fastgd.save(f, params=[], metadata={"a": {1}}), TypeError, r'^metadata\["a"\]: expected numbers'),
-        (lambda f: fastgd.save(3.5, params=[]), TypeError, "^path: expected a string or a path, found float"),
+        (lambda f: fastgd.save(3.5, params=[]), TypeError, "^path: expected a str or a path, found float"),
     ],
 )  # fmt: skip
 def test_bad_arguments_write_nothing(call, error, message, file, tmp_path):
