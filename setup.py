@@ -59,7 +59,7 @@ KERNELS = "fastgd/kernels"
 # First of all, as the sources that it writes are among those listed next.
 sys.path.insert(0, "src_c")
 import_module("generate").write()
-# An edit to any of these rebuilds everything; there is little to build.
+# An edit to any of these rebuilds everything.
 DEPENDS = sorted(
     [
         *glob("src_c/*.h"),

@@ -75,6 +75,8 @@ def main():
     parser.add_argument("--sizes", type=float, nargs="+", default=[1e5, 32e6])
     parser.add_argument("--rounds", type=int, default=15)
     given = parser.parse_args()
+    if others := set(given.rules) - set(fusable):
+        parser.error(f"expected rules with a row Fused(...), found {', '.join(sorted(others))}")
     print(f"{fastgd.get_backend()}, {fastgd.get_num_threads()} threads: staged ÷ fused")
     for rule in given.rules:
         fused = RULES[rule].fused

@@ -103,7 +103,7 @@ def save(
     >>> folder.cleanup()
     """
     safetensors = _container.library("fastgd.save")
-    file = _as_path(path)
+    file = as_path(path)
     _check_optimizer(opt)
     if opt is None and params is None:
         raise ValueError("params: expected parameters or an optimizer to save, found neither")
@@ -186,10 +186,10 @@ def load(
     fastgd.checkpoint.CheckpointError: ...: params[0]: expected shape (4,), found (3,)
     >>> folder.cleanup()
     """
-    file = _as_path(path)
+    file = as_path(path)
     _check_optimizer(opt)
     targets = None if opt is None and params is None else _parameters(opt, params)
-    content = _read(file)
+    content = read(file)
     with nullcontext() if opt is None else opt.stepper.lock:
         _refuse_swapped(opt, "load")
         try:
@@ -210,7 +210,7 @@ def load(
     return metadata
 
 
-def _as_path(path: Any) -> str:
+def as_path(path: Any) -> str:
     try:
         return os.fsdecode(path)
     except TypeError:
@@ -232,7 +232,7 @@ def _check_optimizer(opt: object) -> None:
         raise TypeError(f"opt: expected an optimizer, found {type(opt).__name__}")
 
 
-def _read(file: str) -> dict[str, Any]:
+def read(file: str) -> dict[str, Any]:
     """The content of a file, checked without regard to what it is to be loaded into."""
     safetensors = _container.library("fastgd.load")
     try:

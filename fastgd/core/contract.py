@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from fastgd.core.domains import ANNOTATIONS, Domain, flag
-from fastgd.core.options import HYPER
+from fastgd.core.options import HYPER, Options
 from fastgd.kernels.memory import checks
 from fastgd.kernels.spec.norms import unit_length
 from fastgd.kernels.spec.registry import RULES
@@ -62,7 +62,15 @@ class Contract:
         super().__init_subclass__(**kwargs)
         own = {key: h for key, h in vars(cls).items() if isinstance(h, HyperParameter)}
         for key in own:
+            if key in (*Options.__annotations__, "params", "options"):
+                raise TypeError(f"{cls.__name__}.{key}: is the name of what all optimizers take")
             delattr(cls, key)
+        for key in (*cls.hypers, "hypers", "domains"):
+            if key in vars(cls):
+                raise TypeError(
+                    f"{cls.__name__}.{key}: hyper-parameters are declared by "
+                    "fastgd.core.contract.hyper(domain, default)"
+                )
         order = sorted(
             {**cls.hypers, **own}.items(), key=lambda item: (item[1].keyword, item[0] == "maximize")
         )
@@ -113,7 +121,8 @@ class Contract:
     def rule(h: Hyper) -> str:
         """The name of the rule in `fastgd.kernels.reference` that hyper-parameters pick.
 
-        Schedules have no value yet here; each counts as a number that isn't 0.
+        Schedules have no value yet here; each counts as a number that isn't 0.  It has to follow
+        from `h` alone: it is asked for when hyper-parameters have changed.
         """
         raise NotImplementedError
 

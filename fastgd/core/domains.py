@@ -124,6 +124,14 @@ ANNOTATIONS: dict[Domain, tuple[str, str]] = {
     start: ("float", "float"),
     flag: ("bool", "bool"),
 }
+# A value of each domain that is no usual default; of a flag it is the other one.
+OTHER: dict[Domain, Any] = {
+    nonnegative: 0.25,
+    fraction: 0.5,
+    two_fractions: (0.8, 0.95),
+    limit: 1.0,
+    start: 0.1,
+}
 
 
 def one_of(choices: Iterable[str], value: object, name: str) -> str:

@@ -13,14 +13,6 @@ from fastgd.core import domains
 from fastgd.core.contract import Contract, HyperParameter
 from fastgd.core.options import HYPER
 
-# A value of each domain that is no usual default.
-OTHER: dict[domains.Domain, Any] = {
-    domains.nonnegative: 0.25,
-    domains.fraction: 0.5,
-    domains.two_fractions: (0.8, 0.95),
-    domains.limit: 1.0,
-    domains.start: 0.1,
-}
 # What all optimizers have: of these no rule depends.
 COMMON = {"lr", "weight_decay", "maximize"}
 
@@ -29,7 +21,7 @@ def _other(declared: HyperParameter) -> Any:
     """Another value than the default, or the default where none is known."""
     if declared.domain is domains.flag:
         return not declared.default
-    return OTHER.get(declared.domain, declared.default)
+    return domains.OTHER.get(declared.domain, declared.default)
 
 
 def _changes(cls: type[Contract]) -> dict[str, Any]:

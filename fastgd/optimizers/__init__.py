@@ -32,7 +32,7 @@ def _classes() -> Iterator[type[Optimizer]]:
         family = import_module(f"{__name__}.{module.name}")
         for value in vars(family).values():
             own = isinstance(value, type) and value.__module__ == family.__name__
-            if own and issubclass(value, Optimizer):
+            if own and issubclass(value, Optimizer) and not value.__name__.startswith("_"):
                 yield value
 
 

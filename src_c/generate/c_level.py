@@ -83,6 +83,7 @@ class _Arithmetic(ast.NodeTransformer):
     def __init__(self, names: dict[str, list[str]]) -> None:
         self.names = names
         self.used: set[str] = set()
+        self.local = {"t"}  # the variables set so far
 
     def visit(self, node: ast.AST) -> ast.AST:
         allowed = (ast.Name, ast.Constant, ast.BinOp, ast.UnaryOp, ast.Compare, ast.BoolOp,
@@ -91,6 +92,11 @@ class _Arithmetic(ast.NodeTransformer):
         if not isinstance(node, allowed):
             raise UntranslatableError(f"line {node.lineno}: {ast.unparse(node)}")
         return super().visit(node)
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        if node.id not in self.local:
+            raise UntranslatableError(f"line {node.lineno}: {node.id} is set elsewhere")
+        return node
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
         key = node.slice.value if isinstance(node.slice, ast.Constant) else None
@@ -139,6 +145,7 @@ def _statements(
             target = node.targets[0]
             names = [ast.unparse(t) for t in getattr(target, "elts", [target])]
             values = _parts(to.visit(node.value), len(names))
+            to.local.update(names)
             for name, value in zip(names, values, strict=True):
                 later = {n.id for v in values for n in ast.walk(v) if isinstance(n, ast.Name)}
                 if ast.unparse(value) == name:
@@ -161,18 +168,7 @@ def _statements(
             raise UntranslatableError(f"line {node.lineno}: {ast.unparse(node)}")
 
 
-def _method(cls: Optimizer, known: dict[str, Optimizer]) -> ast.FunctionDef:
-    """The method `coefficients` of a class, or of the one it derives from."""
-    for node in cls.node.body:
-        if isinstance(node, ast.FunctionDef) and node.name == "coefficients":
-            return node
-    for base in cls.bases:
-        if base in known:
-            return _method(known[base], known)
-    raise UntranslatableError("there is no method coefficients")
-
-
-def _coefficients(cls: Optimizer, known: dict[str, Optimizer]) -> Function:
+def _coefficients(cls: Optimizer) -> Function:
     """The function for the coefficients of an optimizer's step."""
     names = {}
     for key in sorted(cls.hypers, key=lambda key: cls.hypers[key].keyword):
@@ -180,7 +176,9 @@ def _coefficients(cls: Optimizer, known: dict[str, Optimizer]) -> Function:
         n = len(default.elts) if isinstance(default, ast.Tuple) else 1
         names[key] = [key] if n == 1 else [f"{key.removesuffix('s')}{k + 1}" for k in range(n)]
     to = _Arithmetic(names)
-    method = _method(cls, known)
+    method = cls.coefficients
+    if method is None:
+        raise UntranslatableError("there is no method coefficients")
     text = ast.unparse(method)
     mentioned = {name for key in names if f"h['{key}']" in text for name in names[key]}
     local: list[str] = []
@@ -201,13 +199,12 @@ def _coefficients(cls: Optimizer, known: dict[str, Optimizer]) -> Function:
 
 def coefficient_functions(families: list[Family]) -> list[Function]:
     """The functions of all optimizers; without those whose Python is more than arithmetic."""
-    known = {cls.name: cls for family in families for cls in family.optimizers}
     functions = []
-    for name, cls in known.items():
+    for cls in (cls for family in families for cls in family.optimizers):
         try:
-            functions.append(_coefficients(cls, known))
+            functions.append(_coefficients(cls))
         except UntranslatableError as error:  # the tests demand that nobody is left out
-            print(f"fastgd: no C function for the coefficients of {name}: {error}")
+            print(f"fastgd: no C function for the coefficients of {cls.name}: {error}")
     return functions
 
 

@@ -9,14 +9,23 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 from pathlib import Path
 from typing import NamedTuple
 
 OPTIMIZERS = Path("fastgd/optimizers")
+SIZES = runpy.run_path("fastgd/kernels/spec/sizes.py")
 # Specification and loops of rules that are no optimizer's.
 KERNEL_FAMILIES = [
     (Path("fastgd/kernels/spec/average.py"), Path("fastgd/kernels/loops/average.pxi")),
 ]
+
+
+# As the arrays of a rule with fused loops may be stored.
+FUSED = {
+    "params": ("float32", "bfloat16", "split"),
+    "states": ("float32", "bfloat16", "8bit"),
+}
 
 
 class FamilyError(Exception):
@@ -59,10 +68,10 @@ class Optimizer(NamedTuple):
     """A class of optimizers."""
 
     name: str
-    node: ast.ClassDef
     bases: list[str]
     hypers: dict[str, Hyper]  # also those of its bases
     year: int
+    coefficients: ast.FunctionDef | None  # the method, its own or its base's
 
 
 class Family(NamedTuple):
@@ -101,6 +110,9 @@ def _fused(call: ast.expr) -> tuple[tuple[str, ...], tuple[str, ...]]:
     given = {k.arg: ast.literal_eval(k.value) for k in getattr(call, "keywords", ())}
     if set(given) != {"params", "states", "gain"}:
         raise FamilyError(f"fused: expected Fused(params, states, gain), found {sorted(given)}")
+    for key, known in FUSED.items():
+        if not given[key] or not set(given[key]) <= set(known):
+            raise FamilyError(f"fused: {key}: expected some of {known}, found {given[key]}")
     return tuple(given["params"]), tuple(given["states"])
 
 
@@ -120,10 +132,18 @@ def _rules(path: Path, loops: Path, tree: ast.Module) -> list[Rule]:
         if not isinstance(node, ast.FunctionDef) or (decorator := _decorator(node)) is None:
             continue
         states = tuple(a.arg for a in node.args.args[2:])
-        squares = frozenset(
-            a.arg for a in node.args.args[2:] if ast.unparse(a.annotation or a) == "Squares"
-        )
+        kinds = {a.arg: ast.unparse(a.annotation or ast.Name("")) for a in node.args.args[2:]}
+        if not set(kinds.values()) <= {"Array", "Squares"}:
+            raise FamilyError(f"{path}: {node.name}: expected states as Array or Squares")
+        squares = frozenset(key for key, kind in kinds.items() if kind == "Squares")
         coefficients = tuple(a.arg for a in node.args.kwonlyargs)
+        if len(states) > SIZES["MAX_STATES"] or len(coefficients) > SIZES["MAX_COEFFICIENTS"]:
+            raise FamilyError(
+                f"{path}: {node.name}: expected at most {SIZES['MAX_STATES']} states and "
+                f"{SIZES['MAX_COEFFICIENTS']} coefficients"
+            )
+        if taken := {"p", "g", "s", "n", "c", "i"} & {*states, *coefficients}:
+            raise FamilyError(f"{path}: {node.name}: the loop itself has a {min(taken)}")
         if node.name not in elements:
             raise FamilyError(f"{loops}: has no {node.name}_element, which {path} specifies")
         element = elements.pop(node.name)
@@ -151,6 +171,13 @@ def _rules(path: Path, loops: Path, tree: ast.Module) -> list[Rule]:
 # -------------------------------------------------------------------------------------- optimizers
 
 
+def _declared(line: ast.stmt) -> ast.Call | None:
+    """The call of `hyper` that a line of a class assigns, if it does."""
+    value = getattr(line, "value", None)
+    own = isinstance(value, ast.Call) and ast.unparse(value.func).endswith("hyper")
+    return value if own else None
+
+
 def _optimizers(tree: ast.Module, known: dict[str, Optimizer]) -> list[Optimizer]:
     """The classes of a module, those before them in `known`, which gets them."""
     found = []
@@ -159,24 +186,34 @@ def _optimizers(tree: ast.Module, known: dict[str, Optimizer]) -> list[Optimizer
             continue
         bases = [ast.unparse(base) for base in node.bases]
         if not any(base == "Optimizer" or base in known for base in bases):
+            if any(_declared(line) for line in node.body):
+                raise FamilyError(f"{node.name}: expected Optimizer or a class of one as its base")
             continue
         hypers: dict[str, Hyper] = {}
-        year = 0
+        year, coefficients = 0, None
         for base in bases:
             if base in known:
                 hypers |= known[base].hypers
-                year = known[base].year
+                year, coefficients = known[base].year, known[base].coefficients
         for line in node.body:
-            if not isinstance(line, ast.Assign):
-                continue
-            name, value = ast.unparse(line.targets[0]), line.value
-            if isinstance(value, ast.Call) and ast.unparse(value.func) == "hyper":
-                keyword = any(k.arg == "keyword" for k in value.keywords)
-                hypers[name] = Hyper(ast.unparse(value.args[0]), value.args[1], keyword)
-            elif name == "year":
-                year = ast.literal_eval(value)
-        known[node.name] = Optimizer(node.name, node, bases, hypers, year)
-        found.append(known[node.name])
+            if (value := _declared(line)) is not None:
+                if not isinstance(line, ast.Assign) or len(value.args) != 2:
+                    raise FamilyError(
+                        f"{node.name}: expected name = hyper(domain, default[, keyword=...]), "
+                        f"found {ast.unparse(line)}"
+                    )
+                given = {k.arg: ast.literal_eval(k.value) for k in value.keywords}
+                name = ast.unparse(line.targets[0])
+                hypers[name] = Hyper(
+                    ast.unparse(value.args[0]), value.args[1], bool(given.get("keyword"))
+                )
+            elif isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == "year":
+                year = ast.literal_eval(line.value)
+            elif isinstance(line, ast.FunctionDef) and line.name == "coefficients":
+                coefficients = line
+        known[node.name] = Optimizer(node.name, bases, hypers, year, coefficients)
+        if not node.name.startswith("_"):
+            found.append(known[node.name])
     return found
 
 
@@ -206,7 +243,9 @@ def _by_imports(pairs: list[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
         loops = waiting.pop(path, None)
         if loops is None:
             return
-        for name in re.findall(r"^from fastgd\.optimizers\.(\w+) import", path.read_text(), re.M):
+        for name in re.findall(
+            r"^from fastgd\.optimizers\.(\w+) import", path.read_text("utf-8"), re.M
+        ):
             take(path.with_name(f"{name}.py"))
         ordered.append((path, loops))
 

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import ast
+from pathlib import Path
 
 from generate.families import Family, Optimizer
 
-# How a signature writes what a domain takes; a user's own domain may take anything.
-ANNOTATIONS = {
-    "nonnegative": "Scalar",
-    "fraction": "Scalar",
-    "limit": "Scalar | None",
-    "two_fractions": "Pair",
-    "start": "float",
-    "flag": "bool",
-}
+DOMAINS = Path("fastgd/core/domains.py")
+
+
+def _annotations() -> dict[str, str]:
+    """How a signature writes what each domain takes: the table of `fastgd.core.domains`."""
+    for line in ast.parse(DOMAINS.read_text("utf-8")).body:
+        if isinstance(line, ast.AnnAssign) and ast.unparse(line.target) == "ANNOTATIONS":
+            table = line.value
+            assert isinstance(table, ast.Dict)
+            pairs = zip(table.keys, table.values, strict=True)
+            return {ast.unparse(k): ast.literal_eval(v)[0] for k, v in pairs if k is not None}
+    raise LookupError(f"{DOMAINS}: has no ANNOTATIONS")
 
 
 def _class(cls: Optimizer) -> list[str]:
+    annotations = _annotations()
     given = {
-        key: f"{key}: {ANNOTATIONS.get(h.domain, 'Any')} = {ast.unparse(h.default)}"
+        key: f"{key}: {annotations.get(h.domain, 'Any')} = {ast.unparse(h.default)}"
         for key, h in cls.hypers.items()
     }
     keywords = [key for key, h in cls.hypers.items() if h.keyword]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from support.helpers import ROOT, unsanitized
 from support.workers import made_once
 
 import fastgd
+from fastgd.core.contract import hyper
+from fastgd.core.domains import fraction
 from fastgd.optimizers import OPTIMIZERS
 
 
@@ -88,29 +91,97 @@ def test_a_class_of_somebody_elses_neither_replaces_nor_joins_ours():
     assert p.tolist() == [0.5] * 3
 
 
+# What of the pair is changed, in the module or in the loops, and what the build says.
 BROKEN = {
-    "no element": ("cdef inline floating drift_element(", "cdef inline floating other_element("),
-    "other coefficients": ("floating beta, floating gamma)", "floating gamma, floating beta)"),
+    "no element": ("cdef inline floating drift_element(", "cdef inline floating other_element(",
+                   "has no drift_element"),
+    "other coefficients": ("floating beta, floating gamma)", "floating gamma, floating beta)",
+                           "drift_element: expected the states"),
     "fewer states": ("drift_element(floating p, floating g, floating* m,",
-                     "drift_element(floating p, floating g,"),
+                     "drift_element(floating p, floating g,", "expected the states"),
+    "a state of no kind": ("drift_avg: Array, *, alpha", "drift_avg, *, alpha",
+                           "expected states as Array or Squares"),
+    "too many coefficients": ("drift_avg: Array, *, alpha", "drift_avg: Array, *, "
+                              + "".join(f"c{k}: Scalar, " for k in range(8)) + "alpha",
+                              "at most 4 states and 8 coefficients"),
+    "a name of the loop": ("drift_avg: Array, *, alpha", "n: Array, *, alpha",
+                           "the loop itself has a n"),
+    "fused for what cannot be": ('"bfloat16"), states', '"float16"), states',
+                                 "fused: params: expected some of"),
+    "fused with too many states": ("@rule\ndef tamed", '@rule(fused=Fused(params=("float32",), '
+                                   'states=("8bit",), gain=""))\ndef tamed', ""),
+    "annotated hyper-parameters": ("    beta = hyper", "    beta: float = hyper",
+                                   "expected name = hyper"),
+    "another base": ("class Drift(Optimizer)", "class Drift(optimizer.Optimizer)",
+                     "expected Optimizer or a class of one"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("broken", BROKEN)
 def test_a_pair_that_does_not_fit_is_refused_by_the_build(tmp_path, monkeypatch, broken):
+    before, after, message = BROKEN[broken]
     for folder in ("fastgd/optimizers", "fastgd/kernels/spec", "fastgd/kernels/loops"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     drift = tmp_path / "fastgd" / "optimizers" / "drift"
-    drift.with_suffix(".py").write_text(new_family.MODULE, "utf-8")
-    loops = new_family.LOOPS.replace(*BROKEN[broken], 1)
-    assert loops != new_family.LOOPS
-    drift.with_suffix(".pxi").write_text(loops, "utf-8")
+    texts = new_family.MODULE, new_family.LOOPS
+    changed = [text.replace(before, after, 1) for text in texts]
+    assert changed != [*texts]
+    drift.with_suffix(".py").write_text(changed[0], "utf-8")
+    drift.with_suffix(".pxi").write_text(changed[1], "utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(ROOT / "src_c")
     from generate import families
 
-    with pytest.raises(families.FamilyError, match=r"drift\.pxi: (has no )?drift_element"):
+    if not message:  # a signed state and then squares is what fused loops are for
+        assert families.read()
+        return
+    with pytest.raises(families.FamilyError, match=re.escape(message)):
         families.read()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"weight_decay": 0.7},
+        {"lr": 0.7},
+        {"domains": {"other": fraction}},
+        {"clip_norm": hyper(fraction, 0.5)},
+        {"seed": hyper(fraction, 0.5)},
+    ],
+)
+def test_hyper_parameters_are_declared_or_refused(body):
+    (name,) = body
+    with pytest.raises(TypeError, match=rf"Theirs\.{name}: "):
+        type("Theirs", (fastgd.Adam,), dict(body))
+
+
+def test_a_rule_that_was_not_compiled_says_what_to_do():
+    from fastgd.kernels.reference import RULES, Array, rule
+
+    class Uncompiled(fastgd.SGD):
+        @staticmethod
+        def rule(h):
+            return "uncompiled"
+
+        @staticmethod
+        def coefficients(h, t):
+            return (h["lr"],)
+
+    @rule
+    def uncompiled(p: Array, g: Array, *, alpha):
+        p[...] = p - alpha * g
+
+    try:
+        p = np.ones(3)
+        opt = Uncompiled(p, lr=0.5)
+        with pytest.raises(RuntimeError, match="rule uncompiled: is not in the compiled backend"):
+            opt.step(np.ones(3))
+        assert p.tolist() == [1.0] * 3
+        fastgd.set_backend("numpy")
+        opt.step(np.ones(3))
+        assert p.tolist() == [0.5] * 3
+    finally:
+        del RULES["uncompiled"]
 
 
 def test_a_rule_of_a_name_that_is_taken_is_refused():

@@ -60,6 +60,9 @@ cdef class Backend:
 
     cdef int take_loops(self, name, GroupStep* group_step) except -1:
         """Note the loops of a rule."""
+        if name not in self.rules:
+            raise RuntimeError(f"rule {name}: is not in the compiled backend in use; make build, "
+                               'or fastgd.set_backend("numpy")')
         cdef bytes fused = self.fused[name]
         cdef tuple loops = self.rules[name]
         cdef int j

@@ -15,15 +15,21 @@ The rules stand in the modules of `fastgd.optimizers`, and that of averages in
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, overload
+from typing import Annotated, Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-Squares = Array  # a state that is never negative
+Squares = Annotated[Array, "never negative"]  # of a state
 Update = Callable[..., None]
 Scalar = Any  # a NumPy scalar of the arrays' type
+
+
+# What a rule may annotate a state with, as an object or, by a postponed annotation, in words.
+STATE_KINDS: dict[Any, str] = {
+    Array: "signed", "Array": "signed", Squares: "squares", "Squares": "squares"
+}  # fmt: skip
 
 
 class Fused(NamedTuple):
@@ -80,6 +86,8 @@ def rule(update: Update | None = None, *, fused: Fused | None = None) -> Any:
     ------
     ValueError
         If there is a rule of that name already.
+    TypeError
+        If a state isn't annotated as `Array` or `Squares`.
     """
     if update is None:
         return lambda function: _entered(function, fused)
@@ -93,7 +101,10 @@ def _entered(update: Update, fused: Fused | None) -> Update:
     positional, total = code.co_argcount, code.co_argcount + code.co_kwonlyargcount
     names = code.co_varnames
     states, coefficients = names[2:positional], names[positional:total]
-    squares = frozenset(key for key in states if update.__annotations__[key] == "Squares")
+    kinds = {key: update.__annotations__.get(key) for key in states}
+    if unknown := [key for key, kind in kinds.items() if kind not in STATE_KINDS]:
+        raise TypeError(f"rule {code.co_name}: expected {unknown[0]}: Array or Squares")
+    squares = frozenset(key for key, kind in kinds.items() if STATE_KINDS[kind] == "squares")
     RULES[code.co_name] = Rule(code.co_name, states, coefficients, update, squares, fused)
     return update
 
