@@ -58,7 +58,7 @@ class EMA:
         self.bias_correction = domains.flag(bias_correction, "bias_correction")
         self.warmup = domains.flag(warmup, "warmup")
         if warmup and bias_correction:
-            raise ValueError("warmup: expected without bias_correction, which does the same")
+            raise ValueError("warmup excludes bias_correction=True: both make up for the start")
         self.steps: NDArray[np.int64] = np.zeros(1, np.int64)
         self._opt: Any = None
         self._swapped = False
@@ -72,7 +72,7 @@ class EMA:
             raise TypeError("average: expected fastgd.torch.EMA, found fastgd.averages.EMA")
         average = value if isinstance(value, cls) else cls(domains.fraction(value, "average"))
         if average._opt not in (None, opt):
-            raise ValueError("average: expected an EMA of its own, found one bound already")
+            raise ValueError("average: the EMA is bound to another optimizer already")
         average._opt = opt
         return average
 
@@ -105,9 +105,9 @@ class EMA:
             self.steps = np.array([max(found)], np.int64)
 
     def refuse_swapped(self, what: str) -> None:
-        """Raise RuntimeError while the averages stand in the place of the weights."""
+        """Raise RuntimeError while the averages are swapped in for the weights."""
         if self._swapped:
-            raise RuntimeError(f"{what}: the averages stand in the place of the weights")
+            raise RuntimeError(f"{what}: the averages are swapped in for the weights")
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
