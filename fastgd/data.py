@@ -24,8 +24,8 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgd.core.domains import flag
-from fastgd.core.seeds import Seed, generator, integer
+from fastgd.core.domains import flag, integer
+from fastgd.core.seeds import Seed, generator
 from fastgd.kernels.memory import checks
 
 __all__ = ["Batches", "batches"]
@@ -147,7 +147,7 @@ class Batches(Generic[Form]):
 
     def __iter__(self) -> Iterator[Form]:
         """One epoch.  Each has its own buffers, so that several may be read at once."""
-        epoch = integer(self.epoch, "epoch", 0)
+        epoch = integer(self.epoch, "epoch")
         self.epoch = epoch + 1
         if not self._shuffle:
             return self._views(range(0, self._batches * self._size, self._size))

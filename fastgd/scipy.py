@@ -38,10 +38,9 @@ from scipy.optimize._optimize import MemoizeJac
 
 from fastgd.adapters import registry
 from fastgd.averages import EMA
-from fastgd.core.domains import flag, nonnegative
+from fastgd.core.domains import flag, integer, nonnegative
 from fastgd.core.optimizer import Optimizer
 from fastgd.core.options import Options
-from fastgd.schedules.base import whole
 
 Array = NDArray[Any]
 
@@ -158,7 +157,7 @@ class Method:
             warnings.warn(message, RuntimeWarning, stacklevel=3)
         if not (isinstance(constraints, (list, tuple)) and not constraints):
             raise ValueError("constraints: expected none, as steps are projected onto bounds alone")
-        maxiter, patience = whole(maxiter, "maxiter", 0), whole(patience, "patience", 1)
+        maxiter, patience = integer(maxiter, "maxiter"), integer(patience, "patience", 1)
         gtol = nonnegative(gtol if gtol is not None else 1e-5 if tol is None else tol, "gtol")
         ftol = None if ftol is None else nonnegative(ftol, "ftol")
         if flag(best, "best") and options.get("average") is not None:

@@ -215,7 +215,7 @@ def _as_path(path: Any) -> str:
         return os.fsdecode(path)
     except TypeError:
         found = type(path).__name__
-        raise TypeError(f"path: expected a string or a path, found {found}") from None
+        raise TypeError(f"path: expected a str or a path, found {found}") from None
 
 
 def _refuse_swapped(opt: Optimizer | None, what: str) -> None:

@@ -81,6 +81,12 @@ def replacement(path: str) -> Iterator[FileIO]:
         raise
 
 
+def write_all(file: FileIO, data: memoryview) -> None:
+    """Write bytes, of which a system may take some at a time."""
+    while data:
+        data = data[file.write(data) :]
+
+
 def _is_temporary(path: object) -> bool:
     return isinstance(path, str) and bool(_TEMPORARY.fullmatch(os.path.basename(path)))
 

@@ -30,6 +30,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from fastgd.checkpoint.atomic import write_all
 from fastgd.checkpoint.packing import CODES, Stored, checksum, unpack
 
 Array = NDArray[Any]
@@ -75,10 +76,10 @@ def write(file: FileIO, content: Any, arrays: Mapping[str, Stored]) -> None:
             block = buffer[: min(WRITE, data.size - start)]
             block[...] = data[start : start + WRITE]
             crc = zlib.crc32(block.data, crc)
-            _write_all(file, block.data)
+            write_all(file, block.data)
         node["crc32"] = f"{crc:08x}"
     file.seek(0)
-    _write_all(file, memoryview(_header(content, ordered)))
+    write_all(file, memoryview(_header(content, ordered)))
 
 
 def _header(content: Any, arrays: Mapping[str, Stored]) -> bytes:
@@ -93,11 +94,6 @@ def _header(content: Any, arrays: Mapping[str, Stored]) -> bytes:
     head = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
     return len(head).to_bytes(8, "little") + head
-
-
-def _write_all(file: FileIO, data: memoryview) -> None:
-    while data:
-        data = data[file.write(data) :]
 
 
 def check(path: str, name: str, safetensors: Any) -> None:

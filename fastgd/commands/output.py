@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+from fastgd.checkpoint.atomic import replacement, write_all
 
 
 def picture(*suffixes: str) -> Callable[[str], Path]:
@@ -40,15 +41,5 @@ def folder(text: str) -> Path:
 
 def write(path: Path, content: bytes) -> None:
     """Replace a file atomically: readers see the old one or the new one."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        # mkstemp's files are for the owner alone; a picture is like any other file.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    with replacement(str(path)) as file:
+        write_all(file, memoryview(content))

@@ -71,7 +71,7 @@ def surface_of_two(name: str) -> Surface:
 def steps(text: str) -> int:
     """An argument's type: a number of steps."""
     if not text.isdecimal() or not 1 <= int(text) <= 100_000:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to 100000, not {text!r}")
+        raise argparse.ArgumentTypeError(f"expected an integer from 1 to 100000, not {text!r}")
     return int(text)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import index
 from typing import Any, TypeVar
 
@@ -61,14 +61,19 @@ def positive(value: Any, name: str) -> float:
     return result
 
 
-def whole(value: Any, name: str, end: int) -> int:
-    """An integer from 0 to below `end`."""
+def integer(value: Any, name: str, low: int = 0, end: int | None = None) -> int:
+    """An integer of at least `low`, below `end` if there is one; True and False are none."""
     try:
+        if isinstance(value, bool):
+            raise TypeError
         result = index(value)
     except TypeError:
         raise TypeError(f"{name}: expected an integer, found {shown(value)}") from None
-    if not 0 <= result < end:
-        raise ValueError(f"{name}: expected a number from 0 to below {end}, found {shown(value)}")
+    if end is not None and not low <= result < end:
+        expected = f"a number from {low} to below {end}"
+        raise ValueError(f"{name}: expected {expected}, found {shown(result)}")
+    if result < low:
+        raise ValueError(f"{name}: expected an integer of at least {low}, found {shown(result)}")
     return result
 
 
@@ -121,7 +126,7 @@ ANNOTATIONS: dict[Domain, tuple[str, str]] = {
 }
 
 
-def one_of(choices: Sequence[str], value: object, name: str) -> str:
+def one_of(choices: Iterable[str], value: object, name: str) -> str:
     """One of several words."""
     if not isinstance(value, str):
         raise TypeError(f"{name}: expected a str, found {shown(value)}")

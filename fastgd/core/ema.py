@@ -32,7 +32,48 @@ def _set(to: Array, values: Array) -> None:
     as_coded(to).store(as_coded(values).load(computed(values.dtype)).copy())
 
 
-class EMA:
+class Weighting:
+    """The factors of an exponentially weighted average, and how many updates it has had.
+
+    What `EMA` here, of arrays, and that of `fastgd.torch`, of tensors, have in common.
+    """
+
+    def __init__(self, decay: float, bias_correction: bool, warmup: bool) -> None:
+        self.decay = domains.fraction(decay, "decay")
+        self.bias_correction = domains.flag(bias_correction, "bias_correction")
+        self.warmup = domains.flag(warmup, "warmup")
+        if warmup and bias_correction:
+            raise ValueError("warmup excludes bias_correction=True: both make up for the start")
+        self.steps: NDArray[np.int64] = np.zeros(1, np.int64)
+        self._swapped = False
+
+    @property
+    def step(self) -> int:
+        """The number of updates."""
+        return int(self.steps[0])
+
+    def refuse_swapped(self, what: str) -> None:
+        """Raise RuntimeError while the averages are swapped in for the weights."""
+        if self._swapped:
+            raise RuntimeError(f"{what}: the averages are swapped in for the weights")
+
+    def weights(self, t: int) -> tuple[float, float]:
+        """The factors of the average and of the weights in the t-th update: β_t and 1 − β_t."""
+        beta = self.decay
+        if self.bias_correction:
+            beta = beta * (1.0 - beta ** (t - 1)) / (1.0 - beta**t)
+        elif self.warmup:
+            beta = min(beta, (1.0 + t) / (10.0 + t))
+        return beta, 1.0 - beta
+
+    def refuse_to_swap(self) -> None:
+        """Raise ValueError without an update, RuntimeError while the averages are swapped in."""
+        if not self.step and self.bias_correction:
+            raise ValueError("swapped: expected at least one update before, found none")
+        self.refuse_swapped("swapped")
+
+
+class EMA(Weighting):
     r"""The exponentially weighted average of a model's weights, over all its arrays in one call.
 
     .. math::
@@ -90,11 +131,7 @@ class EMA:
         bias_correction: bool = True,
         warmup: bool = False,
     ) -> None:
-        self.decay = domains.fraction(decay, "decay")
-        self.bias_correction = domains.flag(bias_correction, "bias_correction")
-        self.warmup = domains.flag(warmup, "warmup")
-        if warmup and bias_correction:
-            raise ValueError("warmup excludes bias_correction=True: both make up for the start")
+        super().__init__(decay, bias_correction, warmup)
         _, leaves = flatten(params)
         if not leaves:
             raise ValueError("params: expected at least one parameter, found none")
@@ -115,7 +152,6 @@ class EMA:
         self.steps = np.zeros(len(names), np.int64)
         self.lock = RLock()
         fork_locks.guard(self, "lock")
-        self._swapped = False
         self.bound = False
         self._make_plan()
 
@@ -144,6 +180,12 @@ class EMA:
         self.steps = np.full(len(self._params), self.step, np.int64)
         self._make_plan()
 
+    def go_on(self, averages: Sequence[Array], step: int) -> None:
+        """Go on with these arrays as the averages, after so many updates."""
+        self.averages = dict(zip(self.averages, averages, strict=True))
+        self.steps[...] = step
+        self._make_plan()
+
     def _make_plan(self) -> None:
         # To the engine the averages are the parameters, and the weights the gradients.
         count = len(self._params)
@@ -159,11 +201,6 @@ class EMA:
             self._params,
         )
 
-    @property
-    def step(self) -> int:
-        """The number of updates."""
-        return int(self.steps[0])
-
     def update(self) -> None:
         """Update the averages with the weights as they are now."""
         with self.lock:
@@ -171,20 +208,6 @@ class EMA:
                 raise RuntimeError("update: the optimizer's step updates this average")
             self.refuse_swapped("update")
             self._plan.step(None, self._configure, 1.0)
-
-    def refuse_swapped(self, what: str) -> None:
-        """Raise RuntimeError while the averages are swapped in for the weights."""
-        if self._swapped:
-            raise RuntimeError(f"{what}: the averages are swapped in for the weights")
-
-    def weights(self, t: int) -> tuple[float, float]:
-        """The factors of the average and of the weights in the t-th update: β_t and 1 − β_t."""
-        beta = self.decay
-        if self.bias_correction:
-            beta = beta * (1.0 - beta ** (t - 1)) / (1.0 - beta**t)
-        elif self.warmup:
-            beta = min(beta, (1.0 + t) / (10.0 + t))
-        return beta, 1.0 - beta
 
     def _configure(self, group: int, t: int, unscale: float) -> tuple[Any, ...]:
         return "ema", self.weights(t), Stages()
@@ -204,9 +227,7 @@ class EMA:
             If the averages are swapped in already; `update` raises it within the block, too.
         """
         with self.lock:
-            if not self.step and self.bias_correction:
-                raise ValueError("swapped: expected at least one update before, found none")
-            self.refuse_swapped("swapped")
+            self.refuse_to_swap()
             saved = [p.copy() for p in self._params]
             self._swapped = True
             try:
@@ -279,7 +300,7 @@ class EMA:
             raise ValueError("state_dict: expected a dict with 'step' and 'averages'")
         step = domains.nonnegative(state_dict["step"], "step")
         if step != int(step) or step >= 2**53:
-            raise ValueError(f"step: expected a whole number from 0 to 2^53, found {step}")
+            raise ValueError(f"step: expected an integer from 0 to 2^53, found {step}")
         saved = state_dict["averages"]
         if not isinstance(saved, Mapping) or set(saved) != set(self.averages):
             raise ValueError(

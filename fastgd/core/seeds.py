@@ -1,29 +1,16 @@
-"""Seeds and counts: where `fastgd.init` and `fastgd.data` get their random numbers from."""
+"""Seeds: where `fastgd.init` and `fastgd.data` get their random numbers from."""
 
 from __future__ import annotations
 
-import operator
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from fastgd.core.domains import integer
 from fastgd.kernels.memory.checks import shown
 
 # A string, so that `import fastgd` need not load numpy.random.
 Seed: TypeAlias = "int | np.random.Generator | None"
-
-
-def integer(value: Any, name: str, low: int) -> int:
-    """An integer of at least `low`; raises TypeError or ValueError by its name if it isn't one."""
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        result = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected an integer, found {shown(value)}") from None
-    if result < low:
-        raise ValueError(f"{name}: expected an integer of at least {low}, found {shown(result)}")
-    return result
 
 
 def generator(seed: Any) -> np.random.Generator:
@@ -41,7 +28,7 @@ def generator(seed: Any) -> np.random.Generator:
     if seed is None:
         return np.random.default_rng()
     try:
-        return np.random.default_rng(integer(seed, "seed", 0))
+        return np.random.default_rng(integer(seed, "seed"))
     except TypeError:
         found = shown(seed)
         raise TypeError(

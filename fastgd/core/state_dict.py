@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgd.core.domains import flag, number, positive, whole
+from fastgd.core.domains import flag, integer, number, positive
 from fastgd.core.groups import ParamGroup
 from fastgd.core.storage import Kind, Storage, saved_kinds, scale_of
 from fastgd.core.trees import Name
@@ -188,7 +188,7 @@ def _read_entry(entry: Any, p: NDArray[Any], name: Name, rule: str, memory: set[
     # torch counts the steps of some optimizers in a tensor, of SGD not at all.
     step = number(entry.get("step", 1 if given else 0), f"{label}: step")
     if not 0 <= step < 2**53 or step != int(step):
-        raise ValueError(f"{label}: step: expected a whole number from 0 to 2^53, found {step}")
+        raise ValueError(f"{label}: step: expected an integer from 0 to 2^53, found {step}")
     arrays = {key: checks.as_array(value, f'{label}["{key}"]') for key, value in given.items()}
     for key, a in arrays.items():
         _check_saved(a, known[key], arrays, p, f'{label}["{key}"]')
@@ -217,6 +217,9 @@ def _check_saved(
 
 
 # ------------------------------------------------------------------ what torch's state dicts lack
+
+
+BESIDE = 'state_dict["fastgd"]'
 
 
 class Beside(NamedTuple):
@@ -249,21 +252,32 @@ def write_beside(
     return beside
 
 
+def read_counts(
+    state_dict: Mapping[str, Any], known: set[str]
+) -> tuple[Mapping[str, Any], dict[str, int]]:
+    """What a state dict has that torch's lack, by keys that are known; its counts are checked."""
+    beside = state_dict.get("fastgd", {})
+    if not isinstance(beside, Mapping):
+        raise TypeError(f"{BESIDE}: expected a dict, found {type(beside).__name__}")
+    if unknown := set(beside) - known:
+        raise ValueError(f"{BESIDE}: has unknown {sorted(map(str, unknown))}")
+    ends = {"skipped": 2**53, "seed": 2**64}
+    return beside, {
+        key: integer(beside[key], f'{BESIDE}["{key}"]', end=end)
+        for key, end in ends.items()
+        if key in beside
+    }
+
+
 def read_beside(
     state_dict: Mapping[str, Any], params: Mapping[Name, NDArray[Any]], average: EMA | None
 ) -> Beside | None:
     """Check what `write_beside` wrote; None if the state dict is somebody else's."""
     if "fastgd" not in state_dict:
         return None
-    beside, where = state_dict["fastgd"], 'state_dict["fastgd"]'
-    if not isinstance(beside, Mapping):
-        raise TypeError(f"{where}: expected a dict, found {type(beside).__name__}")
-    if unknown := set(beside) - {"skipped", "seed", "average", "accumulated", "layouts"}:
-        raise ValueError(f"{where}: has unknown {sorted(map(str, unknown))}")
-    skipped = whole(beside.get("skipped", 0), f'{where}["skipped"]', 2**53)
-    seed = None
-    if "seed" in beside:
-        seed = whole(beside["seed"], f'{where}["seed"]', 2**64)
+    where = BESIDE
+    known = {"skipped", "seed", "average", "accumulated", "layouts"}
+    beside, counts = read_counts(state_dict, known)
     if ("average" in beside) != (average is not None):
         problem = "has none, which this optimizer has" if average else "this optimizer has none"
         raise ValueError(f'{where}["average"]: {problem}')
@@ -282,7 +296,7 @@ def read_beside(
     sums: list[NDArray[Any] | None] = []
     if "accumulated" in beside:
         weight, sums = _read_accumulated(beside["accumulated"], params, f'{where}["accumulated"]')
-    return Beside(skipped, seed, averages, weight, sums)
+    return Beside(counts.get("skipped", 0), counts.get("seed"), averages, weight, sums)
 
 
 def _read_accumulated(

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgd.core.domains import one_of, whole
+from fastgd.core.domains import integer, one_of
 from fastgd.core.trees import Name
 from fastgd.kernels.memory.alloc import zeros_beside
 from fastgd.kernels.memory.checks import shown
@@ -246,8 +246,8 @@ def checked(given: Mapping[str, Any]) -> Storage:
         wanted,
         master,
         rounding,
-        whole(given.get("min_8bit_size", 4096), "min_8bit_size", 2**63),
-        whole(given.get("seed", 0), "seed", 2**64),
+        integer(given.get("min_8bit_size", 4096), "min_8bit_size", end=2**63),
+        integer(given.get("seed", 0), "seed", end=2**64),
     )
 
 

@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from fastgd.core.domains import nonnegative, number
+from fastgd.core.domains import nonnegative, number, one_of
 from fastgd.core.seeds import Seed, generator
 from fastgd.init.draws import (
     DISTRIBUTIONS,
@@ -44,7 +44,6 @@ from fastgd.init.draws import (
     Array,
     Shape,
     calculate_gain,
-    choice,
     fans,
     fill,
     gain_of,
@@ -127,8 +126,8 @@ def scaled(
     (0.1, True)
     """
     w = target(shape, dtype, out)
-    draw = DISTRIBUTIONS[choice(distribution, "distribution", DISTRIBUTIONS)]
-    n = MODES[choice(mode, "mode", MODES)](*fans(w.shape, layout))
+    draw = DISTRIBUTIONS[one_of(DISTRIBUTIONS, distribution, "distribution")]
+    n = MODES[one_of(MODES, mode, "mode")](*fans(w.shape, layout))
     if not n:
         raise ValueError(f"shape: expected a {mode} of at least 1, found 0 in {w.shape}")
     std = gain_of(a, "a") / math.sqrt(n)

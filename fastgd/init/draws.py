@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from fastgd.core.domains import nonnegative, number
-from fastgd.core.seeds import integer
+from fastgd.core.domains import integer, nonnegative, number, one_of
 from fastgd.kernels.memory import checks
 from fastgd.kernels.memory.checks import shown
 
@@ -25,15 +24,6 @@ MODES: dict[str, Callable[[int, int], float]] = {
 }
 LINEAR = ("linear", "sigmoid", *(f"conv{t}{d}d" for t in ("", "_transpose") for d in (1, 2, 3)))
 GAINS = {**dict.fromkeys(LINEAR, 1.0), "tanh": 5 / 3, "relu": math.sqrt(2), "selu": 3 / 4}
-
-
-def choice(value: Any, name: str, choices: Iterable[str]) -> str:
-    """One of some words; raises TypeError or ValueError by its name if it isn't one."""
-    if not isinstance(value, str):
-        raise TypeError(f"{name}: expected a string, found {shown(value)}")
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(choices)}, found {shown(value)}")
-    return value
 
 
 def fans(shape: Sequence[int], layout: str = "in_out") -> tuple[int, int]:
@@ -66,7 +56,7 @@ def fans(shape: Sequence[int], layout: str = "in_out") -> tuple[int, int]:
     sizes = as_shape(shape)
     if len(sizes) < 2:
         raise ValueError(f"shape: expected inputs and outputs, at least 2-D, found {sizes}")
-    if choice(layout, "layout", LAYOUTS) == "in_out":
+    if one_of(LAYOUTS, layout, "layout") == "in_out":
         *kernel, inputs, outputs = sizes
     else:
         outputs, inputs, *kernel = sizes
@@ -98,7 +88,7 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
     >>> calculate_gain("leaky_relu", 1.0), round(calculate_gain("tanh"), 3)
     (1.0, 1.667)
     """
-    if choice(nonlinearity, "nonlinearity", (*GAINS, "leaky_relu")) != "leaky_relu":
+    if one_of((*GAINS, "leaky_relu"), nonlinearity, "nonlinearity") != "leaky_relu":
         if param is not None:
             raise TypeError(f"param: expected None for {nonlinearity}, found {shown(param)}")
         return GAINS[nonlinearity]
@@ -109,7 +99,7 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
 def gain_of(value: float | str, name: str) -> float:
     """A gain, at least 0, from a number or the name of a nonlinearity."""
     if isinstance(value, str):
-        return calculate_gain(choice(value, name, (*GAINS, "leaky_relu")))
+        return calculate_gain(one_of((*GAINS, "leaky_relu"), value, name))
     return nonnegative(value, name)
 
 
@@ -119,8 +109,8 @@ def gain_of(value: float | str, name: str) -> float:
 def as_shape(shape: Any) -> tuple[int, ...]:
     """The shape of an array, as NumPy takes it; raises if it isn't one."""
     if isinstance(shape, (tuple, list)):
-        return tuple(integer(n, f"shape[{k}]", 0) for k, n in enumerate(shape))
-    return (integer(shape, "shape", 0),)
+        return tuple(integer(n, f"shape[{k}]") for k, n in enumerate(shape))
+    return (integer(shape, "shape"),)
 
 
 def target(shape: Shape | None, dtype: DTypeLike | None, out: Any) -> Array:

@@ -176,9 +176,7 @@ class Sharded:
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction: expected mean or sum, found {shown(reduction)}")
         ordered = domains.flag(ordered, "ordered")
-        size = domains.whole(bucket_bytes, "bucket_bytes", 2**31)
-        if not size:
-            raise ValueError("bucket_bytes: expected a number above 0, found 0")
+        size = domains.integer(bucket_bytes, "bucket_bytes", 1, 2**31)
         for key, problem in _params.REFUSED.items():
             if options.get(key) is not None:
                 raise ValueError(f"{key}: {problem}")

@@ -65,7 +65,7 @@ class Adagrad(Optimizer):
     fused=Fused(
         params=("float32",),
         states=("float32", "bfloat16", "8bit"),
-        gain="GAIN_adagrad",
+        gain="1.0 to 1.05 in cache, 1.05 to 1.3 out of it, Intel Xeon with AVX-512",
     )
 )
 def adagrad(

@@ -106,7 +106,7 @@ class AdamW(Adam):
     fused=Fused(
         params=("float32", "bfloat16", "split"),
         states=("float32", "bfloat16", "8bit"),
-        gain="GAIN_adam",
+        gain="1.0 to 1.3 in cache, 1.0 to 1.45 out of it, Intel Xeon with AVX-512",
     )
 )
 def adam(

@@ -149,7 +149,7 @@ def sgd(p: Array, g: Array, *, alpha: Scalar) -> None:
     fused=Fused(
         params=("float32",),
         states=("float32", "bfloat16", "8bit"),
-        gain="GAIN_momentum",
+        gain="1.0 to 1.1 in cache, 1.05 to 1.15 out of it, Intel Xeon with AVX-512",
     )
 )
 def momentum(
@@ -169,7 +169,7 @@ def momentum(
     fused=Fused(
         params=("float32",),
         states=("float32", "bfloat16", "8bit"),
-        gain="GAIN_nesterov",
+        gain="1.0 to 1.1 in cache, 1.05 to 1.15 out of it, Intel Xeon with AVX-512",
     )
 )
 def nesterov(

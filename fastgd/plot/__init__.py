@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastgd.averages import ewma
-from fastgd.core.domains import flag
+from fastgd.core.domains import flag, integer
 from fastgd.surfaces.base import Surface
 
 try:
@@ -106,10 +106,7 @@ def contours(
     flag(marks, "marks")
     across, along = _intervals(surface, domain)
     for name, count in (("levels", levels), ("resolution", resolution)):
-        if isinstance(count, bool) or not isinstance(count, int):
-            raise TypeError(f"{name}: expected a whole number, found {count!r}")
-        if count < 2:
-            raise ValueError(f"{name}: expected at least 2, found {count}")
+        integer(count, name, 2)
     x, y = np.linspace(*across, resolution), np.linspace(*along, resolution)
     z = surface.value(np.stack(np.meshgrid(x, y), axis=-1))
     heights = np.unique(np.quantile(z, np.linspace(0, 1, levels + 1) ** 1.5))

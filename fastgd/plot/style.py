@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import matplotlib as mpl
 from cycler import cycler
 
+from fastgd.core.domains import one_of
+
 # 4 dashes and 7 colours have no common factor: so no two of the first 28 lines look alike.
 DASHES = ("-", "--", "-.", ":")
 
@@ -69,11 +71,7 @@ def style(theme: str = "light") -> AbstractContextManager[None]:
     ...     print(matplotlib.rcParams["figure.facecolor"])
     #15191e
     """
-    if not isinstance(theme, str):
-        raise TypeError(f"theme: expected a string, found {theme!r}")
-    if theme not in THEMES:
-        raise ValueError(f"theme: expected one of {', '.join(THEMES)}, found {theme!r}")
-    paper, ink, faint, lines = THEMES[theme]
+    paper, ink, faint, lines = THEMES[one_of(THEMES, theme, "theme")]
     n = len(lines) * len(DASHES)
     cycle = cycler(
         color=[lines[k % len(lines)] for k in range(n)],

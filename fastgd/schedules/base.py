@@ -10,26 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
-from operator import index
 from typing import Any
 
-from fastgd.core.domains import number
+from fastgd.core.domains import integer, number
 from fastgd.kernels.memory.checks import shown
-
-
-def whole(value: Any, name: str, least: int) -> int:
-    """A whole number of at least `least`."""
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        result = index(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected a whole number, found {shown(value)}") from None
-    if result < least:
-        raise ValueError(
-            f"{name}: expected a whole number of at least {least}, found {shown(value)}"
-        )
-    return result
 
 
 def several(values: Any, name: str, check: Callable[[Any, str], Any]) -> tuple[Any, ...]:
@@ -45,7 +29,7 @@ def several(values: Any, name: str, check: Callable[[Any, str], Any]) -> tuple[A
 
 def milestones_of(values: Any, name: str) -> tuple[int, ...]:
     """Steps in rising order."""
-    steps = several(values, name, lambda value, label: whole(value, label, 0))
+    steps = several(values, name, lambda value, label: integer(value, label))
     if any(a >= b for a, b in pairwise(steps)):
         raise ValueError(f"{name}: expected steps in rising order, found {list(steps)}")
     return steps
@@ -90,7 +74,7 @@ class Schedule:
 
     def __call__(self, step: int) -> float:
         """The value at a step, counted from 0."""
-        step = whole(step, "step", 0)
+        step = integer(step, "step")
         try:
             return self.value(step)
         except OverflowError:
@@ -107,8 +91,8 @@ class Schedule:
 
 
 def at_least(least: int) -> Callable[[Any, str], int]:
-    """A check for whole numbers."""
-    return lambda value, name: whole(value, name, least)
+    """A check for integers."""
+    return lambda value, name: integer(value, name, least)
 
 
 @dataclass(frozen=True)

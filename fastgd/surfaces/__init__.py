@@ -28,12 +28,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
-from operator import index
 from typing import Any
 
 import numpy as np
 
-from fastgd.core.domains import number
+from fastgd.core.domains import integer, number
 from fastgd.surfaces.base import Array, FormulaSurface, Known, Surface
 from fastgd.surfaces.data import DataSurface, least_squares, logistic_regression
 
@@ -57,10 +56,7 @@ __all__ = [
 
 
 def _dim(d: Any, least: int = 1) -> int:
-    try:
-        count = index(d)
-    except TypeError:
-        raise TypeError(f"d: expected a whole number, found {d!r}") from None
+    count = integer(d, "d")
     if count < least:
         raise ValueError(f"d: expected at least {least} variables, found {count}")
     return count

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from fastgd import averages as arrays
 from fastgd.core import domains
+from fastgd.core.ema import Weighting
 from fastgd.torch._states import AVERAGE, AVERAGE_STEP, count_of
 
 
-class EMA:
+class EMA(Weighting):
     """The exponentially weighted average of an optimizer's parameters, updated in its sweep.
 
     Made for one optimizer, ``fastgd.torch.AdamW(params, average=EMA(0.999))``, for which
@@ -54,14 +55,8 @@ class EMA:
     def __init__(
         self, decay: float = 0.999, bias_correction: bool = True, warmup: bool = False
     ) -> None:
-        self.decay = domains.fraction(decay, "decay")
-        self.bias_correction = domains.flag(bias_correction, "bias_correction")
-        self.warmup = domains.flag(warmup, "warmup")
-        if warmup and bias_correction:
-            raise ValueError("warmup excludes bias_correction=True: both make up for the start")
-        self.steps: NDArray[np.int64] = np.zeros(1, np.int64)
+        super().__init__(decay, bias_correction, warmup)
         self._opt: Any = None
-        self._swapped = False
 
     @classmethod
     def of(cls, value: object, opt: Any) -> EMA | None:
@@ -77,11 +72,6 @@ class EMA:
         return average
 
     @property
-    def step(self) -> int:
-        """The number of updates."""
-        return int(self.steps[0])
-
-    @property
     def averages(self) -> Mapping[Any, Any]:
         """The average of each parameter that has one: ``opt.state[p]["average"]``."""
         state, groups = self._opt.state, self._opt.param_groups
@@ -93,9 +83,7 @@ class EMA:
     def over(self, params: list[NDArray[Any]], values: list[NDArray[Any]]) -> arrays.EMA:
         """The same average over arrays, which goes on with these values."""
         made = arrays.EMA(params, self.decay, self.bias_correction, self.warmup)
-        made.averages = dict(zip(made.averages, values, strict=True))
-        made.steps[...] = self.step
-        made._make_plan()
+        made.go_on(values, self.step)
         return made
 
     def take_steps(self, entries: Iterable[dict[str, Any]]) -> None:
@@ -103,11 +91,6 @@ class EMA:
         found = [count_of(e.pop(AVERAGE_STEP), AVERAGE)[1] for e in entries if AVERAGE_STEP in e]
         if found:
             self.steps = np.array([max(found)], np.int64)
-
-    def refuse_swapped(self, what: str) -> None:
-        """Raise RuntimeError while the averages are swapped in for the weights."""
-        if self._swapped:
-            raise RuntimeError(f"{what}: the averages are swapped in for the weights")
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
@@ -136,9 +119,7 @@ class EMA:
                 "parameters, with average="
             )
         with self._opt._lock:
-            if not self.step and self.bias_correction:
-                raise ValueError("swapped: expected at least one update before, found none")
-            self.refuse_swapped("swapped")
+            self.refuse_to_swap()
             kept: list[tuple[Any, Any]] = []
             self._swapped = True
             try:

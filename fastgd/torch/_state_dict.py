@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastgd.core.domains import whole
+from fastgd.core.domains import integer
+from fastgd.core.state_dict import BESIDE, read_counts
 from fastgd.core.storage import Storage
 from fastgd.kernels.spec.coded_array import codec_of
 from fastgd.torch._states import AVERAGE, AVERAGE_STEP
@@ -59,21 +60,15 @@ def with_steps(state: Mapping[Any, dict[str, Any]], steps: int) -> dict[Any, dic
 
 def check_beside(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """What `beside_of` wrote, checked; the average's number of updates is under its name."""
-    where = 'state_dict["fastgd"]'
-    beside = state_dict.get("fastgd", {})
-    if not isinstance(beside, Mapping):
-        raise TypeError(f"{where}: expected a dict, found {type(beside).__name__}")
-    if unknown := set(beside) - {"skipped", "seed", "average", "layouts"}:
-        raise ValueError(f"{where}: has unknown {sorted(map(str, unknown))}")
-    found: dict[str, Any] = {}
-    for key, end in (("skipped", 2**53), ("seed", 2**64)):
-        if key in beside:
-            found[key] = whole(beside[key], f'{where}["{key}"]', end)
+    beside, counts = read_counts(state_dict, {"skipped", "seed", "average", "layouts"})
+    found: dict[str, Any] = dict(counts)
     if "average" in beside:
         average = beside["average"]
         if not isinstance(average, Mapping) or "step" not in average:
-            raise TypeError(f"{where}[\"average\"]: expected a dict with 'step', found {average!r}")
-        found["average"] = whole(average["step"], f'{where}["average"]["step"]', 2**53)
+            raise TypeError(
+                f"{BESIDE}[\"average\"]: expected a dict with 'step', found {average!r}"
+            )
+        found["average"] = integer(average["step"], f'{BESIDE}["average"]["step"]', end=2**53)
     return found
 
 

@@ -211,7 +211,7 @@ def test_unknown_options_are_warned_about_in_the_callers_line():
     [
         ({"lr": -1}, ValueError, "^lr: expected a number of at least 0"),
         ({"lr": "fast"}, TypeError, "^lr: expected a number"),
-        ({"maxiter": 2.5}, TypeError, "^maxiter: expected a whole number"),
+        ({"maxiter": 2.5}, TypeError, "^maxiter: expected an integer"),
         ({"maxiter": -1}, ValueError, "^maxiter: "),
         ({"gtol": -1}, ValueError, "^gtol: "),
         ({"ftol": "low"}, TypeError, "^ftol: "),

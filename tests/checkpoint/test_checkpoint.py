@@ -305,7 +305,7 @@ def meanwhile():
 
 def test_steps_wait_while_a_file_is_written(file, monkeypatch, meanwhile):
     """Else it might have the states from before a step, and the parameters from after it."""
-    w, write, waited = np.zeros(3), _container._write_all, []
+    w, write, waited = np.zeros(3), _container.write_all, []
     opt = fastgd.SGD([w], lr=1.0, momentum=0.5)
     opt.step([np.ones(3)])
 
@@ -313,7 +313,7 @@ def test_steps_wait_while_a_file_is_written(file, monkeypatch, meanwhile):
         waited.append(waited or meanwhile(lambda: opt.step([np.ones(3)])))
         write(new, data)
 
-    monkeypatch.setattr(_container, "_write_all", slow)
+    monkeypatch.setattr(_container, "write_all", slow)
     fastgd.save(file, opt)
     meanwhile.join()
     assert waited[0] is True
@@ -457,7 +457,7 @@ def test_a_file_without_an_optimizer(file):
         (lambda f: fastgd.save(f, params=[np.ones(1, complex)]), TypeError, r"^params\[0\]: expected an array of"),
         (lambda f: fastgd.save(f, params=[], metadata=[1]), TypeError, "^metadata: expected a dict, found list"),
         (lambda f: fastgd.save(f, params=[], metadata={"a": {1}}), TypeError, r'^metadata\["a"\]: expected numbers'),
-        (lambda f: fastgd.save(3.5, params=[]), TypeError, "^path: expected a string or a path, found float"),
+        (lambda f: fastgd.save(3.5, params=[]), TypeError, "^path: expected a str or a path, found float"),
     ],
 )  # fmt: skip
 def test_bad_arguments_write_nothing(call, error, message, file, tmp_path):

@@ -149,7 +149,7 @@ def test_palette_keeps_what_counts():
         (["--surface", "moon"], "no surface is called 'moon'; there are quadratic, saddle"),
         (["--surface", "double_well"], "expected a surface over 2 variables, double_well has 1"),
         (["--surface", "least_squares"], "least_squares has 11; there are quadratic"),
-        (["--steps", "0"], "expected a whole number from 1 to 100000, not '0'"),
+        (["--steps", "0"], "expected an integer from 1 to 100000, not '0'"),
         (["--steps", "1e3"], "not '1e3'"),
         (["--lr", "-1"], "expected a number above 0, not '-1'"),
         (["--lr", "nan"], "expected a number above 0, not 'nan'"),

@@ -57,7 +57,7 @@ CASES = {
     "long gain": (lambda: fastgd.init.kaiming((2, 2), gain=LONG), ValueError, "gain: expected one of .{,250}$"),
     "seed": (lambda: fastgd.init.lecun((2, 2), seed=-DIGITS), ValueError, "seed: expected an integer .*found something"),
     "seed of batches": (lambda: fastgd.data.batches([W], seed=-DIGITS), ValueError, "seed: expected an integer"),
-    "milestones": (lambda: Piecewise([-DIGITS], [1, 2]), ValueError, r"milestones\[0\]: expected a whole number"),
+    "milestones": (lambda: Piecewise([-DIGITS], [1, 2]), ValueError, r"milestones\[0\]: expected an integer"),
     "schedules": (lambda: Sequential(np.array(0.5), []), TypeError, "schedules: expected a list or tuple"),
     "anneal_strategy": (lambda: OneCycle(1, 9, anneal_strategy=[]), TypeError, "anneal_strategy: expected a str"),
     "no end of growth": (lambda: Exponential(0.1, 3.0)(10**6), ValueError, "step: expected one with a finite value"),

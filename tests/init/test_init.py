@@ -272,7 +272,7 @@ GAIN = ["lecun", "xavier", "kaiming", "orthogonal"]
         (RANDOM, {"seed": -1}, ValueError, "seed: expected an integer of at least 0, found -1"),
         (RANDOM, {"seed": "x"}, TypeError, "seed: expected an integer, a numpy.random.Generator"),
         (SCALED, {"mode": "fan"}, ValueError, "mode: expected one of fan_in, fan_out, fan_avg"),
-        (SCALED, {"mode": 1}, TypeError, "mode: expected a string, found 1"),
+        (SCALED, {"mode": 1}, TypeError, "mode: expected a str, found 1"),
         (SCALED, {"distribution": "gauss"}, ValueError, "distribution: expected one of normal"),
         (
             [*SCALED, "orthogonal"],
@@ -323,7 +323,7 @@ def test_no_fan():
 def test_bad_gains():
     with pytest.raises(ValueError, match="^nonlinearity: expected one of linear, .*'swish'"):
         init.calculate_gain("swish")
-    with pytest.raises(TypeError, match="^nonlinearity: expected a string, found 2"):
+    with pytest.raises(TypeError, match="^nonlinearity: expected a str, found 2"):
         init.calculate_gain(2)
     with pytest.raises(TypeError, match="^param: expected None for relu, found 0.1"):
         init.calculate_gain("relu", 0.1)

@@ -149,15 +149,15 @@ def test_averaged_loss_curves(axes):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda a: plot.style(1), TypeError, "theme: expected a string, found 1"),
+        (lambda a: plot.style(1), TypeError, "theme: expected a str, found 1"),
         (lambda a: plot.style("blue"), ValueError, "theme: expected one of light, dark, found 'blue'"),
         (lambda a: plot.contours(None, SURFACES["beale"]), TypeError, "axes: expected matplotlib axes, found NoneType"),
         (lambda a: plot.contours(a, "beale"), TypeError, "surface: expected a Surface, found str"),
         (lambda a: plot.contours(a, SURFACES["double_well"]), ValueError, "surface: expected 2 variables, double_well has 1"),
         (lambda a: plot.contours(a, SURFACES["beale"], domain=((0, 1),)), ValueError, "domain: expected 2 intervals"),
         (lambda a: plot.contours(a, SURFACES["beale"], domain=((1, 0), (0, 1))), ValueError, "domain: expected finite intervals"),
-        (lambda a: plot.contours(a, SURFACES["beale"], levels=1), ValueError, "levels: expected at least 2, found 1"),
-        (lambda a: plot.contours(a, SURFACES["beale"], resolution=2.5), TypeError, "resolution: expected a whole number"),
+        (lambda a: plot.contours(a, SURFACES["beale"], levels=1), ValueError, "levels: expected an integer of at least 2, found 1"),
+        (lambda a: plot.contours(a, SURFACES["beale"], resolution=2.5), TypeError, "resolution: expected an integer"),
         (lambda a: plot.contours(a, SURFACES["beale"], marks=1), TypeError, "marks: "),
         (lambda a: plot.curve(a, SURFACES["beale"]), ValueError, "surface: expected 1 variable, beale has 2"),
         (lambda a: plot.path(None, [[0, 0]]), TypeError, "axes: "),

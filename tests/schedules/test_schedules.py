@@ -99,13 +99,13 @@ def test_ends_are_exact():
 WRONG = [
     (lambda: Constant("x"), TypeError, "^initial: expected a number, found 'x'"),
     (lambda: Constant(np.nan), ValueError, "^initial: expected a finite number"),
-    (lambda: Step(1, 0), ValueError, "^step_size: expected a whole number of at least 1, found 0"),
-    (lambda: Step(1, 2.5), TypeError, "^step_size: expected a whole number, found 2.5"),
-    (lambda: Step(1, True), TypeError, "^step_size: expected a whole number, found True"),
+    (lambda: Step(1, 0), ValueError, "^step_size: expected an integer of at least 1, found 0"),
+    (lambda: Step(1, 2.5), TypeError, "^step_size: expected an integer, found 2.5"),
+    (lambda: Step(1, True), TypeError, "^step_size: expected an integer, found True"),
     (lambda: MultiStep(1, 3), TypeError, "^milestones: expected a list or tuple, found 3"),
     (lambda: MultiStep(1, "12"), TypeError, "^milestones: expected a list or tuple, found '12'"),
     (lambda: MultiStep(1, [2, 2]), ValueError, r"^milestones: expected steps in rising order, found \[2, 2\]"),
-    (lambda: MultiStep(1, [1, -1]), ValueError, r"^milestones\[1\]: expected a whole number of at least 0"),
+    (lambda: MultiStep(1, [1, -1]), ValueError, r"^milestones\[1\]: expected an integer of at least 0"),
     (lambda: Exponential(1, None), TypeError, "^gamma: expected a number"),
     (lambda: Polynomial(1, 5, 0), ValueError, "^power: expected a number above 0, found 0"),
     (lambda: Linear(1, np.inf, 3), ValueError, "^end: expected a finite number"),
@@ -124,8 +124,8 @@ WRONG = [
     (lambda: OneCycle(1, 9, anneal_strategy="sin"), ValueError, "^anneal_strategy: expected one of cos, linear"),
     (lambda: OneCycle(1, 9, div_factor=0), ValueError, "^div_factor: expected a number above 0"),
     (lambda: OneCycle(1, 9, three_phase=1), TypeError, "^three_phase: expected True or False"),
-    (lambda: Constant(1)(-1), ValueError, "^step: expected a whole number of at least 0, found -1"),
-    (lambda: Constant(1)(0.5), TypeError, "^step: expected a whole number, found 0.5"),
+    (lambda: Constant(1)(-1), ValueError, "^step: expected an integer of at least 0, found -1"),
+    (lambda: Constant(1)(0.5), TypeError, "^step: expected an integer, found 0.5"),
 ]  # fmt: skip
 
 

@@ -200,7 +200,7 @@ def test_dimensions():
     assert len(surfaces.styblinski_tang(2).saddles) == 4
     with pytest.raises(ValueError, match="^d: expected at least 2 variables, found 1"):
         surfaces.rosenbrock(1)
-    with pytest.raises(TypeError, match=r"^d: expected a whole number, found 2\.5"):
+    with pytest.raises(TypeError, match=r"^d: expected an integer, found 2\.5"):
         surfaces.rastrigin(2.5)
 
 

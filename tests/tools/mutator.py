@@ -17,7 +17,14 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[2]
 
 # In every file that is changed: the functions to leave alone, as nothing they do shows in a result.
-LEFT_ALONE = ["__dealloc__", "__repr__", "prefetch_array", "prefetch_next", "prefetch_tile", "release"]
+LEFT_ALONE = [
+    "__dealloc__",
+    "__repr__",
+    "prefetch_array",
+    "prefetch_next",
+    "prefetch_tile",
+    "release",
+]
 KERNELS = "fastgd/kernels"
 PLACES = {
     file.relative_to(ROOT).as_posix(): " ".join(LEFT_ALONE)

@@ -50,8 +50,11 @@ cdef int learn_bfloat16(cnp.ndarray a) except -1:
 
 cdef int codec_of(cnp.ndarray a) except -1:
     """The codec of an array that was found to be of floats."""
-    learn_bfloat16(a)
-    return codec_of_type(cnp.PyArray_TYPE(a))
+    cdef int codec = codec_of_type(cnp.PyArray_TYPE(a))
+    if codec < 0:
+        learn_bfloat16(a)
+        codec = BFLOAT16
+    return codec
 
 
 cdef inline bint is_unmoved(cnp.ndarray a, const char* start, Py_ssize_t size,

@@ -61,9 +61,10 @@ cdef class Backend:
     cdef int take_loops(self, name, GroupStep* group_step) except -1:
         """Note the loops of a rule."""
         cdef bytes fused = self.fused[name]
+        cdef tuple loops = self.rules[name]
         cdef int j
-        for j, address in enumerate(self.rules[name]):
-            group_step.rule[j] = <void*> <size_t> address
+        for j in range(2):
+            group_step.rule[j] = <void*> <size_t> loops[j]
         memcpy(&group_step.fused[0], <const char*> fused, sizeof(group_step.fused))
 
 

@@ -74,4 +74,3 @@ def random_bit_offsets(arrays: Sequence[CodedArray]) -> list[int]:
     """Which random bits each array's stores take, counted from the first word's; -1 for none."""
     taken = iter(range(0, 16 * len(arrays), 16))
     return [next(taken) if a.stochastic else -1 for a in arrays]
-
