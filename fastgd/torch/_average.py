@@ -67,7 +67,7 @@ class EMA(Weighting):
             raise TypeError("average: expected fastgd.torch.EMA, found fastgd.averages.EMA")
         average = value if isinstance(value, cls) else cls(domains.fraction(value, "average"))
         if average._opt not in (None, opt):
-            raise ValueError("average: expected an EMA of its own, found one bound already")
+            raise ValueError("average: the EMA is bound to another optimizer already")
         average._opt = opt
         return average
 

@@ -335,7 +335,7 @@ def test_averages_refused():
     with pytest.raises(ValueError, match="swapped: expected an EMA that an optimizer was given"):
         average.swapped().__enter__()
     SGD([p], average=average)
-    with pytest.raises(ValueError, match="average: expected an EMA of its own"):
+    with pytest.raises(ValueError, match="average: the EMA is bound to another optimizer"):
         SGD([p], average=average)
     with pytest.raises(ValueError, match="warmup"):
         EMA(0.5, warmup=True)
