@@ -125,7 +125,7 @@ def _begin(shard: Optimizer, path: Any, metadata: Any) -> tuple[str, str]:
     """A name for the set, of which rank 0's is taken, and the folder."""
     if shard.average is not None:
         shard.average.refuse_swapped("save")
-    folder = checkpoint._as_path(path)
+    folder = checkpoint.as_path(path)
     folder = os.path.abspath(folder) if folder else folder
     if metadata is not None and not isinstance(metadata, Mapping):
         raise TypeError(f"metadata: expected a dict, found {type(metadata).__name__}")
@@ -210,9 +210,9 @@ def _read(shard: Optimizer, parts: Sequence[Part], path: Any) -> tuple[dict[str,
     """The index, and this rank's pieces; everything is checked but what the optimizer checks."""
     if shard.average is not None:
         shard.average.refuse_swapped("load")
-    folder = checkpoint._as_path(path)
+    folder = checkpoint.as_path(path)
     name = os.path.join(folder, INDEX)
-    index = checkpoint._read(name)["metadata"]
+    index = checkpoint.read_content(name)["metadata"]
     keys = {"format", "set", "ranks", "min_8bit_size", "params", "metadata"}
     if index.get("format") != FORMAT or set(index) != keys:
         raise CheckpointError(f"{name}: expected an index of {FORMAT!r}, found {shown(index)}")
@@ -236,7 +236,7 @@ def _read(shard: Optimizer, parts: Sequence[Part], path: Any) -> tuple[dict[str,
         if rank == 0 or collected.wants(spans):
             file = os.path.join(folder, _file(rank, index["ranks"], index["set"]))
             try:
-                content = checkpoint._read(file)
+                content = checkpoint.read_content(file)
             except FileNotFoundError:
                 raise CheckpointError(
                     f"{name}: expected the files of {index['ranks']} ranks, found no {file}"
