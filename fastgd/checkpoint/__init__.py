@@ -21,7 +21,7 @@ from fastgd.checkpoint import container as _container
 from fastgd.checkpoint.atomic import replacement
 from fastgd.checkpoint.packing import Stored, pack
 from fastgd.core.optimizer import Optimizer
-from fastgd.core.state_dict import _match
+from fastgd.core.state_dict import match
 from fastgd.core.trees import Name, flatten, name_of
 from fastgd.kernels.memory import checks
 
@@ -189,7 +189,7 @@ def load(
     file = as_path(path)
     _check_optimizer(opt)
     targets = None if opt is None and params is None else _parameters(opt, params)
-    content = read(file)
+    content = read_content(file)
     with nullcontext() if opt is None else opt.stepper.lock:
         _refuse_swapped(opt, "load")
         try:
@@ -211,6 +211,7 @@ def load(
 
 
 def as_path(path: Any) -> str:
+    """The path of a file or folder; raises TypeError if it is none."""
     try:
         return os.fsdecode(path)
     except TypeError:
@@ -232,7 +233,7 @@ def _check_optimizer(opt: object) -> None:
         raise TypeError(f"opt: expected an optimizer, found {type(opt).__name__}")
 
 
-def read(file: str) -> dict[str, Any]:
+def read_content(file: str) -> dict[str, Any]:
     """The content of a file, checked without regard to what it is to be loaded into."""
     safetensors = _container.library("fastgd.load")
     try:
@@ -297,7 +298,7 @@ def _matched(targets: Sequence[Named], saved: Any) -> list[tuple[Array, Array]]:
         # By the rule that matches states to parameters.
         names = {"params": list(theirs.values()), "param_names": list(theirs)}
         try:
-            matched = _match(list(ours), names)
+            matched = match(list(ours), names)
         except ValueError as error:
             raise ValueError(str(error).replace("state_dict:", "params:", 1)) from None
         for name, found in matched.items():

@@ -123,7 +123,7 @@ def read(
     entries = []
     for group, saved, change in zip(groups, saved_groups, changes, strict=True):
         picked = rule({**group, **change})
-        number_of = _match(group["param_names"], saved)
+        number_of = match(group["param_names"], saved)
         entries.append(
             [
                 _read_entry(saved_state.get(number_of[name], {}), p, name, picked, memory)
@@ -160,7 +160,7 @@ def _are_distinct(keys: Sequence[Any]) -> bool:
         return False
 
 
-def _match(names: Sequence[Name], saved: Mapping[str, Any]) -> dict[Name, Any]:
+def match(names: Sequence[Name], saved: Mapping[str, Any]) -> dict[Name, Any]:
     """Which saved parameter each of ours is: by name if both sides have names, else by order."""
     theirs = list(saved.get("param_names") or [])
     positions = re.compile(r"[\d.]+")  # names made up from places in lists

@@ -212,7 +212,7 @@ def _read(shard: Optimizer, parts: Sequence[Part], path: Any) -> tuple[dict[str,
         shard.average.refuse_swapped("load")
     folder = checkpoint.as_path(path)
     name = os.path.join(folder, INDEX)
-    index = checkpoint.read(name)["metadata"]
+    index = checkpoint.read_content(name)["metadata"]
     keys = {"format", "set", "ranks", "min_8bit_size", "params", "metadata"}
     if index.get("format") != FORMAT or set(index) != keys:
         raise CheckpointError(f"{name}: expected an index of {FORMAT!r}, found {shown(index)}")
@@ -236,7 +236,7 @@ def _read(shard: Optimizer, parts: Sequence[Part], path: Any) -> tuple[dict[str,
         if rank == 0 or collected.wants(spans):
             file = os.path.join(folder, _file(rank, index["ranks"], index["set"]))
             try:
-                content = checkpoint.read(file)
+                content = checkpoint.read_content(file)
             except FileNotFoundError:
                 raise CheckpointError(
                     f"{name}: expected the files of {index['ranks']} ranks, found no {file}"
