@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fastgd.core.trees import Structure, unflatten
 from fastgd.kernels._engine import Plan
-from fastgd.kernels.memory.alloc import zeros_beside
+from fastgd.kernels.memory.alloc import aligned_zeros
 from fastgd.kernels.reference import Stages
 from fastgd.kernels.spec.coded_array import computed
 
@@ -31,7 +31,7 @@ class Accumulated:
     """
 
     def __init__(self, structure: Structure, params: Sequence[Array], labels: list[str]) -> None:
-        self.sums = [zeros_beside(p, computed(p.dtype)) for p in params]
+        self.sums = [aligned_zeros(p, computed(p.dtype)) for p in params]
         self.counts = np.zeros(len(params), np.int64)
         self.weight = np.zeros(1)
         self._structure, self._labels = structure, labels

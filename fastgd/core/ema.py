@@ -14,7 +14,7 @@ from fastgd.core import domains, fork_locks
 from fastgd.core.trees import Name, flatten, name_of
 from fastgd.kernels._engine import Plan
 from fastgd.kernels.memory import checks
-from fastgd.kernels.memory.alloc import zeros_beside
+from fastgd.kernels.memory.alloc import aligned_zeros
 from fastgd.kernels.memory.checks import shown
 from fastgd.kernels.reference import Stages
 from fastgd.kernels.spec.coded_array import as_coded, computed
@@ -24,7 +24,7 @@ Array = NDArray[Any]
 
 def _like(p: Array) -> Array:
     """Zeros like a parameter, of its compute dtype."""
-    return zeros_beside(p, computed(p.dtype))
+    return aligned_zeros(p, computed(p.dtype))
 
 
 def _set(to: Array, values: Array) -> None:

@@ -15,12 +15,12 @@ def not_an_attribute(name: str) -> AttributeError:
 
 
 class Changes:
-    """The number of changes of hyper-parameters in some groups."""
+    """The latest change of hyper-parameters in some groups: another object for each."""
 
-    __slots__ = ("count",)
+    __slots__ = ("latest",)
 
     def __init__(self) -> None:
-        self.count = 0
+        self.latest: object = self
 
 
 class ParamGroup(dict[str, Any]):
@@ -94,7 +94,7 @@ class ParamGroup(dict[str, Any]):
     def _note_change(self) -> None:
         # Cached, as every step reads it.
         self.scheduled = tuple(key for key in self._domains if is_schedule(self[key]))
-        self._changes.count += 1
+        self._changes.latest = object()
 
     def __ior__(self, other: Any) -> ParamGroup:  # type: ignore[override,misc]
         self.update(other)

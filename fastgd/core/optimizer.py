@@ -28,7 +28,7 @@ Array = NDArray[Any]
 
 
 class _SignatureOf:
-    """The signature of a class, made from its declarations when somebody asks."""
+    """The signature of a class, made from its declarations when it is asked for."""
 
     def __get__(self, _: object, cls: type[Optimizer]) -> Signature:
         from inspect import Parameter, Signature, signature
@@ -156,7 +156,7 @@ class Optimizer(Contract):
             If a gradient is missing or doesn't fit its parameter, or a schedule's value is out of
             range.  Nothing was changed then.
         FloatingPointError
-            If gradients are not finite and ``nonfinite="raise"``.  Likewise.
+            If gradients are not finite and ``nonfinite="raise"``.  Nothing was changed then.
         RuntimeError
             If called from within itself, say by a hyper-parameter or an array-like; while averages
             are swapped in; or with gradients while others wait that were accumulated.
@@ -314,7 +314,7 @@ class Optimizer(Contract):
         self.stepper.load_state_dict(state_dict)
 
     def __copy__(self) -> Self:
-        """Another one over the same parameters, with states of its own."""
+        """Another one over the same parameters and groups, with states of its own."""
         new = type(self).__new__(type(self))
         new.__dict__.update(self.__dict__, stepper=copy(self.stepper))
         return new

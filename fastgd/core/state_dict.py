@@ -54,7 +54,7 @@ def write(
     """The state dict of groups that run these rules, with these states, the live arrays.
 
     A parameter that has not stepped has no entry, as in torch, unless its group is eager, or
-    somebody wrote into its states.  For a schedule stands what the last step used: a number, which
+    its states are not all zero.  For a schedule stands what the last step used: a number, which
     everybody can read, and not the next one, where a schedule might have ended.
     """
     state: dict[int, dict[str, Any]] = {}
@@ -87,7 +87,7 @@ def read(
     Parameters
     ----------
     state_dict : dict
-        Somebody's.
+        In torch.optim's layout, from fastgd or torch.
     groups : sequence of ParamGroup
         What it has to fit.
     rule : callable
@@ -219,10 +219,10 @@ def _check_saved(
 # ------------------------------------------------------------------ what torch's state dicts lack
 
 
-BESIDE = 'state_dict["fastgd"]'
+EXTRAS = 'state_dict["fastgd"]'
 
 
-class Beside(NamedTuple):
+class Extras(NamedTuple):
     """What a state dict holds beside states and hyper-parameters."""
 
     skipped: int
@@ -232,7 +232,7 @@ class Beside(NamedTuple):
     sums: list[NDArray[Any] | None]
 
 
-def write_beside(
+def write_extras(
     skipped: int,
     seed: int,
     average: EMA | None,
@@ -240,48 +240,48 @@ def write_beside(
     names: Sequence[Name],
 ) -> dict[str, Any]:
     """Skipped steps, averages, and the gradients that no step has taken yet."""
-    beside: dict[str, Any] = {"skipped": skipped, "seed": seed}
+    extras: dict[str, Any] = {"skipped": skipped, "seed": seed}
     if average is not None:
-        beside["average"] = {"step": average.step, "averages": dict(average.averages)}
+        extras["average"] = {"step": average.step, "averages": dict(average.averages)}
     if accumulated is not None and accumulated.weight[0]:
         counted = zip(names, accumulated.sums, accumulated.counts.tolist(), strict=True)
-        beside["accumulated"] = {
+        extras["accumulated"] = {
             "weight": float(accumulated.weight[0]),
             "grads": {name: a for name, a, n in counted if n},
         }
-    return beside
+    return extras
 
 
 def read_counts(
     state_dict: Mapping[str, Any], known: set[str]
 ) -> tuple[Mapping[str, Any], dict[str, int]]:
     """What a state dict has that torch's lack, by keys that are known; its counts are checked."""
-    beside = state_dict.get("fastgd", {})
-    if not isinstance(beside, Mapping):
-        raise TypeError(f"{BESIDE}: expected a dict, found {type(beside).__name__}")
-    if unknown := set(beside) - known:
-        raise ValueError(f"{BESIDE}: has unknown {sorted(map(str, unknown))}")
+    extras = state_dict.get("fastgd", {})
+    if not isinstance(extras, Mapping):
+        raise TypeError(f"{EXTRAS}: expected a dict, found {type(extras).__name__}")
+    if unknown := set(extras) - known:
+        raise ValueError(f"{EXTRAS}: has unknown {sorted(map(str, unknown))}")
     ends = {"skipped": 2**53, "seed": 2**64}
-    return beside, {
-        key: integer(beside[key], f'{BESIDE}["{key}"]', end=end)
+    return extras, {
+        key: integer(extras[key], f'{EXTRAS}["{key}"]', end=end)
         for key, end in ends.items()
-        if key in beside
+        if key in extras
     }
 
 
-def read_beside(
+def read_extras(
     state_dict: Mapping[str, Any], params: Mapping[Name, NDArray[Any]], average: EMA | None
-) -> Beside | None:
-    """Check what `write_beside` wrote; None if the state dict is somebody else's."""
+) -> Extras | None:
+    """Check what `write_extras` wrote; None if the state dict is not fastgd's."""
     if "fastgd" not in state_dict:
         return None
-    where = BESIDE
+    where = EXTRAS
     known = {"skipped", "seed", "average", "accumulated", "layouts"}
-    beside, counts = read_counts(state_dict, known)
-    if ("average" in beside) != (average is not None):
+    extras, counts = read_counts(state_dict, known)
+    if ("average" in extras) != (average is not None):
         problem = "has none, which this optimizer has" if average else "this optimizer has none"
         raise ValueError(f'{where}["average"]: {problem}')
-    layouts = beside.get("layouts", {})
+    layouts = extras.get("layouts", {})
     if not isinstance(layouts, Mapping):
         raise TypeError(f'{where}["layouts"]: expected a dict, found {layouts!r}')
     for name, p in params.items():
@@ -291,12 +291,12 @@ def read_beside(
                 f'{where}["layouts"]: expected parameter {name!r} in {order} order, whose 8-bit '
                 f"states have a scale for each 256 elements in memory, found {layouts[name]!r}"
             )
-    averages = None if average is None else average.check_state_dict(beside["average"])
+    averages = None if average is None else average.check_state_dict(extras["average"])
     weight: float = 0.0
     sums: list[NDArray[Any] | None] = []
-    if "accumulated" in beside:
-        weight, sums = _read_accumulated(beside["accumulated"], params, f'{where}["accumulated"]')
-    return Beside(counts.get("skipped", 0), counts.get("seed"), averages, weight, sums)
+    if "accumulated" in extras:
+        weight, sums = _read_accumulated(extras["accumulated"], params, f'{where}["accumulated"]')
+    return Extras(counts.get("skipped", 0), counts.get("seed"), averages, weight, sums)
 
 
 def _read_accumulated(

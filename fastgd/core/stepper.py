@@ -24,7 +24,7 @@ from fastgd.core.trees import Name, Path, Structure, flatten, name_of, unflatten
 from fastgd.kernels import reference
 from fastgd.kernels._engine import Plan, StepRecord
 from fastgd.kernels.memory import checks
-from fastgd.kernels.memory.alloc import copy_beside
+from fastgd.kernels.memory.alloc import aligned_copy
 from fastgd.kernels.memory.checks import shown
 from fastgd.kernels.reference import RULES
 from fastgd.kernels.spec.coded_array import CodedArray, as_coded
@@ -39,7 +39,7 @@ class Layout(NamedTuple):
     rules: list[str]  # of each group
     steps: NDArray[np.int64]  # taken by each parameter
     plan: Plan
-    seen: int  # the changes of groups that were looked at
+    seen: object  # the latest change of groups that was looked at
 
 
 class Stepper:
@@ -112,7 +112,8 @@ class Stepper:
         self._first = first
         self._paths: tuple[Path, ...] = ()  # where each parameter stands in what was given
         self.structure: Structure = None
-        self._changes, self._seen = Changes(), 0
+        self._changes = Changes()
+        self._seen: object = None
         if isinstance(params, Iterator):
             params = list(params)
         if isinstance(params, (list, tuple)) and any(
@@ -138,7 +139,7 @@ class Stepper:
         self.copy_out()
 
     def _share_lock(self) -> None:
-        """Let forks wait for steps; and nobody swap averages in during a step."""
+        """Let forks, and swapping averages in, wait for the end of a step."""
         if self.average is not None:
             self.lock = self.average.lock
         fork_locks.guard(self, "lock", self.kind.__name__)
@@ -166,7 +167,7 @@ class Stepper:
         if not any(map(self.storage.has_master, params)):
             return None if self.copies is None else list(self.copies)
         if self.copies is not None:
-            raise ValueError("copy_to: expected without master=True, which makes copies itself")
+            raise ValueError("copy_to excludes master=True: the parameter already is the copy")
         return [p if self.storage.has_master(p) else None for p in params]
 
     def _take_group(self, group: Any, prefix: Path) -> Structure:
@@ -184,7 +185,7 @@ class Stepper:
         taken = {name for group_names in self.names for name in group_names}
         for name in names:
             if name in taken:
-                raise ValueError(f"{where}: expected names of their own, found {name!r} twice")
+                raise ValueError(f"{where}: two parameters are named {name!r}")
             taken.add(name)
         given = [leaf.array if isinstance(leaf, Piece) else leaf for _, leaf in leaves]
         arrays = tuple(
@@ -323,8 +324,8 @@ class Stepper:
         Returns what `go_back` takes to undo it, or None if nothing was done.  To be called, as
         `go_back`, with the lock held.
         """
-        seen = self._changes.count  # before the rules are asked, or a change could go unseen
-        if seen == self._seen:
+        seen = self._changes.latest  # before the rules are asked, or a change could go unseen
+        if seen is self._seen:
             return None
         before = None
         if [self.kind.rule(group) for group in self.param_groups] != self.rules:
@@ -340,7 +341,7 @@ class Stepper:
 
     @contextmanager
     def following(self, keep: bool = True) -> Iterator[None]:
-        """Follow the rules while nobody else steps; if the block raises or only looks, go back."""
+        """Follow the rules under the lock; if the block raises or only looks, go back."""
         with self.lock:
             before = self.follow()
             try:
@@ -361,7 +362,7 @@ class Stepper:
             scale = domains.number(grad_scale, "grad_scale")
             unscale = _inverse(scale, "grad_scale")
         with self.lock:
-            before = self.follow() if self._changes.count != self._seen else None
+            before = self.follow() if self._changes.latest is not self._seen else None
             try:
                 average = None
                 if self.average is not None:
@@ -435,7 +436,7 @@ class Stepper:
         written = _state_dict.write(
             groups, self.rules, entries, eager, self.kind.decoupled, self.storage
         )
-        written["fastgd"] = _state_dict.write_beside(
+        written["fastgd"] = _state_dict.write_extras(
             int(self.skipped[0]),
             self.storage.seed,
             self.average,
@@ -457,9 +458,9 @@ class Stepper:
             changes, entries = _state_dict.read(
                 state_dict, groups, kind.rule, kind.decoupled, live, self.storage
             )
-            beside = _state_dict.read_beside(state_dict, self.params(), self.average)
+            extras = _state_dict.read_extras(state_dict, self.params(), self.average)
             pending = None
-            if beside is not None and beside.weight:
+            if extras is not None and extras.weight:
                 pending = self._nothing_accumulated()
             hypers = [{**group, **change} for group, change in zip(groups, changes, strict=True)]
             self.lay_out(hypers, self.steps, self.bound())
@@ -470,15 +471,15 @@ class Stepper:
                 for name, p, (step, arrays) in zip(names, group["params"], own, strict=True):
                     self.storage.fill(p, rule, self.state[name], arrays, kind.initial(group))
                     self.state[name]["step"][...] = step
-            if beside is not None:
-                self.skipped[0] = beside.skipped
-                if beside.seed is not None:
-                    self.plan.seed = beside.seed
-                    self.storage = self.storage._replace(seed=beside.seed)
-                if self.average is not None and beside.average is not None:
-                    self.average.take(*beside.average)
+            if extras is not None:
+                self.skipped[0] = extras.skipped
+                if extras.seed is not None:
+                    self.plan.seed = extras.seed
+                    self.storage = self.storage._replace(seed=extras.seed)
+                if self.average is not None and extras.average is not None:
+                    self.average.take(*extras.average)
                 if pending is not None:
-                    pending.load(beside.sums, beside.weight)
+                    pending.load(extras.sums, extras.weight)
                 self.accumulated = pending
 
     def __getstate__(self) -> dict[str, Any]:
@@ -494,11 +495,12 @@ class Stepper:
         saved = content.pop("state")
         self.__dict__.update(content, lock=RLock())
         self.options = MappingProxyType(content["options"])
-        self.storage = self.storage.with_pieces((self.storage.pieces or {}).values())
+        pieces = (self.storage.pieces or {}).values()  # by ids of the arrays that were pickled
+        self.storage = self.storage._replace(pieces=None).with_pieces(pieces)
         self._share_lock()
         # Also those that the rule of the moment leaves alone, in memory laid out as ever.
         self.state = {
-            name: {k: a if k == "step" else copy_beside(a, p) for k, a in saved[name].items()}
+            name: {k: a if k == "step" else aligned_copy(a, p) for k, a in saved[name].items()}
             for name, p in self.params().items()
         }
         self.lay_out(self.param_groups, self.steps, grads)

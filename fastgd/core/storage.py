@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fastgd.core.domains import integer, one_of
 from fastgd.core.trees import Name
-from fastgd.kernels.memory.alloc import zeros_beside
+from fastgd.kernels.memory.alloc import aligned_zeros
 from fastgd.kernels.memory.checks import shown
 from fastgd.kernels.reference import RULES
 from fastgd.kernels.spec import norms
@@ -52,13 +52,13 @@ class Kind(NamedTuple):
     def new(self, p: Array, start: float = 0.0) -> dict[str, Array]:
         """A state with its scales, or what goes with a parameter, before the first step."""
         if self.role != "state":
-            zeros = zeros_beside(p, self.dtype) if self.role == "master" else None
+            zeros = aligned_zeros(p, self.dtype) if self.role == "master" else None
             made = {self.of: np.zeros(self.shape, self.dtype) if zeros is None else zeros}
             if zeros is not None:
                 as_coded(zeros).raw()[...] = as_coded(p).load(self.dtype)
             return made
         codec = CODECS[self.codec]
-        made = {self.of: _visible(zeros_beside(p, self.dtype), self.codec)}
+        made = {self.of: _visible(aligned_zeros(p, self.dtype), self.codec)}
         if codec.aux is not None:
             made[scale_of(self.of)] = np.zeros(-(-p.size // codec.per), codec.aux)
         if start:
@@ -133,7 +133,7 @@ class Storage(NamedTuple):
     # ------------------------------------------------------------------------------- parameters
 
     def refuse_unchosen(self, p: Array, label: str) -> None:
-        """Raise ValueError for a parameter of 16 bits that nobody said how to update.
+        """Raise ValueError for a parameter of 16 bits whose rounding was not chosen.
 
         Rounded to nearest, most updates are too small to change it: a silent end of training.
         """
@@ -241,7 +241,7 @@ def checked(given: Mapping[str, Any]) -> Storage:
     if rounding is not None:
         rounding = one_of(ROUNDINGS, rounding, "rounding")
         if master:
-            raise ValueError("rounding: expected without a master, which loses nothing")
+            raise ValueError("rounding excludes a master, which loses nothing")
     return Storage(
         wanted,
         master,

@@ -320,15 +320,15 @@ class Collected:
             numbers = {"params": list(range(start, end)), "param_names": group["param_names"]}
             groups.append({**saved, **numbers})
             start = end
-        beside = {key: first["fastgd"][key] for key in first["fastgd"] if key != "layouts"}
-        if "average" in beside:
+        extras = {key: first["fastgd"][key] for key in first["fastgd"] if key != "layouts"}
+        if "average" in extras:
             averages = dict(zip(names, map(np.concatenate, self._averages), strict=True))
-            beside["average"] = {**beside["average"], "averages": averages}
-        if "accumulated" in beside:
+            extras["average"] = {**extras["average"], "averages": averages}
+        if "accumulated" in extras:
             grads = {n: np.concatenate(g) for n, g in zip(names, self._grads, strict=True) if g}
-            beside["accumulated"] = {**beside["accumulated"], "grads": grads}
+            extras["accumulated"] = {**extras["accumulated"], "grads": grads}
         state = {i: entry for i, entry in state.items() if entry}
-        state_dict = {"state": state, "param_groups": groups, "fastgd": beside}
+        state_dict = {"state": state, "param_groups": groups, "fastgd": extras}
         return Taken(state_dict, [np.concatenate(parts) for parts in self._params])
 
 

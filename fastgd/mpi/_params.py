@@ -22,7 +22,7 @@ Array = NDArray[Any]
 
 # Options that are for the whole of a parameter; what becomes of them here.
 REFUSED = {
-    "copy_to": "expected without it, as each rank updates only its pieces; copy after the step",
+    "copy_to": "expected none, as each rank updates only its shard; copy after the step",
     "clip_ratio": "expected None, as each rank has only parts of the rows whose norms it is about",
 }
 

@@ -88,7 +88,7 @@ class Binding:
         torch's ``optimizer.state``: what it has of a parameter is adopted, as it is where it can
         be.  What it lacks appears there when the parameter has taken a step.
     first : int
-        What rounding by chance counts the first parameter as.
+        What stochastic rounding counts the first parameter as.
 
     Raises
     ------
@@ -100,7 +100,7 @@ class Binding:
     def __init__(self, setup: Setup, sections: list[Section], state: State, first: int = 0) -> None:
         self._setup, self._kind, self._sections = setup, setup.kind, sections
         self._first = first
-        # torch's SGD counts no steps; rounding by chance follows from them.
+        # torch's SGD counts no steps; stochastic rounding follows from them.
         self._counted = not setup.kind.restarts or setup.options.storage != Storage()
         self._given = self._values()
         self._constant = all(map(is_constant, self._given))
@@ -315,7 +315,7 @@ class Binding:
                 )
 
     def _note_masters(self) -> None:
-        """Note what changes when somebody writes to a parameter that has a master."""
+        """Note the versions of parameters that have a master, which change with writes."""
         if self._setup.options.storage.master is True:
             self._versions = {
                 n: kept.tensor._version for n, kept in self._kept.items() if "master" in kept.keys

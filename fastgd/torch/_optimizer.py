@@ -19,7 +19,7 @@ from fastgd.torch import _sharing, _tensors
 from fastgd.torch._average import EMA
 from fastgd.torch._binding import Binding, Section, Setup, hyper_of, wants_norms
 from fastgd.torch._options import Options
-from fastgd.torch._state_dict import Boxed, beside_of, boxed, check_beside, with_steps, with_tensors
+from fastgd.torch._state_dict import Boxed, boxed, check_extras, extras_of, with_steps, with_tensors
 from fastgd.torch._states import AVERAGE, check_entry
 
 # How torch may be told to compute, as far as it is true of a step of fastgd, and why.
@@ -236,10 +236,10 @@ class Optimizer(torch.optim.Optimizer):
             if self.average is not None:
                 self.average.refuse_swapped("state_dict")
             written = super().state_dict()
-            beside = beside_of(self)
+            extras = extras_of(self)
             if self.average is not None:
                 written["state"] = with_steps(written["state"], self.average.step)
-            return {**written, "fastgd": beside} if beside else written
+            return {**written, "fastgd": extras} if extras else written
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take states and hyper-parameters from a state dict of torch's, or of fastgd's own.
@@ -258,7 +258,7 @@ class Optimizer(torch.optim.Optimizer):
             found: list[dict[str, Any]] = []
 
             def last(_: Any, given: dict[str, Any]) -> dict[str, Any]:
-                found.append(check_beside(given))
+                found.append(check_extras(given))
                 return boxed(given)
 
             # After what hooks others have registered: torch would cast states to parameters' dtype.
@@ -267,16 +267,16 @@ class Optimizer(torch.optim.Optimizer):
                 super().load_state_dict(with_tensors(state_dict))
             finally:
                 handle.remove()
-            self._take_beside(found[-1])
+            self._take_extras(found[-1])
 
-    def _take_beside(self, beside: dict[str, Any]) -> None:
-        self._skipped[0] = beside.get("skipped", self.skipped)
+    def _take_extras(self, extras: dict[str, Any]) -> None:
+        self._skipped[0] = extras.get("skipped", self.skipped)
         if self.average is not None:
             self.average.take_steps(self.state.values())
-        if "seed" in beside:
-            self.options.reseed(beside["seed"])
+        if "seed" in extras:
+            self.options.reseed(extras["seed"])
         if self.average is not None and any(AVERAGE in entry for entry in self.state.values()):
-            self.average.steps = np.array([beside.get("average", self.average.step)], np.int64)
+            self.average.steps = np.array([extras.get("average", self.average.step)], np.int64)
 
     def __getstate__(self) -> dict[str, Any]:
         """What torch copies and pickles, and fastgd's options.
@@ -314,7 +314,7 @@ class Optimizer(torch.optim.Optimizer):
                 for key, value in entry.items() if isinstance(entry, dict) else ():
                     entry[key] = value.tensor if isinstance(value, Boxed) else value
             self._check_loaded(state)
-            # torch would go on with the very tensors of the state dict, which are somebody's.
+            # torch would go on with the very tensors of the state dict, which are the caller's.
             for entry in state["state"].values():
                 for key, value in entry.items():
                     entry[key] = (

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fastgd.core.domains import integer
-from fastgd.core.state_dict import BESIDE, read_counts
+from fastgd.core.state_dict import EXTRAS, read_counts
 from fastgd.core.storage import Storage
 from fastgd.kernels.spec.coded_array import codec_of
 from fastgd.torch._states import AVERAGE, AVERAGE_STEP
@@ -38,16 +38,16 @@ def boxed(state_dict: dict[str, Any]) -> dict[str, Any]:
     return {**state_dict, "state": states}
 
 
-def beside_of(opt: Any) -> dict[str, Any]:
+def extras_of(opt: Any) -> dict[str, Any]:
     """What torch's state dict has no place for; nothing of an optimizer without such options."""
-    beside: dict[str, Any] = {}
+    extras: dict[str, Any] = {}
     if opt.skipped or opt.options.given["nonfinite"] == "skip":
-        beside["skipped"] = opt.skipped
+        extras["skipped"] = opt.skipped
     if opt.options.storage != Storage():
-        beside["seed"] = opt.options.storage.seed
+        extras["seed"] = opt.options.storage.seed
     if opt.average is not None:
-        beside["average"] = {"step": opt.average.step}
-    return beside
+        extras["average"] = {"step": opt.average.step}
+    return extras
 
 
 def with_steps(state: Mapping[Any, dict[str, Any]], steps: int) -> dict[Any, dict[str, Any]]:
@@ -58,17 +58,17 @@ def with_steps(state: Mapping[Any, dict[str, Any]], steps: int) -> dict[Any, dic
     }
 
 
-def check_beside(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """What `beside_of` wrote, checked; the average's number of updates is under its name."""
-    beside, counts = read_counts(state_dict, {"skipped", "seed", "average", "layouts"})
+def check_extras(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """What `extras_of` wrote, checked; the average's number of updates is under its name."""
+    extras, counts = read_counts(state_dict, {"skipped", "seed", "average", "layouts"})
     found: dict[str, Any] = dict(counts)
-    if "average" in beside:
-        average = beside["average"]
+    if "average" in extras:
+        average = extras["average"]
         if not isinstance(average, Mapping) or "step" not in average:
             raise TypeError(
-                f"{BESIDE}[\"average\"]: expected a dict with 'step', found {average!r}"
+                f"{EXTRAS}[\"average\"]: expected a dict with 'step', found {average!r}"
             )
-        found["average"] = integer(average["step"], f'{BESIDE}["average"]["step"]', end=2**53)
+        found["average"] = integer(average["step"], f'{EXTRAS}["average"]["step"]', end=2**53)
     return found
 
 
@@ -77,9 +77,9 @@ def with_tensors(state_dict: dict[str, Any]) -> dict[str, Any]:
     entries = state_dict["state"]
     if not any(isinstance(a, np.ndarray) for entry in entries.values() for a in entry.values()):
         return state_dict
-    beside = state_dict.get("fastgd", {})
+    extras = state_dict.get("fastgd", {})
     names = [name for group in state_dict["param_groups"] for name in group["param_names"]]
-    layouts = beside.get("layouts", {})
+    layouts = extras.get("layouts", {})
     tensors = {
         n: {
             key: a if key == "step" else tensor_of(a, layouts.get(name, "C"))
@@ -88,7 +88,7 @@ def with_tensors(state_dict: dict[str, Any]) -> dict[str, Any]:
         for n, name in enumerate(names)
         if n in entries
     }
-    for n, a in enumerate(beside.get("average", {}).get("averages", {}).values()):
+    for n, a in enumerate(extras.get("average", {}).get("averages", {}).values()):
         tensors.setdefault(n, {})[AVERAGE] = tensor_of(a, "C")
     # Names are what the arrays went by, and torch takes over those that it finds.
     groups = [

@@ -219,7 +219,7 @@ class Kept:
         return _tensors.like(self.p, shaped)
 
     def follow_master(self, fitting: Mapping[str, Any]) -> bool:
-        """Take what somebody wrote to a parameter into the master that it is a copy of."""
+        """Take what was written to a parameter into the master that it is a copy of."""
         if "master" not in fitting:
             return False
         master = _tensors.local(fitting["master"])

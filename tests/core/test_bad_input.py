@@ -160,7 +160,7 @@ def test_no_parameters(params):
 
 
 def test_names_that_two_parameters_share():
-    with pytest.raises(ValueError, match="expected names of their own, found 'a.b' twice"):
+    with pytest.raises(ValueError, match="two parameters are named 'a.b'"):
         fastgd.SGD({"a.b": np.zeros(1), "a": {"b": np.zeros(1)}})
 
 

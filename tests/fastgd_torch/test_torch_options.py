@@ -508,7 +508,7 @@ def test_state_dicts_refused():
         ({"state_dtype": "4bit"}, ValueError, "state_dtype: expected one of"),
         ({"seed": -1}, ValueError, "seed: expected"),
         ({"master": "half"}, ValueError, "master: expected True, False"),
-        ({"master": True, "rounding": "nearest"}, ValueError, "rounding: expected without"),
+        ({"master": True, "rounding": "nearest"}, ValueError, "rounding excludes a master"),
         ({"min_8bit_size": 0.5}, TypeError, "min_8bit_size: expected an integer"),
     ],
 )

@@ -384,7 +384,7 @@ def bad_arguments(folder):
     raises(ValueError, "expected lr: 0.1, as on rank 0, found lr: 0.2",
            Sharded, fastgd.SGD, np.ones(3), lr=only(0.2, 0.1))  # fmt: skip
     raises(ValueError, f"rank 0 of {RANKS}: lr: ", Sharded, fastgd.SGD, np.ones(3), lr=-1.0)
-    raises(ValueError, "copy_to: expected without it",
+    raises(ValueError, "copy_to: expected none",
            Sharded, fastgd.SGD, np.ones(3), copy_to=np.ones(3, F32))  # fmt: skip
     raises(ValueError, "clip_ratio: expected None", Sharded, fastgd.SGD, np.ones(3), clip_ratio=0.1)
     raises(ValueError, "clip_ratio: expected None",

@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 Array = NDArray[Any]
 
 
-def zeros_beside(p: Array, dtype: DTypeLike | None = None) -> Array:
+def aligned_zeros(p: Array, dtype: DTypeLike | None = None) -> Array:
     """Zeros in the shape and layout of `p`, and as far from the start of a cache line.
 
     So a chunk whose parameters start on a line has its states start on one, too, and no 64-byte
@@ -24,10 +24,10 @@ def zeros_beside(p: Array, dtype: DTypeLike | None = None) -> Array:
     return np.ndarray(p.shape, kind, raw, offset, order="C" if p.flags.c_contiguous else "F")
 
 
-def copy_beside(a: Array, p: Array) -> Array:
-    """The values of `a` in memory as `zeros_beside` makes it, if they go with those of `p`."""
+def aligned_copy(a: Array, p: Array) -> Array:
+    """The values of `a` in memory as `aligned_zeros` makes it, if they go with those of `p`."""
     if a.shape != p.shape:
         return a.copy()
-    copy = zeros_beside(p, a.dtype)
+    copy = aligned_zeros(p, a.dtype)
     copy[...] = a
     return copy
