@@ -45,7 +45,7 @@ class Weighting:
         if warmup and bias_correction:
             raise ValueError("warmup excludes bias_correction=True: both make up for the start")
         self.steps: NDArray[np.int64] = np.zeros(1, np.int64)
-        self._swapped = False
+        self.is_swapped = False
 
     @property
     def step(self) -> int:
@@ -54,7 +54,7 @@ class Weighting:
 
     def refuse_swapped(self, what: str) -> None:
         """Raise RuntimeError while the averages are swapped in for the weights."""
-        if self._swapped:
+        if self.is_swapped:
             raise RuntimeError(f"{what}: the averages are swapped in for the weights")
 
     def weights(self, t: int) -> tuple[float, float]:
@@ -229,7 +229,7 @@ class EMA(Weighting):
         with self.lock:
             self.refuse_to_swap()
             saved = [p.copy() for p in self._params]
-            self._swapped = True
+            self.is_swapped = True
             try:
                 for p, average in zip(self._params, self.averages.values(), strict=True):
                     _set(p, average)
@@ -244,7 +244,7 @@ class EMA(Weighting):
             try:
                 for p, value in zip(self._params, saved, strict=True):
                     p[...] = value
-                self._swapped = False
+                self.is_swapped = False
             except KeyboardInterrupt as caught:
                 interrupt = caught
             else:

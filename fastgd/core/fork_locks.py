@@ -70,7 +70,7 @@ def _before() -> None:
                 break
             # While averages are swapped in, the lock is held for as long as the caller likes.
             if monotonic() > deadline or any(
-                getattr(owner, "_swapped", False) for owner, _, _ in owners
+                getattr(owner, "is_swapped", False) for owner, _, _ in owners
             ):
                 break
 

@@ -121,7 +121,7 @@ class EMA(Weighting):
         with self._opt._lock:
             self.refuse_to_swap()
             kept: list[tuple[Any, Any]] = []
-            self._swapped = True
+            self.is_swapped = True
             try:
                 with torch.no_grad():
                     for p, average in self.averages.items():
@@ -132,4 +132,4 @@ class EMA(Weighting):
                 with torch.no_grad():
                     for p, own in kept:
                         p.copy_(own)
-                self._swapped = False
+                self.is_swapped = False
