@@ -124,7 +124,7 @@ class Contract:
         Schedules have no value yet here; each counts as a number that isn't 0.  It has to follow
         from `h` alone: it is asked for when hyper-parameters have changed.
         """
-        raise NotImplementedError
+        raise NotImplementedError("rule: declared by each optimizer, as fastgd.Adam")
 
     @staticmethod
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
@@ -132,7 +132,7 @@ class Contract:
 
         Those of the class's other rules may follow.  All hyper-parameters are numbers here.
         """
-        raise NotImplementedError
+        raise NotImplementedError("coefficients: declared by each optimizer, as fastgd.Adam")
 
     @staticmethod
     def initial(h: Hyper) -> Mapping[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -115,13 +115,15 @@ CLIP_BY = ("all", "group", "tensor")
 NONFINITE = ("propagate", "skip", "raise")
 
 
-def checked(given: Mapping[str, Any], optimizer: str) -> Mapping[str, Any]:
+def checked(
+    given: Mapping[str, Any], optimizer: str, hypers: Iterable[str] = ()
+) -> Mapping[str, Any]:
     """Validate the options that are fixed when an optimizer is made, but for arrays and storage."""
     for key in given:
         if key not in Options.__annotations__:
             raise TypeError(
-                f"{optimizer}: got an unexpected keyword argument {key!r}; besides its "
-                f"hyper-parameters there are {', '.join(Options.__annotations__)}"
+                f"{optimizer}: got an unexpected keyword argument {key!r}; its hyper-parameters "
+                f"are {', '.join(hypers)}, its options {', '.join(Options.__annotations__)}"
             )
     return MappingProxyType(
         {

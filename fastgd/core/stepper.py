@@ -97,7 +97,7 @@ class Stepper:
         first: int = 0,
     ) -> None:
         self.kind = kind
-        self.options = _options.checked(options, kind.__name__)
+        self.options = _options.checked(options, kind.__name__, kind.hypers)
         self.storage = _storage.checked(options)
         self.defaults = hyper
         self.param_groups: tuple[ParamGroup, ...] = ()

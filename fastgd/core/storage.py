@@ -36,7 +36,7 @@ def every_state() -> frozenset[str]:
 
 
 class Kind(NamedTuple):
-    """What an array is that is kept of a parameter beside itself."""
+    """What an array is that is kept for a parameter."""
 
     role: Literal["state", "scale", "master", "remainder"]
     of: str  # the state that it is, or has the scales of; else its own key
@@ -153,7 +153,7 @@ class Storage(NamedTuple):
         return self.master is True and p.itemsize == 2
 
     def kinds(self, p: Array, rule: str) -> dict[str, Kind]:
-        """What is kept of a parameter beside itself: the rule's states, and what they need."""
+        """What is kept for a parameter: the rule's states, and what they need."""
         found = {}
         for key in RULES[rule].states:
             codec = CODECS[self.codec(p, rule, key)]

@@ -1,7 +1,7 @@
 """The families of optimizers as the build needs them: read from their sources, not imported.
 
 Nothing is compiled yet when this runs, so nothing of the package can be imported.  A family is a
-module of ``fastgd/optimizers`` with a ``.pxi`` of the same name beside it; rules that no optimizer
+module of ``fastgd/optimizers`` and the ``.pxi`` of the same name; rules that no optimizer
 has stand in KERNEL_FAMILIES.
 """
 

@@ -475,7 +475,11 @@ def test_options_that_are_none():
         ({"zero_grads": 1}, TypeError, "zero_grads: expected True or False"),
         ({"average": 1.0}, ValueError, "average: expected a number from 0 to below 1"),
         ({"average": "0.9"}, TypeError, "average: expected a number"),
-        ({"clip_nrom": 1.0}, TypeError, "SGD: got an unexpected keyword argument 'clip_nrom'"),
+        (
+            {"clip_nrom": 1.0},
+            TypeError,
+            "SGD: got an unexpected keyword argument 'clip_nrom'; its hyper-parameters are lr, ",
+        ),
     ):
         with pytest.raises(error, match=words):
             fastgd.SGD(w, **given)

@@ -487,3 +487,19 @@ def test_every_quarter_of_a_tile_is_as_in_numpy(backend, state_dtype, choice):
         found.append([p, *arrays])
     assert len(found[0]) > 2
     assert [a.tobytes() for a in found[0]] == [a.tobytes() for a in found[1]]
+
+
+def test_copies_of_a_shard_are_of_the_same_elements(rng):
+    """A copied optimizer rounds, and stores its states, as elements of the whole parameter."""
+    piece = rng.standard_normal(344).astype(ml_dtypes.bfloat16)
+    opt = fastgd.Adam([Piece(piece, 256, 5000)], rounding="stochastic", state_dtype="8bit")
+    g = rng.standard_normal(344).astype("f4")
+    for twin in (copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))):
+        (q,) = twin.param_groups[0]["params"]
+        assert list(twin.storage.pieces) == [id(q)]
+        twin.step([g])
+        own = copy.deepcopy(opt)
+        own.step([g])
+        assert same_bits(q, own.param_groups[0]["params"][0])
+    opt.step([g])
+    assert same_bits(piece, q)
