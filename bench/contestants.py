@@ -69,13 +69,18 @@ CASES = {
     "AdamW": Case(
         "AdamW", {}, 2, "AdamW", {}, _optax("adamw", weight_decay=1e-2)
     ),
+    "NAdam": Case("NAdam", {}, 2, "NAdam", {}),
+    "LAMB": Case("LAMB", {}, 2, optax=_optax("lamb", weight_decay=1e-2)),
+    "LARS momentum": Case(
+        "LARS", {"momentum": 0.9}, 1, optax=_optax("lars", momentum=0.9)
+    ),
 }  # fmt: skip
 
 # Every other optimizer runs, too, with its defaults and against NumPy alone.
-for _name in fastgd.optimizers.__all__:
+for _name in fastgd.optimizers.GENERAL:
     if not any(case.optimizer == _name for case in CASES.values()):
-        _opt = getattr(fastgd, _name)([np.zeros(1)])
-        CASES[_name] = Case(_name, {}, len(_opt.state[0]) - 1)
+        (_rule,) = getattr(fastgd, _name)([np.zeros((2, 2))]).stepper.rules
+        CASES[_name] = Case(_name, {}, len(reference.RULES[_rule].states))
 
 FUSED = {"SGD", "Adagrad", "Adam", "AdamW"}  # what torch fuses on the CPU
 
@@ -131,16 +136,20 @@ def numpy_step(case, params, grads):
     """The NumPy reference by itself, without the engine's checks."""
     opt = getattr(fastgd, case.optimizer)(params, lr=LR, **case.options)
     h = opt.param_groups[0]
-    name = opt.rule(h)
-    states = [tuple(entry[s] for s in reference.RULES[name].states) for entry in opt.state.values()]
+    rules = opt.stepper.rules
+    states, numbers = [], []
+    for name, entry in zip(rules, opt.state.values(), strict=True):
+        states.append(tuple(entry[key] for key in reference.RULES[name].states))
+        numbers.append({key: entry[key] for key in reference.RULES[name].numbers})
     t = 0
 
     def step():
         nonlocal t
         t += 1
-        _, coefficients, stages = opt.settings(name, h, t, 1.0)
-        for p, g, s in zip(params, grads, states, strict=True):
-            reference.step(name, p, g, s, coefficients, reference.Stages(*stages))
+        settings = {name: opt.settings(name, h, t, 1.0) for name in set(rules)}
+        for name, p, g, s, kept in zip(rules, params, grads, states, numbers, strict=True):
+            _, coefficients, stages = settings[name]
+            reference.step(name, p, g, s, coefficients, reference.Stages(*stages), numbers=kept)
 
     return step, lambda: params
 

@@ -32,16 +32,16 @@ def use(fused):
 
 
 def picked(rule):
-    """A class and hyper-parameters that step by a rule."""
+    """A class, and the hyper-parameters and shape of a parameter that step by a rule."""
     for cls in OPTIMIZERS.values():
-        if (changes := rules_of(cls).get(rule)) is not None:
-            return cls, changes
+        if (pick := rules_of(cls).get(rule)) is not None:
+            return cls, *pick
     raise ValueError(f"rule: no optimizer picks {rule}")
 
 
 def made(rule, param, states, n):
     """An optimizer of one parameter, and its step."""
-    cls, changes = picked(rule)
+    cls, changes, shape = picked(rule)
     rng = np.random.default_rng(0)
     p, g = np.resize(rng.standard_normal((2, 2**16), np.float32), (2, n))
     options = {"state_dtype": states, "min_8bit_size": 0}
@@ -49,6 +49,8 @@ def made(rule, param, states, n):
         p = (p.view(np.uint32) >> 16).astype(np.uint16)  # bfloat16
         g = (g.view(np.uint32) >> 16).astype(np.uint16)
         options |= {"master": "split"} if param == "split" else {"rounding": "stochastic"}
+    if shape is not None:  # as many axes of even lengths
+        p, g = (a.reshape(*[2] * (len(shape) - 1), -1) for a in (p, g))
     opt = cls(p, grads=g, **changes, **options)
     return lambda: opt.step(grad_scale=2.0)
 

@@ -36,7 +36,7 @@ import fastgd
 from fastgd.commands.mlp import init_layers, loss_and_grads
 from fastgd.core.storage import saved_as
 from fastgd.kernels.reference import RULES
-from fastgd.optimizers import OPTIMIZERS
+from fastgd.optimizers import GENERAL
 
 F32 = np.float32
 # Where the defaults are too slow or too cautious.
@@ -261,8 +261,8 @@ def main():
     """Print a line for each problem, optimizer and storage."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--problem", choices=list(PROBLEMS), nargs="+", default=list(PROBLEMS))
-    names = [name for name in OPTIMIZERS if name != "SGD"]  # which has no states by default
-    parser.add_argument("--optimizer", choices=list(OPTIMIZERS), nargs="+", default=names)
+    names = [name for name in GENERAL if name != "SGD"]  # which has no states by default
+    parser.add_argument("--optimizer", choices=list(GENERAL), nargs="+", default=names)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread each")

@@ -6,7 +6,8 @@ updates one parameter and its states in place::
     fastgd.functional.adam(p, g, exp_avg, exp_avg_sq, step=t, lr=1e-3)
 
 After the parameter and its gradient come the states of the rule that the hyper-parameters pick, in
-the order of `fastgd.kernels.reference` and by torch.optim's names; then ``step``, the number of
+the order of `fastgd.kernels.reference` and by torch.optim's names (one that is a single number, as
+NAdam's ``mu_product``, is an array of float64 of shape ()); then ``step``, the number of
 this step counted from 1, and the hyper-parameters of the optimizer, with its defaults.  They are
 numbers: the caller, who counts the steps, calls schedules.
 
@@ -36,6 +37,7 @@ from fastgd.kernels._engine import Plan
 from fastgd.kernels._engine import global_norm as _global_norm
 from fastgd.kernels.memory import checks
 from fastgd.kernels.memory.checks import shown
+from fastgd.kernels.spec.lines import axes_of, line_shape
 from fastgd.kernels.spec.registry import RULES
 from fastgd.optimizers import OPTIMIZERS
 
@@ -109,15 +111,28 @@ def _function(name: str, cls: type[Optimizer]) -> Update:
             raise ValueError(
                 f"step: expected a number from 1 to 2^53, counted from 1, found {found}"
             )
-        rule = RULES[cls.rule(h)]
-        if len(states) != len(rule.states):
-            raise TypeError(f"{name}: expected the states {rule.states}, found {len(states)}")
+        try:
+            rule = RULES[cls.rule(h, p.shape)]
+        except ValueError as error:
+            raise ValueError(f"p: {error}") from None
+        kept = (*rule.states, *rule.numbers)
+        if len(states) != len(kept):
+            raise TypeError(f"{name}: expected the states {kept}, found {len(states)}")
+        lines = rule.line_states
         views = tuple(
-            checks.check_like(a, p, key) for key, a in zip(rule.states, states, strict=True)
+            checks.check_like(a, p, key, line_shape(p.shape, lines[key]) if key in lines else None)
+            for key, a in zip(rule.states, states, strict=False)
         )
+        given_numbers = zip(rule.numbers, states[len(views) :], strict=True)
+        numbers = tuple(checks.as_array(a, key) for key, a in given_numbers)
+        for key, a in zip(rule.numbers, numbers, strict=True):
+            checks.check_number(a, key)
         checks.as_gradient(g, p, "g")
         settings = cls.settings(rule.name, h, t, 1.0)
-        plan = Plan(None, [p], [""], [0], [views], [rule.states], np.zeros(1, np.int64))
+        steps, axes = np.zeros(1, np.int64), axes_of(p.shape, p.strides, p.itemsize)
+        plan = Plan(
+            None, [p], [""], [0], [views], [rule.name], steps, numbers=[numbers], axes=[axes]
+        )
         plan.step(g, lambda *_: settings, 1.0)
 
     leading = list(inspect.signature(Update.__call__).parameters.values())[1:-1]
@@ -133,7 +148,9 @@ def _function(name: str, cls: type[Optimizer]) -> Update:
     g : array like `p`
         Its gradient, only read.
     *states : arrays like `p`
-        The states of the rule that the hyper-parameters pick, updated in place.
+        The states of the rule that the hyper-parameters and the shape pick, updated in place;
+        those of rows and columns with one element along the other axis, those that are one number,
+        last, as arrays of float64 of shape ().
     step : int
         The number of this step, counted from 1.
     {", ".join(hypers)}

@@ -201,7 +201,7 @@ class Optimizer(theirs.Optimizer):
             [f"[{key!r}]"],
             [0],
             [tuple(a.reshape(weights.shape) for a in states)],
-            [RULES[rule].states],
+            [rule],
             np.zeros(1, np.int64),
             averages=None if average is None else [average],
             average_steps=np.zeros(1, np.int64),

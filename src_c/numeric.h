@@ -12,8 +12,8 @@
 enum {
     FASTGD_HALF_TILE = FASTGD_TILE / 2, /* what a loop that prefetches works on at a time, */
     FASTGD_STRIDE = FASTGD_TILE / 4,    /* and what a fused loop does */
-    /* For gradient (two), parameter and states. */
-    FASTGD_N_SCRATCH = 3 + FASTGD_MAX_STATES,
+    /* For gradient (two), parameter, states, and terms to be summed up. */
+    FASTGD_N_SCRATCH = 3 + FASTGD_MAX_STATES + FASTGD_MAX_SUMS,
     /* Random words of an element: each serves two of the stores of parameter and states. */
     FASTGD_MAX_WORDS = (FASTGD_MAX_STATES + 2) / 2
 };

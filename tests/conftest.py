@@ -24,6 +24,8 @@ if HOW_MUCH == "quick":  # what needs libraries whose import takes longer than m
 
 # With FASTGD_STRICT=1 (continuous integration) a skip for any other reason fails the run.
 MACHINE_REASONS = ("this CPU", "too little memory", "may not mount")
+# Peers that are not among the requirements of tests; the continuous integration installs them later.
+PEERS = ("optax is not installed", "prodigyopt is not installed")
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +64,7 @@ def refuse_skip(report, name):
     """Turn a skip into a failure in a strict run, unless its reason is the machine's."""
     if report.skipped and os.environ.get("FASTGD_STRICT") == "1":
         reason = str(report.longrepr[-1]) if isinstance(report.longrepr, tuple) else ""
-        if not any(known in reason for known in MACHINE_REASONS):
+        if not any(known in reason for known in (*MACHINE_REASONS, *PEERS)):
             report.outcome = "failed"
             report.longrepr = f"{name} was skipped in a strict run: {reason}"
 

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from math import sqrt
 
 from fastgd.core.optimizer import Optimizer
-from fastgd.optimizers import OPTIMIZERS
+from fastgd.optimizers import GENERAL
 
 
 def names() -> list[str]:
-    """The names of all optimizers, in lower case as in `fastgd.functional`."""
-    return [name.lower() for name in OPTIMIZERS]
+    """The names of optimizers that step vectors, in lower case as in `fastgd.functional`."""
+    return [name.lower() for name in GENERAL]
 
 
 def named(name: object, what: str) -> type[Optimizer]:
-    """The optimizer of a name in lower case.
+    """The optimizer of a name in lower case, one that steps vectors.
 
     Raises
     ------
@@ -25,7 +25,7 @@ def named(name: object, what: str) -> type[Optimizer]:
     """
     if not isinstance(name, str):
         raise TypeError(f"{what}: expected the name of an optimizer, found {name!r}")
-    for known, kind in OPTIMIZERS.items():
+    for known, kind in GENERAL.items():
         if known.lower() == name:
             return kind
     raise ValueError(f"{what}: expected one of {', '.join(names())}, found {name!r}")

@@ -7,10 +7,11 @@ are named ``params.…`` there, the states ``opt.state.…``.  All else is JSON 
 
 from __future__ import annotations
 
+import gc
 import os
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -76,8 +77,8 @@ def save(
     -----
     The file is replaced atomically: whatever is raised, and whenever the process is killed, there
     is the old checkpoint or the complete new one.  The new one is written to a temporary file in
-    the same folder, flushed to the disk (fsync), opened for a check, and renamed.  A killed process
-    leaves a file ``.fastgd-….tmp``, which the next save into the folder removes.
+    the same folder, flushed to the disk (fsync), and renamed.  A killed process leaves a file
+    ``.fastgd-….tmp``, which the next save into the folder removes.
 
     Steps of other threads wait while the file is written, not while it is flushed to the disk.
     Schedules are code; what is saved of one is its last value.
@@ -110,15 +111,18 @@ def save(
     if metadata is not None and not isinstance(metadata, Mapping):
         raise TypeError(f"metadata: expected a dict, found {type(metadata).__name__}")
     arrays: dict[str, Stored] = {}
-    content = {"written_by": f"fastgd {__version__}", "optimizer": None, "opt": None}
-    content["metadata"] = pack(dict(metadata or {}), ("metadata",), arrays)
+    content = {
+        "written_by": pack(f"fastgd {__version__}", (), arrays),
+        "optimizer": pack(None if opt is None else type(opt).__name__, (), arrays),
+        "opt": ["null"],
+        "metadata": pack(dict(metadata or {}), ("metadata",), arrays),
+    }
     with replacement(file) as new:
-        with nullcontext() if opt is None else opt.stepper.following(keep=False):
+        with nullcontext() if opt is None else opt.stepper.following(keep=False), _uncollected():
             _refuse_swapped(opt, "save")
             named = _parameters(opt, params)
             content["params"] = pack(named[0] if len(named) == 1 else named, ("params",), arrays)
             if opt is not None:
-                content["optimizer"] = type(opt).__name__
                 content["opt"] = pack(opt.stepper.written(), ("opt",), arrays)
             _container.write(new, content, arrays)
         _container.check(new.name, file, safetensors)
@@ -189,6 +193,12 @@ def load(
     file = as_path(path)
     _check_optimizer(opt)
     targets = None if opt is None and params is None else _parameters(opt, params)
+    with _uncollected():
+        return _loaded(file, opt, targets)
+
+
+def _loaded(file: str, opt: Optimizer | None, targets: Sequence[Named] | None) -> dict[str, Any]:
+    """Do what `load` says, and return the metadata."""
     content = read_content(file)
     with nullcontext() if opt is None else opt.stepper.lock:
         _refuse_swapped(opt, "load")
@@ -208,6 +218,23 @@ def load(
             opt.stepper.copy_out()
     metadata: dict[str, Any] = content["metadata"]
     return metadata
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Pause the collection of garbage in cycles.
+
+    Of the many objects that describe small arrays, and all live till the end, none is garbage:
+    Python would look through them again and again.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def as_path(path: Any) -> str:
@@ -275,10 +302,13 @@ def _parameters(opt: Optimizer | None, params: object) -> list[Named]:
 def _named(tree: object, prefix: tuple[object, ...]) -> Named:
     named: Named = {}
     for path, leaf in flatten(tree)[1]:
-        name, label = name_of(path), checks.label((*prefix, *path))
+        name = name_of(path)
         if name in named:
             raise ValueError(f"params: two parameters are named {name!r}")
-        named[name] = checks.as_array(leaf, f"params{label}")
+        named[name] = leaf
+        if type(leaf) is not np.ndarray:
+            label = checks.label((*prefix, *path))
+            named[name] = checks.as_array(leaf, f"params{label}")
     return named
 
 
@@ -303,8 +333,19 @@ def _matched(targets: Sequence[Named], saved: Any) -> list[tuple[Array, Array]]:
             raise ValueError(str(error).replace("state_dict:", "params:", 1)) from None
         for name, found in matched.items():
             pairs.append((ours[name], found))
-            _check_pair(ours[name], found, f"params{checks.label((*prefix, name))}")
+            if not _fits_plainly(ours[name], found):
+                _check_pair(ours[name], found, f"params{checks.label((*prefix, name))}")
     return pairs
+
+
+def _fits_plainly(target: Array, found: Any) -> bool:
+    """Whether a saved array can be copied into a target, at a glance."""
+    return (
+        type(found) is np.ndarray
+        and target.dtype == found.dtype
+        and target.shape == found.shape
+        and target.flags.writeable
+    )
 
 
 def _check_pair(target: Array, found: Any, label: str) -> None:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 import fastgd
 from fastgd.kernels.spec.codecs import CODECS
-from fastgd.optimizers import OPTIMIZERS
+from fastgd.optimizers import GENERAL
 
 # The dtype of parameters and gradients, and the options of how masters and states are stored;
 # "stochastic" is stochastic rounding, without a master.
@@ -56,7 +56,7 @@ class Cost(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("--parameters", type=count, default="100M", help="of the model, say 1.5B")
-    parser.add_argument("--optimizer", choices=list(OPTIMIZERS), default="AdamW", help="which")
+    parser.add_argument("--optimizer", choices=list(GENERAL), default="AdamW", help="which")
     parser.add_argument(
         "--measure", type=count, default="16M", help="parameters that steps are timed with, at most"
     )
@@ -115,7 +115,7 @@ def optimizer(name: str, n: int, kind: str, options: dict[str, Any]) -> fastgd.O
         CODECS[kind].store(code, None, drawn)
         return code
 
-    made: Any = OPTIMIZERS[name]  # whose arguments mypy can't know here
+    made: Any = GENERAL[name]  # whose arguments mypy can't know here
     opt: fastgd.Optimizer = made(stored(), grads=stored(), **options)
     return opt
 

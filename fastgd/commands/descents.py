@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fastgd
-from fastgd.optimizers import OPTIMIZERS
+from fastgd.optimizers import GENERAL
 from fastgd.surfaces import Surface
 
 Array = NDArray[Any]
@@ -20,7 +20,7 @@ Maker = Callable[..., fastgd.Optimizer]
 def contestants() -> dict[str, Maker]:
     """Every optimizer with its defaults, and SGD's heavy ball, by name."""
     makers: dict[str, Maker] = {}
-    for name, optimizer in OPTIMIZERS.items():
+    for name, optimizer in GENERAL.items():
         makers[name] = optimizer
         if name == "SGD":
             makers["heavy ball"] = partial(fastgd.SGD, momentum=0.9)

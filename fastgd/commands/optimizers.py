@@ -35,18 +35,35 @@ def described(cls: type[Contract]) -> str:
     summary = (cls.__doc__ or "").partition("\n")[0]
     defaults = ", ".join(f"{key}={h.default!r}" for key, h in cls.hypers.items())
     lines = [f"{cls.__name__}: {summary}", _indented(defaults, 4)]
-    for name, changes in rules_of(cls).items():
+    for name, (changes, shape) in rules_of(cls).items():
         given = ", ".join(f"{key}={value!r}" for key, value in changes.items())
-        lines += [f"  {name}{f' (as with {given})' if given else ''}"]
+        words = [f"with {given}"] * bool(given) + [f"for shape {shape}"] * bool(shape)
+        reached = f" (as {' '.join(words)})" if words else ""
+        lines += [f"  {name}{reached}"]
         lines += [_indented(text, 4) for text in _rule_lines(RULES[name])]
     return "\n".join(lines)
 
 
+def bytes_moved(rule: Rule) -> int:
+    """What a step of a rule reads and writes, for each element in float32."""
+    numbers = 1  # the parameter, written
+    for sweep in (rule.before, rule.after):
+        if sweep is not None:
+            numbers += 1 + sweep.gradient + len(sweep.states) + len(sweep.written)
+    return 4 * (numbers + 2 * (rule.after.kept is not None))
+
+
 def _rule_lines(rule: Rule) -> list[str]:
     """The formula of a rule; its states, and the bytes that a step moves; its fused loops."""
-    moved = 4 * (3 + 2 * len(rule.states))
-    states = f"states {', '.join(rule.states)}" if rule.states else "no states"
-    lines = [rule.summary, f"{states}; a step moves {moved} bytes a parameter in float32"]
+    kept = [*rule.states, *(f"{key} (a number)" for key in rule.numbers)]
+    states = f"states {', '.join(kept)}" if kept else "no states"
+    sweeps = " in two sweeps" if rule.before is not None else ""
+    moved = f"a step moves {bytes_moved(rule)} bytes a parameter in float32{sweeps}"
+    lines = [rule.summary, f"{states}; {moved}"]
+    if not rule.exact:
+        lines += ["its last bits follow from the machine, too, as its products of matrices do"]
+    if not rule.shards:
+        lines += ["it steps whole parameters, and no shards"]
     if rule.fused is not None:
         lines += [
             f"fused loops for parameters in {', '.join(rule.fused.params)} and states in "

@@ -21,7 +21,7 @@ import fastgd
 from fastgd import plot
 from fastgd.commands import output
 from fastgd.commands.mlp import accuracy, fit, init_layers
-from fastgd.optimizers import OPTIMIZERS
+from fastgd.optimizers import GENERAL
 
 SIZES = (64, 96, 32, 10)
 
@@ -33,6 +33,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "RMSprop": {"lr": 2e-3, "alpha": 0.9},
     "Adam": {"lr": 2e-3},
     "AdamW": {"lr": 2e-3, "weight_decay": 0.05},
+    "LARS": {"lr": 0.5, "momentum": 0.9},
 }
 
 
@@ -74,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
         return parse
 
-    names = [*OPTIMIZERS, "all"]
+    names = [*GENERAL, "all"]
     parser.add_argument("--optimizer", choices=names, default="all", help="which to train")
     parser.add_argument("--epochs", type=integer(1), default=30, help="passes over the data")
     parser.add_argument("--batch-size", type=integer(1), default=32, help="digits per step")
@@ -86,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, print the table, write the picture."""
-    names = list(OPTIMIZERS) if arguments.optimizer == "all" else [arguments.optimizer]
+    names = list(GENERAL) if arguments.optimizer == "all" else [arguments.optimizer]
     console = Console()
     columns = (
         TextColumn("{task.description:<9}"),
@@ -134,7 +135,7 @@ def train(
         fastgd.set_backend(use)
         rng = np.random.default_rng(seed)
         params = init_layers(SIZES, rng)
-        opt = OPTIMIZERS[name](params, **SETTINGS.get(name, {}))
+        opt = GENERAL[name](params, **SETTINGS.get(name, {}))
         losses, accuracies, times = [], [], []
         for loss, steps in fit(params, opt, x, y, epochs, batch_size, rng):
             losses.append(loss)

@@ -30,7 +30,9 @@ class Accumulated:
         The sum of the weights; 0 if nothing was accumulated.
     """
 
-    def __init__(self, structure: Structure, params: Sequence[Array], labels: list[str]) -> None:
+    def __init__(
+        self, structure: Structure, params: Sequence[Array], labels: Sequence[str]
+    ) -> None:
         self.sums = [aligned_zeros(p, computed(p.dtype)) for p in params]
         self.counts = np.zeros(len(params), np.int64)
         self.weight = np.zeros(1)
@@ -40,9 +42,8 @@ class Accumulated:
     def _make_plan(self) -> None:
         # To the engine the sums are the parameters, updated by the rule `ema` with weights 1 and w.
         n = len(self.sums)
-        none: list[tuple[Any, ...]] = [()] * n
         self._plan = Plan(
-            self._structure, self.sums, self._labels, [0] * n, none, none, self.counts
+            self._structure, self.sums, self._labels, [0] * n, [()] * n, ["ema"] * n, self.counts
         )
 
     def add(self, grads: object, weight: float) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from fastgd.core.domains import ANNOTATIONS, Domain, flag
 from fastgd.core.options import HYPER, Options
+from fastgd.kernels._engine import COEFFICIENTS
 from fastgd.kernels.memory import checks
 from fastgd.kernels.spec.norms import unit_length
 from fastgd.kernels.spec.registry import RULES
+
+if TYPE_CHECKING:
+    from fastgd.kernels._engine import _Translation as Translation
 
 # The hyper-parameters of a group as they are at a step: numbers and words by name.
 Hyper = Mapping[str, Any]
@@ -56,7 +60,13 @@ class Contract:
     domains: ClassVar[Mapping[str, Domain]] = {"maximize": flag, **HYPER}
     year: ClassVar[int] = 0  # of the paper: the order in which optimizers are listed
     decoupled: ClassVar[bool] = False  # whether weight decay bypasses the gradient
+    own_decay: ClassVar[bool] = False  # whether the rule itself decays weights, as one of its terms
     restarts: ClassVar[bool] = False  # whether steps count from when states were made
+    # The hyper-parameters that all groups have to have alike, as numbers of all parameters follow
+    # from them; none, if there are no such numbers.  A learning rate may be 0 in some groups.
+    shared: ClassVar[tuple[str, ...]] = ()
+    # The `coefficients` that the build put into C, and what the engine has of them.
+    translated: ClassVar[tuple[object, Translation] | None] = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -76,6 +86,8 @@ class Contract:
         )
         cls.hypers = dict(order)
         cls.domains = {key: h.domain for key, h in order} | HYPER
+        if (found := COEFFICIENTS.get((cls.__module__, cls.__name__))) is not None:
+            cls.translated = cls._declared("coefficients"), found
 
     @classmethod
     def arguments(
@@ -118,11 +130,17 @@ class Contract:
         ]
 
     @staticmethod
-    def rule(h: Hyper) -> str:
-        """The name of the rule in `fastgd.kernels.reference` that hyper-parameters pick.
+    def rule(h: Hyper, shape: tuple[int, ...]) -> str:
+        """The name of the rule in `fastgd.kernels.reference` that steps a parameter.
 
-        Schedules have no value yet here; each counts as a number that isn't 0.  It has to follow
-        from `h` alone: it is asked for when hyper-parameters have changed.
+        The shape is that of the whole parameter, also where it is stepped in pieces.  Schedules
+        have no value yet here; each counts as a number that isn't 0.  The rule has to follow from
+        `h` and `shape` alone: it is asked for when hyper-parameters have changed.
+
+        Raises
+        ------
+        ValueError
+            If no rule steps parameters of that shape.
         """
         raise NotImplementedError("rule: declared by each optimizer, as fastgd.Adam")
 
@@ -162,14 +180,48 @@ class Contract:
                         raise ValueError(f"{key}: can't start from {start} in {p.dtype}")
 
     @classmethod
+    def agree(cls, groups: Sequence[Hyper]) -> None:
+        """Raise ValueError if groups differ in what is to be the same for all.
+
+        Asked at the step alone: what is set in one group after the other may differ meanwhile.
+        """
+        for key in cls.shared:
+            own = [h[key] for h in groups if key != "lr" or h[key] != 0]
+            if differing := [value for value in own if value != own[0]]:
+                zero = " (or 0)" if key == "lr" else ""
+                raise ValueError(
+                    f"{key}: expected the same in all groups{zero}, as {cls.__name__} adapts one "
+                    f"step size to all, found {own[0]!r} and {differing[0]!r}"
+                )
+
+    @classmethod
     def stages(cls, h: Hyper, unscale: float) -> tuple[float, ...]:
         """The fields of `reference.Stages`: the arguments of the stages before the rule."""
         decay = h.get("weight_decay", 0.0)
-        l2, decoupled = (0.0, 1.0 - h["lr"] * decay) if cls.decoupled else (decay, 1.0)
+        l2, decoupled = 0.0, 1.0
+        if h.get("decoupled_weight_decay", cls.decoupled):
+            decoupled = 1.0 - h["lr"] * decay
+        elif not cls.own_decay:
+            l2 = decay
         factor = -unscale if h["maximize"] else unscale
         no = math.inf
         clip_value, clip_norm, clip_ratio = h["clip_value"], h["clip_norm"], h["clip_ratio"]
         return factor, l2, decoupled, clip_value or no, clip_norm or no, clip_ratio or no
+
+    @classmethod
+    def _declared(cls, key: str) -> object:
+        """A method as the class that declares it has it, of which there is only one."""
+        return next(vars(base)[key] for base in cls.__mro__ if key in vars(base))
+
+    @classmethod
+    def in_c(cls) -> Translation | None:
+        """What the engine works out `settings` by; None if the class says something else."""
+        if cls.translated is None:
+            return None
+        coefficients, found = cls.translated
+        ours = {"coefficients": coefficients}
+        ours |= {key: vars(Contract)[key] for key in ("stages", "settings")}
+        return found if all(cls._declared(key) is ours[key] for key in ours) else None
 
     @classmethod
     def settings(cls, rule: str, h: Hyper, t: int, unscale: float) -> tuple[Any, ...]:

@@ -17,6 +17,7 @@ Domain = Callable[[Any, str], Any]
 # The types of a hyper-parameter: a number, or a schedule, from a step to a number.
 Scalar = float | Callable[[int], float]
 Pair = tuple[Scalar, Scalar] | Callable[[int], tuple[float, float]]
+Floors = tuple[Scalar | None, Scalar] | Callable[[int], tuple[float | None, float]]
 
 # The domains of values that every step reads anew, which may therefore be schedules.
 SCHEDULABLE: set[Domain] = set()
@@ -53,6 +54,24 @@ def nonnegative(value: Any, name: str) -> float:
     return result
 
 
+@schedulable
+def nonpositive(value: Any, name: str) -> float:
+    """A finite number of at most 0."""
+    result = number(value, name)
+    if result > 0:
+        raise ValueError(f"{name}: expected a number of at most 0, found {value}")
+    return result
+
+
+@schedulable
+def at_least_one(value: Any, name: str) -> float:
+    """A finite number of at least 1."""
+    result = number(value, name)
+    if result < 1:
+        raise ValueError(f"{name}: expected a number of at least 1, found {value}")
+    return result
+
+
 def positive(value: Any, name: str) -> float:
     """A finite number above 0."""
     result = number(value, name)
@@ -77,6 +96,12 @@ def integer(value: Any, name: str, low: int = 0, end: int | None = None) -> int:
     return result
 
 
+def unlimited(value: Any, name: str) -> float:
+    """A number above 0; infinity for no limit."""
+    infinite = isinstance(value, (float, np.floating)) and value == math.inf
+    return math.inf if infinite else positive(value, name)
+
+
 @schedulable
 def limit(value: Any, name: str) -> float | None:
     """A finite number above 0, or None for no limit."""
@@ -97,15 +122,56 @@ def fraction(value: Any, name: str) -> float:
     return result
 
 
+def two(value: Any, name: str) -> tuple[Any, Any]:
+    """Two values of any kind."""
+    if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, str):
+        raise TypeError(f"{name}: expected two numbers, found {shown(value)}")
+    if len(value) != 2:
+        raise ValueError(f"{name}: expected two numbers, found {len(value)}")
+    return value[0], value[1]
+
+
+@schedulable
+def some_fraction(value: Any, name: str) -> float | None:
+    """A fraction, or None for one that follows from the others."""
+    return None if value is None else fraction(value, name)
+
+
 @schedulable
 def two_fractions(value: Any, name: str) -> tuple[float, float]:
     """The weights of two exponential averages."""
+    first, second = two(value, name)
+    return fraction(first, f"{name}[0]"), fraction(second, f"{name}[1]")
+
+
+@schedulable
+def floors(value: Any, name: str) -> tuple[float | None, float]:
+    """Two numbers of at least 0, the first of which may be None: that of the machine."""
+    first, second = two(value, name)
+    return (
+        None if first is None else nonnegative(first, f"{name}[0]"),
+        nonnegative(second, f"{name}[1]"),
+    )
+
+
+def three_numbers(value: Any, name: str) -> tuple[float, float, float]:
+    """Three finite numbers."""
     if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, str):
-        raise TypeError(f"{name}: expected two numbers, found {shown(value)}")
-    values = tuple(fraction(v, f"{name}[{k}]") for k, v in enumerate(value))
-    if len(values) != 2:
-        raise ValueError(f"{name}: expected two numbers, found {len(values)}")
+        raise TypeError(f"{name}: expected three numbers, found {shown(value)}")
+    values = tuple(number(v, f"{name}[{k}]") for k, v in enumerate(value))
+    if len(values) != 3:
+        raise ValueError(f"{name}: expected three numbers, found {len(values)}")
     return values
+
+
+def count(value: Any, name: str) -> int:
+    """A number of iterations: from 0 to below 100."""
+    return integer(value, name, end=100)
+
+
+def adjustment(value: Any, name: str) -> str | None:
+    """How Muon's step follows from the shape of a matrix, by torch's words."""
+    return None if value is None else one_of(("original", "match_rms_adamw"), value, name)
 
 
 def flag(value: Any, name: str) -> bool:
@@ -121,8 +187,17 @@ ANNOTATIONS: dict[Domain, tuple[str, str]] = {
     fraction: ("Scalar", "float"),
     two_fractions: ("Pair", "tuple[float, float]"),
     limit: ("Scalar | None", "float | None"),
+    some_fraction: ("Scalar | None", "float | None"),
+    positive: ("float", "float"),
+    unlimited: ("float", "float"),
+    nonpositive: ("Scalar", "float"),
+    at_least_one: ("Scalar", "float"),
+    floors: ("Floors", "tuple[float | None, float]"),
     start: ("float", "float"),
     flag: ("bool", "bool"),
+    three_numbers: ("tuple[float, float, float]", "tuple[float, float, float]"),
+    count: ("int", "int"),
+    adjustment: ("str | None", "str | None"),
 }
 # A value of each domain that is no usual default; of a flag it is the other one.
 OTHER: dict[Domain, Any] = {
@@ -130,7 +205,16 @@ OTHER: dict[Domain, Any] = {
     fraction: 0.5,
     two_fractions: (0.8, 0.95),
     limit: 1.0,
+    some_fraction: 0.75,
+    positive: 0.125,
+    unlimited: 1.5,
+    nonpositive: -0.5,
+    at_least_one: 1.5,
+    floors: (1e-4, 0.01),
     start: 0.1,
+    three_numbers: (2.0, -1.5, 0.5),
+    count: 3,
+    adjustment: "match_rms_adamw",
 }
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fastgd.core import domains, fork_locks
 from fastgd.core.trees import Name, flatten, name_of
-from fastgd.kernels._engine import Plan
+from fastgd.kernels._engine import Plan, is_parameter
 from fastgd.kernels.memory import checks
 from fastgd.kernels.memory.alloc import aligned_zeros
 from fastgd.kernels.memory.checks import shown
@@ -29,6 +29,9 @@ def _like(p: Array) -> Array:
 
 def _set(to: Array, values: Array) -> None:
     """Set an array of any dtype of floats to the values of another, rounded to nearest."""
+    if to.dtype == values.dtype:
+        to[...] = values
+        return
     as_coded(to).store(as_coded(values).load(computed(values.dtype)).copy())
 
 
@@ -135,10 +138,12 @@ class EMA(Weighting):
         _, leaves = flatten(params)
         if not leaves:
             raise ValueError("params: expected at least one parameter, found none")
-        self._labels = [checks.label(path) for path, _ in leaves]
+        self._labels: Sequence[str] = checks.Labels([path for path, _ in leaves])
         self._params = [
-            checks.check_parameter(leaf, f"params{label}", checks.ANY)
-            for (_, leaf), label in zip(leaves, self._labels, strict=True)
+            leaf
+            if is_parameter(leaf)
+            else checks.check_parameter(leaf, f"params{checks.label(path)}", checks.ANY)
+            for path, leaf in leaves
         ]
         names = [name_of(path) for path, _ in leaves]
         start = [_like(p) for p in self._params]
@@ -196,7 +201,7 @@ class EMA(Weighting):
             self._labels,
             [0] * count,
             [()] * count,
-            [()] * count,
+            ["ema"] * count,
             self.steps,
             self._params,
         )

@@ -126,6 +126,11 @@ class Optimizer(Contract):
             As for the constructor; the optimizer stays as it was.
         RuntimeError
             If gradients were accumulated that no step has taken, or averages are swapped in.
+
+        Notes
+        -----
+        Each call looks at all parameters again: of many groups, give all that there are to the
+        constructor.
         """
         self.stepper.add_group(group, grads, copy_to)
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fastgd.core import domains
 from fastgd.core.trees import Name, Path, Structure, flatten
+from fastgd.kernels._engine import is_parameter
 from fastgd.kernels.memory import checks
 
 if TYPE_CHECKING:
@@ -148,6 +149,16 @@ def as_average(value: object, params: Mapping[Name, Array]) -> EMA | None:
     return value
 
 
+def _is_copy(a: Any, p: Array) -> bool:
+    """Whether an object is at a glance what `checks.check_copy` wants."""
+    return (
+        is_parameter(a)
+        and a.itemsize <= 4
+        and a.shape == p.shape
+        and (a.flags.c_contiguous if p.flags.c_contiguous else a.flags.f_contiguous)
+    )
+
+
 def as_copies(
     value: object, structure: Structure, params: Sequence[Array], paths: Sequence[Path]
 ) -> list[Array]:
@@ -156,6 +167,6 @@ def as_copies(
     if found != structure:
         raise ValueError("copy_to: expected the same lists and dicts as in params")
     return [
-        checks.check_copy(leaf, p, f"copy_to{checks.label(path)}")
+        leaf if _is_copy(leaf, p) else checks.check_copy(leaf, p, f"copy_to{checks.label(path)}")
         for (_, leaf), p, path in zip(leaves, params, paths, strict=True)
     ]

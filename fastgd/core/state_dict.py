@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from fastgd.core.domains import flag, integer, number, positive
 from fastgd.core.groups import ParamGroup
-from fastgd.core.storage import Kind, Storage, saved_kinds, scale_of
+from fastgd.core.storage import Kind, Storage, kept_by, saved_kinds, scale_of
 from fastgd.core.trees import Name
 from fastgd.kernels.memory import checks
 from fastgd.kernels.memory.checks import shown
 from fastgd.kernels.reference import RULES
-from fastgd.kernels.spec.coded_array import as_coded, codec_of
+from fastgd.kernels.spec.coded_array import as_coded, codec_of, computed
 
 if TYPE_CHECKING:
     from fastgd.core.accumulated import Accumulated
@@ -29,6 +29,9 @@ Entry = tuple[int, dict[str, NDArray[Any]]]
 _TORCH_ONLY = {"foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay"}
 
 
+_COPIED = (np.ndarray, dict, list)
+
+
 def steps_taken(entries: Iterable[Mapping[str, Any]]) -> int:
     """The step count of the parameter that has stepped most."""
     return max(int(entry["step"]) for entry in entries)
@@ -36,11 +39,13 @@ def steps_taken(entries: Iterable[Mapping[str, Any]]) -> int:
 
 def copied(tree: Any) -> Any:
     """A nested dict or list with copies of its arrays."""
+    if isinstance(tree, np.ndarray):
+        return tree.copy()
     if isinstance(tree, dict):
-        return {key: copied(value) for key, value in tree.items()}
+        return {k: copied(v) if isinstance(v, _COPIED) else v for k, v in tree.items()}
     if isinstance(tree, list):
-        return [copied(value) for value in tree]
-    return tree.copy() if isinstance(tree, np.ndarray) else tree
+        return [copied(v) if isinstance(v, _COPIED) else v for v in tree]
+    return tree
 
 
 def write(
@@ -51,7 +56,7 @@ def write(
     decoupled: bool,
     storage: Storage,
 ) -> dict[str, Any]:
-    """The state dict of groups that run these rules, with these states, the live arrays.
+    """The state dict of groups whose parameters follow these rules, with these live arrays.
 
     A parameter that has not stepped has no entry, as in torch, unless its group is eager, or
     its states are not all zero.  For a schedule stands what the last step used: a number, which
@@ -60,13 +65,15 @@ def write(
     state: dict[int, dict[str, Any]] = {}
     param_groups = []
     first = 0
-    for group, rule, own, always in zip(groups, rules, entries, eager, strict=True):
+    kinds = storage.recall()
+    for group, own, always in zip(groups, entries, eager, strict=True):
         for i, (p, entry) in enumerate(zip(group["params"], own, strict=True), first):
-            arrays = {key: entry[key] for key in storage.kinds(p, rule)}
-            if entry["step"] or always or any(a.any() for a in arrays.values()):
-                state[i] = {"step": int(entry["step"]), **arrays}
+            arrays = {key: entry[key] for key in kinds(p, rules[i])}
+            step = int(entry["step"])
+            if step or always or any(a.any() for a in arrays.values()):
+                state[i] = {"step": step, **arrays}
         packed = group.at(max(steps_taken(own) - 1, 0)) if group.scheduled else group.hyper()
-        packed["decoupled_weight_decay"] = decoupled
+        packed.setdefault("decoupled_weight_decay", decoupled)
         packed["params"] = list(range(first, first + len(own)))
         packed["param_names"] = list(group["param_names"])
         param_groups.append(packed)
@@ -77,7 +84,7 @@ def write(
 def read(
     state_dict: Any,
     groups: Sequence[ParamGroup],
-    rule: Callable[[Mapping[str, Any]], str],
+    rule: Callable[[Mapping[str, Any], tuple[int, ...]], str],
     decoupled: bool,
     live: Iterable[NDArray[Any]],
     storage: Storage,
@@ -91,7 +98,7 @@ def read(
     groups : sequence of ParamGroup
         What it has to fit.
     rule : callable
-        From hyper-parameters to the rule's name.
+        From hyper-parameters and a parameter's shape to the name of its rule.
     decoupled : bool
         Whether weight decay acts beside the gradient, which the state dict may say of itself.
     live : iterable of ndarray
@@ -117,16 +124,23 @@ def read(
         raise ValueError(
             f"state_dict: expected params with numbers of their own, found {shown(numbers)}"
         )
-    if unknown := [key for key in saved_state if key not in numbers]:
+    known = set(numbers)
+    if unknown := [key for key in saved_state if key not in known]:
         raise ValueError(f"state_dict: has states of parameters in no group: {shown(unknown)}")
-    memory = {id(array.base) for array in live}
+    memory = {id(owner) for a in live for owner in (a, a.base) if owner is not None}
     entries = []
     for group, saved, change in zip(groups, saved_groups, changes, strict=True):
-        picked = rule({**group, **change})
+        hyper = {**group, **change}
         number_of = match(group["param_names"], saved)
         entries.append(
             [
-                _read_entry(saved_state.get(number_of[name], {}), p, name, picked, memory)
+                _read_entry(
+                    saved_state.get(number_of[name], {}),
+                    p,
+                    name,
+                    rule(hyper, storage.shape(p)),
+                    memory,
+                )
                 for name, p in zip(group["param_names"], group["params"], strict=True)
             ]
         )
@@ -144,11 +158,12 @@ def _read_group(saved: Any, group: ParamGroup, decoupled: bool, where: str) -> d
     names = saved.get("param_names")
     if names is not None and not isinstance(names, (list, tuple)):
         raise TypeError(f"{where}: expected a list of 'param_names', found {shown(names)}")
-    if flag(saved.get("decoupled_weight_decay", decoupled), f"{where}: decoupled") != decoupled:
+    decay = saved.get("decoupled_weight_decay", decoupled)
+    if "decoupled_weight_decay" not in group and flag(decay, f"{where}: decoupled") != decoupled:
         raise ValueError(
             f"{where}: expected decoupled_weight_decay to be {decoupled}, found {not decoupled}"
         )
-    ignored = {*_TORCH_ONLY, "params", "param_names", *group.scheduled}
+    ignored = {*_TORCH_ONLY - set(group), "params", "param_names", *group.scheduled}
     return group.checked({key: saved[key] for key in saved if key not in ignored})
 
 
@@ -164,7 +179,7 @@ def match(names: Sequence[Name], saved: Mapping[str, Any]) -> dict[Name, Any]:
     """Which saved parameter each of ours is: by name if both sides have names, else by order."""
     theirs = list(saved.get("param_names") or [])
     positions = re.compile(r"[\d.]+")  # names made up from places in lists
-    if not theirs or any(positions.fullmatch(str(name)) for name in [*names, *theirs]):
+    if not theirs or any(map(positions.fullmatch, map(str, [*names, *theirs]))):
         return dict(zip(names, saved["params"], strict=True))
     if not _are_distinct(theirs) or set(theirs) != set(names):
         raise ValueError(
@@ -176,14 +191,18 @@ def match(names: Sequence[Name], saved: Mapping[str, Any]) -> dict[Name, Any]:
 
 def _read_entry(entry: Any, p: NDArray[Any], name: Name, rule: str, memory: set[int]) -> Entry:
     """The step count and the states of one parameter, checked against what its rule keeps."""
+    states = kept_by(rule)
+    if not RULES[rule].numbers and _fits_plainly(entry, states, p):
+        arrays = {key: entry[key] for key in states}
+        return entry["step"], _apart(arrays, memory)
     label = f"state[{name!r}]".replace("'", '"')
     if not isinstance(entry, Mapping):
         raise TypeError(f"{label}: expected a dict of states, found {shown(entry)}")
     given = {key: value for key, value in entry.items() if key != "step" and value is not None}
-    expected, known = RULES[rule].states, saved_kinds(rule, p.shape)
+    known = saved_kinds(rule, p.shape)
     if extra := set(given) - set(known):
         raise ValueError(f"{label}: has {sorted(extra)}, which this optimizer does not keep")
-    if given and (missing := set(expected) - set(given)):
+    if given and (missing := set(states) - set(given)):
         raise ValueError(f"{label}: has no {sorted(missing)}")
     # torch counts the steps of some optimizers in a tensor, of SGD not at all.
     step = number(entry.get("step", 1 if given else 0), f"{label}: step")
@@ -192,14 +211,37 @@ def _read_entry(entry: Any, p: NDArray[Any], name: Name, rule: str, memory: set[
     arrays = {key: checks.as_array(value, f'{label}["{key}"]') for key, value in given.items()}
     for key, a in arrays.items():
         _check_saved(a, known[key], arrays, p, f'{label}["{key}"]')
-    return int(step), {k: a.copy() if id(a.base) in memory else a for k, a in arrays.items()}
+    return int(step), _apart(arrays, memory)
+
+
+def _apart(arrays: dict[str, NDArray[Any]], memory: set[int]) -> dict[str, NDArray[Any]]:
+    """The arrays, those copied that are in the memory of live states."""
+    return {
+        key: a.copy() if id(a) in memory or id(a.base) in memory else a for key, a in arrays.items()
+    }
+
+
+def _fits_plainly(entry: Any, states: Sequence[str], p: NDArray[Any]) -> bool:
+    """Whether an entry is at a glance a step count and the states, as most are, and no more."""
+    if type(entry) is not dict or len(entry) != 1 + len(states):
+        return False
+    step, dtype = entry.get("step"), computed(p.dtype)
+    if type(step) is not int or not 0 <= step < 2**53:
+        return False
+    for key in states:
+        a = entry.get(key)
+        if type(a) is not np.ndarray or a.dtype != dtype or a.shape != p.shape:
+            return False
+    return True
 
 
 def _check_saved(
     a: NDArray[Any], kind: Kind, arrays: Mapping[str, NDArray[Any]], p: NDArray[Any], label: str
 ) -> None:
     """Check that a saved array can be what its key says, however it was kept."""
-    if kind.role != "state":
+    if kind.role == "number":
+        dtypes = "float64 or float32"
+    elif kind.role != "state":
         dtypes = kind.dtype.name
     elif a.dtype == np.uint8:
         dtypes = "uint8"
@@ -214,6 +256,23 @@ def _check_saved(
         raise TypeError(f"{label}: expected dtype {dtypes}, found {a.dtype}")
     if a.shape != kind.shape:
         raise ValueError(f"{label}: expected shape {kind.shape}, found {a.shape}")
+
+
+def shared_numbers(entries: Iterable[Iterable[Entry]], rules: Iterable[str]) -> dict[str, float]:
+    """The numbers that all parameters share; raises ValueError if saved ones differ in them."""
+    keys = {key for rule in set(rules) for key in RULES[rule].shared}
+    found: dict[str, float] = {}
+    for own in entries if keys else ():
+        for _, arrays in own:
+            for key in keys & arrays.keys():
+                value = float(arrays[key])
+                known = found.setdefault(key, value)
+                if value != known and (value == value or known == known):
+                    raise ValueError(
+                        f'state_dict: expected "{key}" to be the same for all parameters, found '
+                        f"{known} and {value}"
+                    )
+    return found
 
 
 # ------------------------------------------------------------------ what torch's state dicts lack
@@ -284,7 +343,7 @@ def read_extras(
     layouts = extras.get("layouts", {})
     if not isinstance(layouts, Mapping):
         raise TypeError(f'{where}["layouts"]: expected a dict, found {layouts!r}')
-    for name, p in params.items():
+    for name, p in params.items() if layouts else ():
         order = as_coded(p).order
         if layouts.get(name, order) != order and p.ndim > 1:
             raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import RLock
 from types import MappingProxyType
@@ -22,21 +22,26 @@ from fastgd.core.groups import Changes, ParamGroup
 from fastgd.core.storage import Piece
 from fastgd.core.trees import Name, Path, Structure, flatten, name_of, unflatten
 from fastgd.kernels import reference
-from fastgd.kernels._engine import Plan, StepRecord
+from fastgd.kernels._engine import HyperRows, Plan, StepRecord, is_parameter
 from fastgd.kernels.memory import checks
 from fastgd.kernels.memory.alloc import aligned_copy
 from fastgd.kernels.memory.checks import shown
 from fastgd.kernels.reference import RULES
 from fastgd.kernels.spec.coded_array import CodedArray, as_coded
+from fastgd.kernels.spec.lines import Axes
 
 Array = NDArray[Any]
+# The rules of parameters by their shapes.
+Picks = dict[tuple[int, ...], str]
 
 
 class Layout(NamedTuple):
-    """What changes when a group follows another rule."""
+    """What changes when a parameter follows another rule."""
 
     state: Mapping[Name, Mapping[str, Array]]
-    rules: list[str]  # of each group
+    rules: list[str]  # of each parameter
+    picks: list[Picks]  # of each group
+    owners: list[tuple[int, str]]  # groups with a rule of theirs, whose coefficients tensors share
     steps: NDArray[np.int64]  # taken by each parameter
     plan: Plan
     seen: object  # the latest change of groups that was looked at
@@ -72,14 +77,14 @@ class Stepper:
         As those of `Optimizer`.
     names : tuple of tuples
         The keys in `state` of each group's parameters.
-    rules, steps, plan
+    rules, picks, owners, steps, plan, seen
         See `Layout`.
     copies : list of ndarray or None
         What parameters are copied to.
     accumulated : Accumulated or None
         The gradients that no step has taken yet.
-    combine : callable or None
-        `Plan.step`'s argument of that name, of a stepper whose parameters are pieces.
+    combine, combine_sums : callable or None
+        `Plan.step`'s arguments of these names, of a stepper whose parameters are shards.
     lock : RLock
         Held by every call that steps, or looks at states.
     """
@@ -106,6 +111,7 @@ class Stepper:
         self.copies: list[Array] | None = None
         self.accumulated: Accumulated | None = None
         self.combine: Callable[[Array], object] | None = None
+        self.combine_sums: Callable[[Array], object] | None = None
         self.skipped = np.zeros(1, np.int64) if skipped is None else skipped
         self.lock = RLock()
         self._zero = self.options["zero_grads"]
@@ -113,16 +119,17 @@ class Stepper:
         self._paths: tuple[Path, ...] = ()  # where each parameter stands in what was given
         self.structure: Structure = None
         self._changes = Changes()
-        self._seen: object = None
+        self.seen: object = None
+        self._agreed: object = None
         if isinstance(params, Iterator):
             params = list(params)
         if isinstance(params, (list, tuple)) and any(
             isinstance(entry, Mapping) and "params" in entry for entry in params
         ):
-            self.structure = [self._take_group(g, (k,)) for k, g in enumerate(params)]
+            self.structure = self._take_groups([(g, (k,)) for k, g in enumerate(params)])
             self._grouped = True
         else:
-            self.structure = self._take_group({"params": params}, ())
+            (self.structure,) = self._take_groups([({"params": params}, ())])
             self._grouped = False
         if (copies := options.get("copy_to")) is not None:
             self.copies = _options.as_copies(
@@ -152,9 +159,9 @@ class Stepper:
             for name, p in zip(names, group["params"], strict=True)
         }
 
-    def _labels(self) -> list[str]:
+    def _labels(self) -> checks.Labels:
         """What to call each parameter in an error, after ``params``."""
-        return [checks.label(path) for path in self._paths]
+        return checks.Labels(self._paths)
 
     def copy_out(self) -> None:
         """Bring the copies up to date with the parameters."""
@@ -170,45 +177,61 @@ class Stepper:
             raise ValueError("copy_to excludes master=True: the parameter already is the copy")
         return [p if self.storage.has_master(p) else None for p in params]
 
-    def _take_group(self, group: Any, prefix: Path) -> Structure:
-        """Check a group and append it; returns its structure."""
-        where = f"params{checks.label(prefix)}"
-        if not isinstance(group, Mapping) or "params" not in group:
-            raise TypeError(
-                f"{where}: expected a group, a dict with 'params', found {shown(group)}"
+    def _take_groups(self, given: Sequence[tuple[Any, Path]]) -> list[Structure]:
+        """Check groups, each with the path to it, and append them; returns their structures."""
+        taken = {name for names in self.names for name in names}
+        structures: list[Structure] = []
+        groups: list[ParamGroup] = []
+        names: list[tuple[Name, ...]] = []
+        paths: list[Path] = []
+        pieces: list[Piece] = []
+        for group, prefix in given:
+            where = f"params{checks.label(prefix)}"
+            if not isinstance(group, Mapping) or "params" not in group:
+                raise TypeError(
+                    f"{where}: expected a group, a dict with 'params', found {shown(group)}"
+                )
+            structure, leaves = flatten(group["params"])
+            if not leaves:
+                raise ValueError(f"{where}: expected at least one parameter, found none")
+            own = [(*prefix, *path) for path, _ in leaves] if prefix else [p for p, _ in leaves]
+            names.append(tuple(map(name_of, own)))
+            for name in names[-1]:
+                if name in taken:
+                    raise ValueError(f"{where}: two parameters are named {name!r}")
+                taken.add(name)
+            arrays = tuple(
+                self._array(leaf, path) for (_, leaf), path in zip(leaves, own, strict=True)
             )
-        structure, leaves = flatten(group["params"])
-        if not leaves:
-            raise ValueError(f"{where}: expected at least one parameter, found none")
-        paths = tuple((*prefix, *path) for path, _ in leaves)
-        names = tuple(name_of(path) for path in paths)
-        taken = {name for group_names in self.names for name in group_names}
-        for name in names:
-            if name in taken:
-                raise ValueError(f"{where}: two parameters are named {name!r}")
-            taken.add(name)
-        given = [leaf.array if isinstance(leaf, Piece) else leaf for _, leaf in leaves]
-        arrays = tuple(
-            checks.check_parameter(leaf, f"params{checks.label(path)}", checks.ANY)
-            for path, leaf in zip(paths, given, strict=True)
-        )
-        self.storage = self.storage.with_pieces(
-            leaf for _, leaf in leaves if isinstance(leaf, Piece)
-        )
-        for p, path in zip(arrays, paths, strict=True):
-            self.storage.refuse_unchosen(p, f"params{checks.label(path)}")
-        new = ParamGroup(
-            {"params": arrays, "param_names": tuple(name_of(path) for path, _ in leaves)},
-            {**self.defaults, **{key: group[key] for key in group if key != "params"}},
-            {key: self.kind.domains[key] for key in self.defaults},
-            self.kind.fits,
-            f"{where}: " if prefix else "",
-            self._changes,
-        )
-        self.param_groups += (new,)
-        self.names += (names,)
-        self._paths += paths
-        return structure
+            for p, path in zip(arrays, own, strict=True):
+                if p.itemsize == 2:
+                    self.storage.refuse_unchosen(p, f"params{checks.label(path)}")
+            groups.append(
+                ParamGroup(
+                    {"params": arrays, "param_names": tuple(name_of(path) for path, _ in leaves)},
+                    {**self.defaults, **{key: group[key] for key in group if key != "params"}},
+                    {key: self.kind.domains[key] for key in self.defaults},
+                    self.kind.fits,
+                    f"{where}: " if prefix else "",
+                    self._changes,
+                )
+            )
+            structures.append(structure)
+            paths += own
+            pieces += [leaf for _, leaf in leaves if isinstance(leaf, Piece)]
+        self.storage = self.storage.with_pieces(pieces)
+        self.param_groups += tuple(groups)
+        self.names += tuple(names)
+        self._paths += tuple(paths)
+        return structures
+
+    @staticmethod
+    def _array(leaf: Any, path: Path) -> Array:
+        """The array of a parameter, checked."""
+        given = leaf.array if isinstance(leaf, Piece) else leaf
+        if is_parameter(given):
+            return given
+        return checks.check_parameter(given, f"params{checks.label(path)}", checks.ANY)
 
     # ---------------------------------------------------------------------------------- the plan
 
@@ -220,19 +243,30 @@ class Stepper:
         Changes nothing if it raises.
         """
         kind, storage = self.kind, self.storage
-        rules = [kind.rule(h) for h in hypers]
+        picks, rules = self._picked(hypers)
         steps = steps.copy()
         state: dict[Name, Mapping[str, Array]] = {}
-        params: list[CodedArray] = []
-        arrays: list[tuple[CodedArray, ...]] = []
-        owners: list[int] = []
+        params: list[Array | CodedArray] = []
+        arrays: list[tuple[Array | CodedArray, ...]] = []
+        groups: list[int] = []
+        owners: dict[tuple[int, str], int] = {}
         units: list[int] = []
-        for k, (group, h, rule) in enumerate(zip(self.param_groups, hypers, rules, strict=True)):
+        numbers: list[tuple[Array, ...]] = []
+        axes: list[Axes | None] = []
+        recall = storage.recall()
+        known = self._shared_numbers(rules)
+        for k, (group, h) in enumerate(zip(self.param_groups, hypers, strict=True)):
+            start = {**kind.initial(h), **known}
             for name, p in zip(self.names[k], group["params"], strict=True):
                 i = len(params)
+                rule = rules[i]
+                if not RULES[rule].shards and storage.is_shard(p):
+                    raise ValueError(
+                        f"params{self._labels()[i]}: expected a whole parameter, as rule {rule} "
+                        "does not step shards, found a shard"
+                    )
                 kept = {**self.state.get(name, {}), "step": steps[i, ...]}
-                start = kind.initial(h)
-                kinds = storage.kinds(p, rule)
+                kinds = recall(p, rule)
                 for key, what in kinds.items():
                     if key not in kept:
                         kept |= what.new(p, start.get(key, 0.0))
@@ -240,18 +274,23 @@ class Stepper:
                         if kind.restarts and not group.scheduled and what.role == "state":
                             steps[i] = 0
                 state[name] = MappingProxyType(kept)
-                arrays.append(tuple(kinds[key].stored(kept) for key in RULES[rule].states))
-                params.append(storage.parameter(p, kept))
-                owners.append(k)
+                arrays.append(tuple([kinds[key].given(kept) for key in RULES[rule].states]))
+                numbers.append(tuple([kept[key] for key in RULES[rule].numbers]))
+                params.append(storage.given(p, kept))
+                groups.append(k)
+                owners.setdefault((k, rule), len(owners))
                 units.append(storage.unit_length(p))
+                axes.append(storage.axes(p) if RULES[rule].line_states else None)
         average = self.average
+        all_params = (p for group in self.param_groups for p in group["params"])
+        with_matrices = any(RULES[rule].matrix for rule in set(rules))
         plan = Plan(
             self.structure,
             params,
             self._labels(),
-            owners,
+            groups,
             arrays,
-            [RULES[rules[k]].states for k in owners],
+            rules,
             steps,
             grads,
             averages=None if average is None else list(average.averages.values()),
@@ -262,10 +301,50 @@ class Stepper:
             skipped=self.skipped,
             seed=storage.seed,
             unit_lengths=units,
+            numbers=numbers,
+            owners=[owners[key] for key in zip(groups, rules, strict=True)],
+            sizes=[*map(storage.size, self.params().values())] if storage.pieces else None,
+            axes=axes,
+            hyper_rows=self._hyper_rows(),
+            matrices=[*map(storage.matrix, all_params)] if with_matrices else None,
         )
         plan.first = self._first
         self.state, self.rules, self.steps = MappingProxyType(state), rules, steps
-        self.plan = plan
+        self.picks, self.owners, self.plan = picks, list(owners), plan
+
+    def _shared_numbers(self, rules: list[str]) -> dict[str, float]:
+        """The numbers that all parameters have alike, as those have them that were stepped."""
+        keys = {key for rule in set(rules) for key in RULES[rule].shared}
+        entries = self.state.values() if keys else ()
+        return {key: float(entry[key]) for entry in entries for key in keys & entry.keys()}
+
+    def _hyper_rows(self) -> HyperRows | None:
+        """The groups' hyper-parameters for C, if it works out what `configure` does."""
+        kind = self.kind
+        if (translation := kind.in_c()) is None:
+            return None
+        return HyperRows(self.param_groups, *translation, kind.decoupled, kind.own_decay)
+
+    def _picked(self, hypers: Sequence[Hyper]) -> tuple[list[Picks], list[str]]:
+        """The rules that groups' hyper-parameters pick: by shapes, and of each parameter."""
+        shapes = [[self.storage.shape(p) for p in group["params"]] for group in self.param_groups]
+        picks = [self._pick(h, dict.fromkeys(own)) for h, own in zip(hypers, shapes, strict=True)]
+        return picks, [pick[k] for pick, own in zip(picks, shapes, strict=True) for k in own]
+
+    def _pick(self, h: Hyper, shapes: Iterable[tuple[int, ...]]) -> Picks:
+        """The rule for parameters of each of these shapes, by a group's hyper-parameters."""
+        found = {}
+        for shape in shapes:
+            try:
+                found[shape] = self.kind.rule(h, shape)
+            except ValueError as error:
+                raise ValueError(f"{self._label_of(shape)}: {error}") from None
+        return found
+
+    def _label_of(self, shape: tuple[int, ...]) -> str:
+        """What to call the first parameter of a shape in an error."""
+        shapes = [self.storage.shape(p) for group in self.param_groups for p in group["params"]]
+        return f"params{self._labels()[shapes.index(shape)]}"
 
     def bound(self) -> object:
         """The bound gradients in the structure of the parameters, or None."""
@@ -288,7 +367,7 @@ class Stepper:
                     self._paths = tuple((0, *path) for path in self._paths)
                     self._grouped = True
                 known = len(self._paths)
-                new = self._take_group(group, (len(self.param_groups),))
+                (new,) = self._take_groups([(group, (len(self.param_groups),))])
                 self.structure = [*self.structure, new]  # type: ignore[misc]
                 params = dict(list(self.params().items())[known:])
                 if self.copies is not None:
@@ -325,19 +404,29 @@ class Stepper:
         `go_back`, with the lock held.
         """
         seen = self._changes.latest  # before the rules are asked, or a change could go unseen
-        if seen is self._seen:
+        if seen is self.seen:
             return None
         before = None
-        if [self.kind.rule(group) for group in self.param_groups] != self.rules:
-            before = Layout(self.state, self.rules, self.steps, self.plan, self._seen)
+        if list(map(self._pick, self.param_groups, self.picks)) != self.picks:
+            before = Layout(*[getattr(self, key) for key in Layout._fields])
             self.lay_out(self.param_groups, self.steps, self.bound())
-        self._seen = seen
+        else:
+            self.plan.refresh()
+        self.seen = seen
         return before
 
     def go_back(self, before: Layout | None) -> None:
-        """Undo what `follow` did."""
-        if before is not None:
-            self.state, self.rules, self.steps, self.plan, self._seen = before
+        """Undo what `follow` did, unless states have been stepped since."""
+        if before is not None and not (self.plan.torn or self.plan.wrote):
+            for key, value in before._asdict().items():
+                setattr(self, key, value)
+
+    def agree(self) -> None:
+        """Raise ValueError if groups differ in hyper-parameters that all have to have alike."""
+        latest = self._changes.latest
+        if latest is not self._agreed:
+            self.kind.agree(self.param_groups)
+            self._agreed = latest
 
     @contextmanager
     def following(self, keep: bool = True) -> Iterator[None]:
@@ -362,7 +451,8 @@ class Stepper:
             scale = domains.number(grad_scale, "grad_scale")
             unscale = _inverse(scale, "grad_scale")
         with self.lock:
-            before = self.follow() if self._changes.latest is not self._seen else None
+            self.agree()
+            before = self.follow() if self._changes.latest is not self.seen else None
             try:
                 average = None
                 if self.average is not None:
@@ -377,6 +467,7 @@ class Stepper:
                     average=average,
                     zero=self._zero,
                     combine=self.combine,
+                    combine_sums=self.combine_sums,
                 )
             except BaseException:
                 self.go_back(before)
@@ -398,13 +489,15 @@ class Stepper:
             zero=True,
             reset=(pending.counts, pending.weight),
             combine=self.combine,
+            combine_sums=self.combine_sums,
         )
 
-    def configure(self, k: int, t: int, unscale: float) -> tuple[Any, ...]:
-        """What the engine asks of group `k` for a parameter's t-th step."""
+    def configure(self, owner: int, t: int, unscale: float) -> tuple[Any, ...]:
+        """What the engine asks of an owner for a parameter's t-th step, if C doesn't know."""
+        k, rule = self.owners[owner]
         group = self.param_groups[k]
         h = group.at(t - 1) if group.scheduled else group
-        return self.kind.settings(self.rules[k], h, t, unscale)
+        return self.kind.settings(rule, h, t, unscale)
 
     @property
     def pending(self) -> float:
@@ -443,9 +536,7 @@ class Stepper:
             self.accumulated,
             list(self.state),
         )
-        rules = {
-            name: rule for names, rule in zip(self.names, self.rules, strict=True) for name in names
-        }
+        rules = dict(zip(self.state, self.rules, strict=True))
         if layouts := self.storage.layouts(self.params(), rules):
             written["fastgd"]["layouts"] = layouts
         return written
@@ -459,18 +550,23 @@ class Stepper:
                 state_dict, groups, kind.rule, kind.decoupled, live, self.storage
             )
             extras = _state_dict.read_extras(state_dict, self.params(), self.average)
+            shared = _state_dict.shared_numbers(entries, self.rules)
             pending = None
             if extras is not None and extras.weight:
                 pending = self._nothing_accumulated()
             hypers = [{**group, **change} for group, change in zip(groups, changes, strict=True)]
-            self.lay_out(hypers, self.steps, self.bound())
+            if self._picked(hypers)[1] != self.rules or not self.plan.holds():
+                self.lay_out(hypers, self.steps, self.bound())
             # All fits: from here on nothing fails.
+            kinds, rules = self.storage.recall(), iter(self.rules)
             for group, change, names, own in zip(groups, changes, self.names, entries, strict=True):
                 group.update(change)
-                rule = kind.rule(group)
-                for name, p, (step, arrays) in zip(names, group["params"], own, strict=True):
-                    self.storage.fill(p, rule, self.state[name], arrays, kind.initial(group))
-                    self.state[name]["step"][...] = step
+                start = {**kind.initial(group), **shared}
+                for name, p, (_, arrays) in zip(names, group["params"], own, strict=True):
+                    rule = next(rules)
+                    self.storage.fill(p, rule, kinds(p, rule), self.state[name], arrays, start)
+            self.steps[...] = [step for own in entries for step, _ in own]
+            self.plan.torn = False
             if extras is not None:
                 self.skipped[0] = extras.skipped
                 if extras.seed is not None:

@@ -7,8 +7,9 @@ in fewer bytes is loaded and stored tile by tile in the sweep (`fastgd.kernels.s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -17,46 +18,62 @@ from numpy.typing import NDArray
 from fastgd.core.domains import integer, one_of
 from fastgd.core.trees import Name
 from fastgd.kernels.memory.alloc import aligned_zeros
-from fastgd.kernels.memory.checks import shown
+from fastgd.kernels.memory.checks import COMPUTED, shown
 from fastgd.kernels.reference import RULES
 from fastgd.kernels.spec import norms
 from fastgd.kernels.spec.codecs import CODECS, TILE
 from fastgd.kernels.spec.coded_array import CodedArray, as_coded, codec_of, computed
+from fastgd.kernels.spec.lines import Axes, axes_of, line_shape
+from fastgd.kernels.spec.matrices import Matrix, matrix_of
 
 Array = NDArray[Any]
 
 STATE_DTYPES = ("float32", "float64", "bfloat16", "float16", "8bit")
 ROUNDINGS = ("nearest", "stochastic")
-FLOAT32, INT16, UINT8 = map(np.dtype, (np.float32, np.int16, np.uint8))
+FLOAT32, FLOAT64, INT16, UINT8 = map(np.dtype, (np.float32, np.float64, np.int16, np.uint8))
 
 
 def every_state() -> frozenset[str]:
-    """The names of all rules' states."""
-    return frozenset(key for rule in RULES.values() for key in rule.states)
+    """The names of all rules' states that have a number for each element."""
+    return frozenset(
+        key for rule in RULES.values() for key in rule.states if key not in rule.line_states
+    )
 
 
 class Kind(NamedTuple):
     """What an array is that is kept for a parameter."""
 
-    role: Literal["state", "scale", "master", "remainder"]
+    role: Literal["state", "number", "scale", "master", "remainder"]
     of: str  # the state that it is, or has the scales of; else its own key
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     codec: str  # by which a state is kept
+    lines: str = ""  # "rows" or "columns", where a state has one number for each
+
+    def given(self, kept: Mapping[str, Array]) -> Array | CodedArray:
+        """A state as the engine takes it: the array alone, where its dtype says all."""
+        a = kept[self.of]
+        return a if self.codec in COMPUTED and a.dtype == self.dtype else self.stored(kept)
 
     def stored(self, kept: Mapping[str, Array]) -> CodedArray:
         """A state as it is kept; stores to fewer bits round stochastically."""
-        stochastic = CODECS[self.codec].stochastic
-        return CodedArray(kept[self.of], kept.get(scale_of(self.of)), self.codec, stochastic)
+        codec = CODECS[self.codec]
+        aux = None if codec.aux is None else kept.get(scale_of(self.of))
+        return CodedArray(kept[self.of], aux, self.codec, codec.stochastic)
 
     def new(self, p: Array, start: float = 0.0) -> dict[str, Array]:
         """A state with its scales, or what goes with a parameter, before the first step."""
+        if self.role == "number":
+            return {self.of: np.full(self.shape, start, self.dtype)}
         if self.role != "state":
             zeros = aligned_zeros(p, self.dtype) if self.role == "master" else None
             made = {self.of: np.zeros(self.shape, self.dtype) if zeros is None else zeros}
             if zeros is not None:
                 as_coded(zeros).raw()[...] = as_coded(p).load(self.dtype)
             return made
+        if self.lines:
+            order: Literal["C", "F"] = "C" if p.flags.c_contiguous else "F"
+            return {self.of: np.zeros(self.shape, self.dtype, order)}
         codec = CODECS[self.codec]
         made = {self.of: _visible(aligned_zeros(p, self.dtype), self.codec)}
         if codec.aux is not None:
@@ -76,21 +93,41 @@ def scales_in(entry: Iterable[str]) -> set[str]:
     return {scale_of(key) for key in entry} & set(entry)
 
 
-def saved_kinds(rule: str, shape: tuple[int, ...]) -> dict[str, Kind]:
+def kept_by(rule: str) -> tuple[str, ...]:
+    """The names of a rule's states, arrays and numbers."""
+    return RULES[rule].states + RULES[rule].numbers
+
+
+@lru_cache(4096)
+def saved_kinds(rule: str, shape: tuple[int, ...]) -> Mapping[str, Kind]:
     """What a saved entry of a parameter may have that a rule steps, however it was kept.
 
     The dtype and codec of states are those of a parameter of float32 here: they may be others.
     """
     n = math.prod(shape)
     tiles = (-(-n // TILE),)
-    found = {key: Kind("state", key, FLOAT32, shape, "float32") for key in RULES[rule].states}
-    found |= {scale_of(key): Kind("scale", key, UINT8, tiles, "") for key in [*found]}
+    lines = RULES[rule].line_states
+    found = {
+        key: Kind(
+            "state",
+            key,
+            FLOAT32,
+            line_shape(shape, lines[key]) if key in lines else shape,
+            "float32",
+            lines.get(key, ""),
+        )
+        for key in RULES[rule].states
+    }
+    found |= {
+        scale_of(key): Kind("scale", key, UINT8, tiles, "") for key in [*found] if key not in lines
+    }
+    found |= {key: Kind("number", key, FLOAT64, (), "") for key in RULES[rule].numbers}
     found["master"] = Kind("master", "master", FLOAT32, shape, "")
     found["master_low"] = Kind("remainder", "master_low", INT16, (n,), "")
     return found
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Piece:
     """An array that stands for a parameter of which it is a piece, or a flat view.
 
@@ -101,6 +138,8 @@ class Piece:
     origin: int  # the parameter's elements before it
     whole: int  # the parameter's elements in all
     unit_length: int | None = None  # that of `norms.unit_length`, where the shape doesn't tell
+    shape: tuple[int, ...] | None = None  # the parameter's, where it isn't the array's
+    axes: Axes | None = None  # those of `lines.axes_of`, where the shape doesn't tell
 
 
 class Storage(NamedTuple):
@@ -121,14 +160,52 @@ class Storage(NamedTuple):
         known = {id(piece.array): piece for piece in pieces}
         return self._replace(pieces={**(self.pieces or {}), **known}) if known else self
 
-    def piece(self, p: Array) -> Piece:
-        """Which piece of a parameter this array is, mostly all of it."""
-        return (self.pieces or {}).get(id(p)) or Piece(p, 0, p.size)
+    def piece(self, p: Array) -> Piece | None:
+        """Which piece of a parameter this array is; None if it is all of it."""
+        return self.pieces.get(id(p)) if self.pieces else None
+
+    def whole(self, p: Array) -> int:
+        """The elements of the parameter that an array is, or is a piece of."""
+        piece = self.piece(p)
+        return p.size if piece is None else piece.whole
+
+    def is_shard(self, p: Array) -> bool:
+        """Whether an array is only a part of its parameter."""
+        return p.size != self.size(p)
+
+    def size(self, p: Array) -> int:
+        """The elements that a rule takes its parameter to have."""
+        piece = self.piece(p)
+        if piece is None:
+            return p.size
+        return piece.whole if piece.shape is None else math.prod(piece.shape)
+
+    def shape(self, p: Array) -> tuple[int, ...]:
+        """The shape of the parameter that an array stands for, by which the rule is picked."""
+        known = self.pieces and self.pieces.get(id(p))
+        return known.shape if known and known.shape is not None else p.shape
+
+    def matrix(self, p: Array) -> Matrix:
+        """What the parameter that an array stands for is as a matrix."""
+        piece = self.piece(p)
+        if piece is None or piece.shape is None:
+            return matrix_of(p.shape, as_coded(p).order)
+        # Rows that are not contiguous are columns that are.
+        return matrix_of(piece.shape, "F" if piece.unit_length == 0 else "C")
 
     def unit_length(self, p: Array) -> int:
         """The elements of each unit that `clip_ratio` is about; 0 if they are not contiguous."""
-        known = self.piece(p).unit_length
-        return norms.unit_length(p.shape, p.strides, p.itemsize) if known is None else known
+        piece = self.piece(p)
+        if piece is not None and piece.unit_length is not None:
+            return piece.unit_length
+        return norms.unit_length(p.shape, p.strides, p.itemsize)
+
+    def axes(self, p: Array) -> Axes | None:
+        """The axes of rows and columns; None of a vector or number."""
+        piece = self.piece(p)
+        if piece is not None and piece.axes is not None:
+            return piece.axes
+        return axes_of(p.shape, p.strides, p.itemsize)
 
     # ------------------------------------------------------------------------------- parameters
 
@@ -153,14 +230,26 @@ class Storage(NamedTuple):
         return self.master is True and p.itemsize == 2
 
     def kinds(self, p: Array, rule: str) -> dict[str, Kind]:
-        """What is kept for a parameter: the rule's states, and what they need."""
+        """What is kept for a parameter: the rule's states, and what they need.
+
+        It follows from the rule, the parameter's dtype and shape, and what `whole` says: see
+        `recall`.
+        """
         found = {}
+        lines = RULES[rule].line_states
         for key in RULES[rule].states:
             codec = CODECS[self.codec(p, rule, key)]
-            found[key] = Kind("state", key, codec.code, p.shape, codec.name)
+            shape = p.shape
+            if key in lines:
+                shape = line_shape(self.shape(p), lines[key])
+                # Flat where the parameter is.
+                shape = shape if p.shape == self.shape(p) else (math.prod(shape),)
+            found[key] = Kind("state", key, codec.code, shape, codec.name, lines.get(key, ""))
             if codec.aux is not None:
                 tiles = (-(-p.size // codec.per),)
                 found[scale_of(key)] = Kind("scale", key, codec.aux, tiles, "")
+        for key in RULES[rule].numbers:
+            found[key] = Kind("number", key, FLOAT64, (), "")
         if self.master and p.itemsize == 2:
             if self.master is True:
                 found["master"] = Kind("master", "master", FLOAT32, p.shape, "")
@@ -168,25 +257,46 @@ class Storage(NamedTuple):
                 found["master_low"] = Kind("remainder", "master_low", INT16, (p.size,), "")
         return found
 
+    def recall(self) -> Callable[[Array, str], Mapping[str, Kind]]:
+        """`kinds` for a walk over many parameters, worked out once for all that are alike."""
+        known: dict[tuple[Any, ...], Mapping[str, Kind]] = {}
+
+        def kinds(p: Array, rule: str) -> Mapping[str, Kind]:
+            key = rule, p.dtype, p.shape, self.shape(p), self.whole(p) if self.pieces else None
+            found = known.get(key)
+            if found is None:
+                found = known[key] = self.kinds(p, rule)
+            return found
+
+        return kinds
+
+    def given(self, p: Array, kept: Mapping[str, Array]) -> Array | CodedArray:
+        """What the step updates, as the engine takes it: `p` alone, where its dtype says all."""
+        if p.itemsize == 2 or ((piece := self.piece(p)) is not None and piece.origin):
+            return self.parameter(p, kept)
+        return p
+
     def parameter(self, p: Array, kept: Mapping[str, Array]) -> CodedArray:
         """What the step updates."""
+        piece = self.piece(p)
+        origin = 0 if piece is None else piece.origin
         if p.itemsize != 2 or not self.master:
             chance = p.itemsize == 2 and self.rounding == "stochastic"
-            own = as_coded(p)._replace(stochastic=chance)
-        elif self.master is True:
-            own = as_coded(kept["master"])
-        else:
-            own = CodedArray(p, kept["master_low"], "split")
-        return own._replace(origin=self.piece(p).origin)
+            return as_coded(p)._replace(stochastic=chance, origin=origin)
+        if self.master is True:
+            return as_coded(kept["master"])._replace(origin=origin)
+        return CodedArray(p, kept["master_low"], "split", origin=origin)
 
     # ------------------------------------------------------------------------------------ states
 
     def codec(self, p: Array, rule: str, key: str) -> str:
         """The codec that a state of a parameter is kept by."""
-        wanted = self.state_dtype
+        wanted = None if key in RULES[rule].line_states else self.state_dtype
         if isinstance(wanted, Mapping):
             wanted = wanted.get(key)
-        if wanted is None or (wanted == "8bit" and self.piece(p).whole < self.min_8bit_size):
+        elif key in RULES[rule].full_width:
+            wanted = None
+        if wanted is None or (wanted == "8bit" and self.whole(p) < self.min_8bit_size):
             return computed(p.dtype).name
         if wanted == "8bit":
             return _in_8_bits(rule, key)
@@ -194,10 +304,11 @@ class Storage(NamedTuple):
 
     def layouts(self, params: Mapping[Name, Array], rules: Mapping[Name, str]) -> dict[Name, str]:
         """The order of memory of each parameter whose states have a scale for each tile."""
+        kinds = self.recall()
         return {
             name: as_coded(p).order
             for name, p in params.items()
-            if any(kind.role == "scale" for kind in self.kinds(p, rules[name]).values())
+            if any(kind.role == "scale" for kind in kinds(p, rules[name]).values())
         }
 
     def state(self, p: Array, rule: str, key: str, kept: Mapping[str, Array]) -> CodedArray:
@@ -208,13 +319,16 @@ class Storage(NamedTuple):
         self,
         p: Array,
         rule: str,
+        kinds: Mapping[str, Kind],
         kept: Mapping[str, Array],
         saved: Mapping[str, Array],
         initial: Mapping[str, float],
     ) -> None:
-        """Set all that is kept of a parameter to what was saved, or to what it starts from."""
-        for key, kind in self.kinds(p, rule).items():
-            if kind.role == "state" and key in saved:
+        """Set all that is kept of a parameter, to what was saved, or it starts from."""
+        for key, kind in kinds.items():
+            if kind.codec in COMPUTED and key in saved and saved[key].dtype == kind.dtype:
+                kept[key][...] = saved[key]
+            elif kind.role == "state" and key in saved:
                 _take(kind.stored(kept), saved_as(saved, rule, key))
             elif kind.role != "scale":
                 taken = saved if key in saved else kind.new(p, initial.get(key, 0.0))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Set, ValuesView
 from typing import Any
 
+import numpy as np
+
 # The shape of a tree: None for a leaf, a list or a dict of structures for a node.
 Structure = None | list[Any] | dict[Any, Any]
 Path = tuple[object, ...]
@@ -43,10 +45,14 @@ def flatten(
         raise TypeError(f"{name}: expected a list or dict, found a {found}, which has no order")
     else:
         return None, [(path, tree)]
-    leaves = []
-    children = []
+    leaves: list[tuple[Path, Any]] = []
+    children: list[Structure] = []
     try:
         for key, child in pairs:
+            if type(child) is np.ndarray:  # as most are
+                children.append(None)
+                leaves.append(((*path, key), child))
+                continue
             structure, inner = flatten(child, (*path, key), name)
             children.append(structure)
             leaves += inner

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastgd.core import domains
 from fastgd.core.contract import Contract, HyperParameter
@@ -15,6 +15,15 @@ from fastgd.core.options import HYPER
 
 # What all optimizers have: of these no rule depends.
 COMMON = {"lr", "weight_decay", "maximize"}
+# Shapes of parameters to try: a vector, a matrix.
+SHAPES = ((3,), (4, 3))
+
+
+class Pick(NamedTuple):
+    """What picks a rule."""
+
+    changes: dict[str, Any]  # hyper-parameters that are not the defaults
+    shape: tuple[int, ...] | None  # of a parameter; None: of any
 
 
 def _other(declared: HyperParameter) -> Any:
@@ -30,38 +39,67 @@ def _changes(cls: type[Contract]) -> dict[str, Any]:
     return {key: value for key, value in others.items() if value != cls.hypers[key].default}
 
 
-def _picked(cls: type[Contract], changes: dict[str, Any]) -> str | None:
-    """The rule that hyper-parameters pick, or None if they contradict each other."""
+def _picked(cls: type[Contract], changes: dict[str, Any]) -> dict[tuple[int, ...], str]:
+    """The rules that hyper-parameters pick for those of SHAPES that the class takes.
+
+    None if they contradict each other.
+    """
     h = {key: declared.default for key, declared in cls.hypers.items()}
     h |= dict.fromkeys(HYPER) | changes
     try:
         cls.consistent(h)
     except ValueError:
-        return None
-    return cls.rule(h)
+        return {}
+    found: dict[tuple[int, ...], str] = {}
+    for shape in SHAPES:
+        try:
+            found[shape] = cls.rule(h, shape)
+        except ValueError:
+            continue
+    return found
 
 
-def rules_of(cls: type[Contract]) -> dict[str, dict[str, Any]]:
+def takes(cls: type[Contract], *shapes: tuple[int, ...]) -> bool:
+    """Whether a class steps parameters of these shapes.
+
+    Examples
+    --------
+    >>> import fastgd
+    >>> takes(fastgd.Muon, (4, 3)), takes(fastgd.Muon, (4, 3), (3,))
+    (True, False)
+    """
+    h = {key: declared.default for key, declared in cls.hypers.items()} | dict.fromkeys(HYPER)
+    try:
+        return all(cls.rule(h, shape) for shape in shapes)
+    except ValueError:
+        return False
+
+
+def rules_of(cls: type[Contract]) -> dict[str, Pick]:
     """The rules that a class can pick, each with the fewest hyper-parameters to change for it.
 
     Examples
     --------
     >>> import fastgd
-    >>> rules_of(fastgd.SGD)
+    >>> {rule: pick.changes for rule, pick in rules_of(fastgd.SGD).items()}
     {'sgd': {}, 'momentum': {'momentum': 0.25}, 'nesterov': {'momentum': 0.25, 'nesterov': True}}
     """
     changes = _changes(cls)
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Pick] = {}
     for n in range(min(len(changes), 3) + 1):
         for keys in combinations(changes, n):
             given = {key: changes[key] for key in keys}
-            if (rule := _picked(cls, given)) is not None:
-                found.setdefault(rule, given)
+            rules = _picked(cls, given)
+            for shape, rule in rules.items():
+                of_any = [*rules.values()] == [rule] * len(SHAPES)
+                found.setdefault(rule, Pick(given, None if of_any else shape))
     return found
 
 
 def variants(cls: type[Contract]) -> list[dict[str, Any]]:
     """Sets of hyper-parameters that reach every rule of a class, and change each of them.
+
+    They do so with vectors and matrices among the parameters.
 
     The defaults; each hyper-parameter changed alone; what reaches further rules; as many changed
     together as go together.
@@ -70,11 +108,12 @@ def variants(cls: type[Contract]) -> list[dict[str, Any]]:
     def together(keys: Iterator[str]) -> dict[str, Any]:
         given: dict[str, Any] = {}
         for key in keys:
-            if _picked(cls, {**given, key: changes[key]}) is not None:
+            if _picked(cls, {**given, key: changes[key]}):
                 given[key] = changes[key]
         return given
 
     changes = _changes(cls)
     alone = [{key: changes[key]} for key in changes if _picked(cls, {key: changes[key]})]
-    sets = [{}, *alone, *rules_of(cls).values(), together(iter(changes))]
+    reaching = [pick.changes for pick in rules_of(cls).values()]
+    sets = [{}, *alone, *reaching, together(iter(changes))]
     return [given for k, given in enumerate(sets) if given not in sets[:k]]

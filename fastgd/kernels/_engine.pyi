@@ -1,13 +1,15 @@
 """Types of the compiled engine; its documentation is in `_engine.pyx`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import Any, Final, final
+from typing import Any, Final, TypeGuard, final
 
-from numpy import float64, int64
+from numpy import dtype, float64, int64
 from numpy.typing import NDArray
 
 from fastgd.kernels.spec.coded_array import CodedArray
+from fastgd.kernels.spec.lines import Axes
+from fastgd.kernels.spec.matrices import Matrix
 
 SIZES: Final[dict[str, int]]
 
@@ -17,6 +19,27 @@ def set_num_threads(n: int) -> None: ...
 def get_num_threads() -> int: ...
 def has_openmp() -> bool: ...
 def global_norm(tree: object) -> float: ...
+def is_parameter(a: object) -> TypeGuard[NDArray[Any]]: ...
+def aligned_zeros(p: NDArray[Any], kind: dtype[Any]) -> NDArray[Any]: ...
+
+# The address of a function in C, how many coefficients it makes, and what is in its rows.
+_Translation = tuple[int, int, tuple[tuple[str, int], ...]]
+COEFFICIENTS: Final[dict[tuple[str, str], _Translation]]
+
+@final
+class HyperRows:
+    def __new__(
+        cls,
+        groups: Sequence[Mapping[str, Any]],
+        function: int,
+        count: int,
+        places: tuple[tuple[str, int], ...],
+        decoupled: bool,
+        own_decay: bool,
+    ) -> HyperRows: ...
+    def made(
+        self, k: int, t: int, unscale: float
+    ) -> tuple[tuple[float, ...], tuple[float, ...]] | None: ...
 
 @final
 class StepRecord:
@@ -31,14 +54,15 @@ class Plan:
     seed: int
     first: int
     bound: list[NDArray[Any] | None] | None
+    torn: bool
     def __new__(
         cls,
         structure: object,
         params: Sequence[NDArray[Any] | CodedArray],
-        labels: list[str],
+        labels: Sequence[str],
         groups: list[int],
         states: Sequence[tuple[NDArray[Any] | CodedArray, ...]],
-        state_names: list[tuple[str, ...]],
+        rules: list[str],
         steps: NDArray[int64],
         grads: object = None,
         *,
@@ -50,7 +74,18 @@ class Plan:
         skipped: NDArray[int64] | None = None,
         seed: int = 0,
         unit_lengths: list[int] | None = None,
+        numbers: Sequence[tuple[NDArray[float64], ...]] | None = None,
+        owners: list[int] | None = None,
+        sizes: list[int] | None = None,
+        axes: Sequence[Axes | None] | None = None,
+        hyper_rows: HyperRows | None = None,
+        matrices: list[Matrix] | None = None,
     ) -> Plan: ...
+    wrote: bool
+    hyper_rows: HyperRows | None
+    def refresh(self) -> None: ...
+    def holds(self) -> bool: ...
+    def refuse_torn(self) -> None: ...
     def step(
         self,
         grads: object,
@@ -63,4 +98,5 @@ class Plan:
         tally: NDArray[float64] | None = None,
         amount: float = 0.0,
         combine: Callable[[NDArray[float64]], object] | None = None,
+        combine_sums: Callable[[NDArray[float64]], object] | None = None,
     ) -> StepRecord: ...

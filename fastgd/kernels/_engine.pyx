@@ -13,11 +13,13 @@ cimport cython
 cimport numpy as cnp
 import numpy as np
 from cython.parallel cimport prange
-from libc.math cimport copysign, fabs, isfinite, isinf, isnan, sqrt
-from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.math cimport INFINITY, NAN, copysign, fabs, isfinite, isinf, isnan, sqrt
+from libc.stdlib cimport calloc, free, malloc, qsort, realloc
 from libc.string cimport memcpy, memset
 
+from cpython.object cimport PyObject, PyTypeObject
 from cpython.pycapsule cimport PyCapsule_CheckExact, PyCapsule_GetPointer
+from cpython.ref cimport Py_INCREF
 
 from fastgd.kernels._grad_pointers cimport GRAD_POINTERS, GradPointer
 from fastgd.kernels._types cimport *
@@ -25,6 +27,7 @@ from fastgd.kernels._types cimport *
 from fastgd.kernels import reference
 from fastgd.kernels.memory import buffers, checks
 from fastgd.kernels.spec import codecs, coded_array
+from fastgd.kernels.spec.matrices import matrix_of
 
 cdef extern from "codecs.h" nogil:
     cnp.uint64_t fastgd_random_key(cnp.uint64_t, cnp.uint64_t, cnp.uint64_t)
@@ -42,12 +45,16 @@ cdef Py_ssize_t ALIGN_FROM = 1024
 # With fewer elements than this in all, waking a second thread costs more than it saves.
 cdef Py_ssize_t PARALLEL_FROM = 32768
 
+# Tensors of so many elements at most are swept over twice before the next ones are.
+cdef Py_ssize_t BATCH = 1 << 19
+
 # From so many bytes on, parameters and states of all tensors don't stay in a core's own cache.
 cdef Py_ssize_t CACHED = 1 << 21
 
 # The sizes that the specification has as well, in spec/sizes.py, as they were compiled.
 SIZES = {"TILE": TILE, "LANES": LANES, "BLOCK": BLOCK, "MAX_STATES": MAX_STATES,
-         "MAX_COEFFICIENTS": MAX_COEFFICIENTS}
+         "MAX_COEFFICIENTS": MAX_COEFFICIENTS, "MAX_SUMS": MAX_SUMS,
+         "MAX_NUMBERS": MAX_NUMBERS, "SLICES": SLICES}
 
 cdef object _MISSING = object()
 
@@ -66,12 +73,20 @@ cdef dict NONFINITE = {"propagate": PROPAGATE, "skip": SKIP, "raise": RAISE}
 include "engine/arrays.pxi"
 include "loops/_fused_codecs.pxi"
 include "engine/records.pxi"
+include "engine/matrices.pxi"
+include "engine/rules.pxi"
+include "engine/memory.pxi"
 include "engine/stage_flags.pxi"
 include "engine/step_record.pxi"
 include "engine/backend.pxi"
 include "engine/group_steps.pxi"
+include "engine/hyper_rows.pxi"
 include "engine/sweep.pxi"
+include "engine/lines.pxi"
 include "engine/layout.pxi"
+include "engine/own_steps.pxi"
+include "engine/whole_model.pxi"
+include "engine/owners.pxi"
 include "engine/gradients.pxi"
 include "engine/by_reference.pxi"
 include "engine/norms/sums.pxi"
@@ -90,14 +105,15 @@ cdef class Plan:
     params : list of ndarray or `coded_array.CodedArray`
         The parameters in the order of `structure`; contiguous, writeable, of a dtype of floats.
         float64 is computed with as it is, everything else as float32.
-    labels : list of str
-        What to call each parameter in an error, less the leading ``params``.
+    labels : sequence of str
+        What to call each parameter in an error, less the leading ``params``; asked for in errors
+        alone.
     groups : list of int
         The group each parameter belongs to.
     states : list of tuple of ndarray or `coded_array.CodedArray`
         The states of each parameter, in the order of its rule.
-    state_names : list of tuple of str
-        What they are called.
+    rules : list of str
+        The rule of each parameter.
     steps : ndarray of int64, shape (parameters,)
         The number of steps each parameter has taken; counted up in place.
     grads : object, optional
@@ -120,11 +136,30 @@ cdef class Plan:
         How many elements each unit of a parameter has, of which the norms may be clipped: units
         are contiguous and follow each other.  0 where they don't.  By default parameters are one
         unit each.
+    numbers : list of tuple of ndarray of float64, shape (), optional
+        The numbers that are kept for each parameter, in the order of its rule.
+    owners : list of int, optional
+        Whose coefficients each parameter has, as the parameters of a group may follow several
+        rules; by default its group.
+    sizes : list of int, optional
+        The elements that each parameter has in all, where only a shard of it is here.
+    axes : list of Axes or None, optional
+        Those of each parameter's rows and columns, where its rule has states of these.
+    hyper_rows : HyperRows, optional
+        What compiled backends take coefficients from, instead of asking for them.
+    matrices : list of `matrices.Matrix`, optional
+        What each parameter is as a matrix, for rules with a matrix step; by default as its array
+        is.
 
     Raises
     ------
     TypeError, ValueError
         If an array is not what it has to be, or two of them overlap.
+
+    Attributes
+    ----------
+    torn : bool
+        Whether a step ended when states had been written and parameters not; may be set.
     """
 
     cdef Layout layout
@@ -137,21 +172,30 @@ cdef class Plan:
     cdef readonly cnp.ndarray steps
     cdef cnp.int64_t* counts    # of `steps`
     cdef GroupStep* group_steps
+    cdef Owners owners
+    cdef readonly HyperRows hyper_rows
     cdef StepArgs args
     cdef Py_ssize_t elements    # that this step works on
     cdef bint busy
+    cdef readonly bint wrote    # whether the last step came to what it writes
 
-    def __cinit__(self, structure, params, list labels, list groups, states,
-                  list state_names, cnp.ndarray steps, grads=None, *, list averages=None,
+    def __cinit__(self, structure, params, labels, list groups, states,
+                  list rules, cnp.ndarray steps, grads=None, *, list averages=None,
                   cnp.ndarray average_steps=None, copies=None, clip_by="all",
                   nonfinite="propagate", cnp.ndarray skipped=None, unsigned long long seed=0,
-                  list unit_lengths=None):
+                  list unit_lengths=None, list numbers=None, list owners=None,
+                  list sizes=None, list matrices=None, list axes=None, HyperRows hyper_rows=None):
+        cdef Py_ssize_t i
         self.seed = seed
         self.steps, self.counts = steps, <cnp.int64_t*> cnp.PyArray_DATA(steps)
         self.average_steps, self.skipped = average_steps, skipped
         self.clip_by, self.nonfinite = CLIP_BY[clip_by], NONFINITE[nonfinite]
-        self.layout = Layout(params, labels, groups, states, state_names, averages, copies,
-                             unit_lengths)
+        self.layout = Layout(params, labels, groups, states, rules, averages, copies, unit_lengths,
+                             numbers, sizes, matrices, axes)
+        for i in range(self.layout.n):
+            self.layout.tensors[i].owner = (groups if owners is None else owners)[i]
+        self.hyper_rows = hyper_rows
+        self.owners = Owners(self.layout, rules, hyper_rows)
         self.gradients = Gradients(self.layout, structure, grads)
         self.norms = PlanNorms(self.layout)
         self.group_steps = <GroupStep*> calloc(self.layout.n, sizeof(GroupStep))
@@ -162,13 +206,42 @@ cdef class Plan:
     def __dealloc__(self):
         free(self.group_steps)
 
+    def refresh(self):
+        """Take the hyper-parameters of groups as they are now."""
+        if self.hyper_rows is not None:
+            self.hyper_rows.fill()
+
     @property
     def bound(self):
         """The bound gradients' arrays, None where there is none; or None."""
         return self.gradients.bound
 
+    def holds(self):
+        """Whether parameters, copies and bound gradients are still the memory that they were."""
+        try:
+            self.layout.check_unmoved()
+            self.gradients.check_unmoved()
+        except ValueError:
+            return False
+        return True
+
+    @property
+    def torn(self):
+        return self.layout.torn
+
+    @torn.setter
+    def torn(self, bint value):
+        self.layout.torn = value
+
+    cpdef int refuse_torn(self) except -1:
+        """Raise RuntimeError if the last step ended between its sweeps."""
+        if self.layout.torn:
+            raise RuntimeError("step: the last one failed between its two sweeps, when states had "
+                               "been changed and parameters not all: go back to a checkpoint")
+
     def step(self, grads, configure, double unscale, *, tuple average=None, bint zero=False,
-             tuple reset=(), cnp.ndarray tally=None, double amount=0.0, combine=None):
+             tuple reset=(), cnp.ndarray tally=None, double amount=0.0, combine=None,
+             combine_sums=None):
         """Update every parameter that has a gradient, and its states, in place.
 
         Parameters
@@ -177,7 +250,7 @@ cdef class Plan:
             Gradients in the plan's structure; None for those bound beforehand; or a capsule of
             as many `GradPointer` as there are parameters, which are flat then.
         configure : callable
-            ``configure(group, t, unscale)``, for a parameter's t-th step, returns the rule's name,
+            ``configure(owner, t, unscale)``, for a parameter's t-th step, returns the rule's name,
             its coefficients, and the fields of `reference.Stages`.
         unscale : float
             The factor of all gradients that undoes the scale of the loss; passed to `configure`.
@@ -192,6 +265,9 @@ cdef class Plan:
         combine : callable, optional
             Where other processes have the other shards: called with this one's sums of squares, of
             shape (parameters + groups + 1, 2), which it replaces by the sums over all shards.
+        combine_sums : callable, optional
+            The same for the sums of terms of rules with two sweeps, of shape (parameters, terms),
+            called between these.  If it raises, states have been changed and parameters not.
 
         Returns
         -------
@@ -204,7 +280,7 @@ cdef class Plan:
         FloatingPointError
             If a gradient isn't finite and that is to be an error; nothing has been changed then.
         RuntimeError
-            If called from within itself.
+            If called from within itself, or if the last step ended between its sweeps.
 
         Notes
         -----
@@ -212,15 +288,17 @@ cdef class Plan:
         """
         if self.busy:
             raise RuntimeError("step() was called from within a step of the same optimizer")
-        self.busy = True
+        self.refuse_torn()
+        self.busy, self.wrote = True, False
         try:
             return self.step_alone(grads, configure, unscale, average, zero, reset, tally, amount,
-                                   combine)
+                                   combine, combine_sums)
         finally:
             self.busy = False
 
     cdef StepRecord step_alone(self, grads, configure, double unscale, tuple average, bint zero,
-                               tuple reset, cnp.ndarray tally, double amount, combine):
+                               tuple reset, cnp.ndarray tally, double amount, combine,
+                               combine_sums):
         cdef Backend backend = _backend     # to the end, whatever is set meanwhile
         cdef StepRecord record = StepRecord.__new__(StepRecord)
         cdef bint finite = True, norms
@@ -248,8 +326,25 @@ cdef class Plan:
                                         else arrays)
         self.mark_stages(backend, record, clips, unscale, zero)
 
-        # All checks have passed: from here on nothing fails, and no Python code runs in which an
-        # interrupt could arrive (unless the rules themselves are NumPy's).
+        if self.layout.n_matrices:
+            # Products of matrices may overflow, of which NumPy is not to speak in the middle.
+            with np.errstate(all="ignore"):
+                self.carry_out(backend, record, finite, arrays, configured, average, zero, reset,
+                               tally, amount, combine_sums)
+        else:
+            self.carry_out(backend, record, finite, arrays, configured, average, zero, reset, tally,
+                           amount, combine_sums)
+        return record
+
+    cdef int carry_out(self, Backend backend, StepRecord record, bint finite, list arrays,
+                       list configured, tuple average, bint zero, tuple reset, cnp.ndarray tally,
+                       double amount, combine_sums) except -1:
+        """Write what the step writes.
+
+        All checks have passed: from here on nothing fails, and no Python code runs in which an
+        interrupt could arrive (unless the rules themselves are NumPy's).
+        """
+        self.wrote = True
         for array in reset:
             (<cnp.ndarray> array).fill(0)
         if tally is not None:
@@ -262,50 +357,50 @@ cdef class Plan:
         else:
             self.count_up(average is not None)
             if backend.compiled:
-                self.sweep()
+                self.sweep(combine_sums)
             else:
-                step_by_reference(self.layout, arrays, configured, average)
+                step_by_reference(self.layout, arrays, configured, average, combine_sums)
         record.step = max_of(self.counts, self.layout.n)
-        return record
 
     cdef tuple configure(self, Backend backend, configure, double unscale):
-        """Fill in the step of each distinct (group, step count), and point tensors there.
+        """Fill in the step of each distinct (owner, step count), and point tensors there.
 
         Returns what they were filled from, whether one clips a norm, and whether one clips those of
         units.
         """
-        cdef Py_ssize_t i, group = -1
+        cdef Py_ssize_t i, owner = -1
         cdef cnp.int64_t step = -1
         cdef Tensor* t
         cdef GroupStep* group_step
         cdef dict known = {}
         cdef list configured = []
         cdef bint clips = False, units = False
+        self.owners.use(backend)
         for i in range(self.layout.n):
             t = &self.layout.tensors[i]
             if t.g == NULL:
                 continue
-            if t.group != group or self.counts[i] != step:
-                group, step = t.group, self.counts[i]
-                k = known.get((group, step))
+            if t.owner != owner or self.counts[i] != step:
+                owner, step = t.owner, self.counts[i]
+                k = known.get((owner, step))
                 if k is None:
                     if not 0 <= step < 1 << 53:
                         raise ValueError(f"{checks.state_label(self.layout.labels[i], 'step')}: "
                                          f"expected a number from 0 to below 2^53, found {step}")
-                    k = known[group, step] = len(configured)
-                    row = configure(group, step + 1, unscale)
+                    k = known[owner, step] = len(configured)
                     group_step = &self.group_steps[<Py_ssize_t> k]
-                    read_row(group_step, backend, row)
+                    configured.append(
+                        self.owners.make(group_step, owner, step, configure, unscale))
                     clips |= not isinf(group_step.clip_norm)
                     units |= not isinf(group_step.clip_ratio)
-                    configured.append(row)
             t.group_step = k
             group_step = &self.group_steps[t.group_step]
             if not t.is_double and not group_step.in_float_range:
                 raise ValueError(f"params{self.layout.labels[i]}: its hyper-parameters or "
-                                 f"grad_scale make {out_of_range(configured[k])}, out of "
-                                 "float32's range")
-            if group_step.n_states != t.n_states:
+                                 f"grad_scale make "
+                                 f"{out_of_range(group_step, self.owners.rules[owner])}, "
+                                 "out of float32's range")
+            if group_step.info != t.info:
                 raise RuntimeError(f"params{self.layout.labels[i]}: its states do not fit the rule")
             t.unit, t.n_units = t.n, 1
             if not isinf(group_step.clip_ratio):
@@ -381,17 +476,78 @@ cdef class Plan:
             for i in range(cnp.PyArray_SIZE(self.average_steps)):
                 averages[i] += 1
 
-    cdef int sweep(self) except -1:
-        cdef Chunk* chunks = self.layout.chunks
-        cdef Py_ssize_t n = self.layout.n_chunks, k, threads = threads_for(self.elements, n)
+    cdef int sweep(self, combine_sums) except -1:
+        """The sweeps over all tensors, and what is worked out before each."""
+        cdef Py_ssize_t k
+        for k in range(self.layout.n_batches):
+            self.sweep_batch(&self.layout.batches[k], combine_sums)
+
+    cdef int sweep_batch(self, const Batch* batch, combine_sums) except -1:
+        """The same of some of the tensors."""
+        if self.layout.n_own:
+            begin(self.layout, self.group_steps, batch)
+        if self.layout.n_pieces:
+            self.sweep_lines(batch)
+        if self.layout.n_summed:
+            self.run_threads(batch, True)
+            add_up_terms(self.layout, batch)
+            if combine_sums is not None:
+                combine_terms(self.layout, batch, combine_sums)
+            if self.layout.n_matrices:
+                matrix_steps(self.layout, batch)
+        if self.layout.shares:
+            add_up_tensors(self.layout)
+        if self.layout.n_own:
+            settle(self.layout, batch)
+        if self.layout.shares:
+            share_numbers(self.layout)
+        self.run_threads(batch, False)
+
+    cdef void run_threads(self, const Batch* batch, bint first) noexcept:
+        """One sweep over the chunks of some tensors."""
+        cdef Chunk* chunks = self.layout.chunks + batch.chunk
+        cdef Py_ssize_t n = batch.chunk_end - batch.chunk, k
+        cdef Py_ssize_t threads = threads_for(self.elements_in(batch), n)
         cdef Tensor* tensors = self.layout.tensors
+        if tensors[batch.tensor].info.matrix != NULL:
+            # Its sweeps take a few hundredths of what its products take, and other threads, which
+            # spin for a while in wait of the next sweep, would be in the way of BLAS's (512 x 512
+            # on 2 cores: 1.3 times the time).
+            threads = 1
         with nogil:
             if threads <= 1:
-                run(tensors, self.group_steps, &self.args, chunks, chunks + n)
+                run(tensors, self.group_steps, &self.args, chunks, chunks + n, first)
             else:
                 for k in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-                    run(tensors, self.group_steps, &self.args,
-                        share_of(chunks, n, k, threads), share_of(chunks, n, k + 1, threads))
+                    run(tensors, self.group_steps, &self.args, share_of(chunks, n, k, threads),
+                        share_of(chunks, n, k + 1, threads), first)
+
+    cdef inline Py_ssize_t elements_in(self, const Batch* batch) noexcept:
+        """How many elements this step works on; of a batch that isn't all, roughly."""
+        if self.layout.n_batches == 1:
+            return self.elements
+        if batch.chunk == batch.chunk_end:
+            return 0
+        cdef Chunk* last = &self.layout.chunks[batch.chunk_end - 1]
+        return last.before + last.n - self.layout.chunks[batch.chunk].before
+
+    cdef void sweep_lines(self, const Batch* batch) noexcept:
+        """The sweep before the sweeps of rules with states of rows and columns."""
+        cdef const LinePiece* pieces = self.layout.pieces + batch.piece
+        cdef Tensor* tensors = self.layout.tensors
+        cdef Py_ssize_t n = batch.piece_end - batch.piece, k
+        cdef Py_ssize_t threads = threads_for(self.elements_in(batch), n)
+        with nogil:
+            if threads <= 1:
+                for k in range(n):
+                    square_piece(tensors, self.group_steps, &self.args, &pieces[k])
+                for k in range(batch.tensor, batch.end):
+                    settle_lines(&tensors[k], self.group_steps, &self.args)
+            else:
+                for k in prange(n, num_threads=threads, schedule="dynamic"):
+                    square_piece(tensors, self.group_steps, &self.args, &pieces[k])
+                for k in prange(batch.tensor, batch.end, num_threads=threads, schedule="dynamic"):
+                    settle_lines(&tensors[k], self.group_steps, &self.args)
 
 
 cdef inline cnp.int64_t max_of(cnp.int64_t* values, Py_ssize_t n) noexcept:

@@ -8,8 +8,11 @@ cdef extern from "numeric.h" nogil:
     const int STRIDE "FASTGD_STRIDE"
     const int LANES "FASTGD_LANES"
     const int BLOCK "FASTGD_BLOCK"
+    const int SLICES "FASTGD_SLICES"
     const int MAX_STATES "FASTGD_MAX_STATES"
     const int MAX_COEFFICIENTS "FASTGD_MAX_COEFFICIENTS"
+    const int MAX_SUMS "FASTGD_MAX_SUMS"
+    const int MAX_NUMBERS "FASTGD_MAX_NUMBERS"
     const int MAX_WORDS "FASTGD_MAX_WORDS"
     const int N_SCRATCH "FASTGD_N_SCRATCH"
 
@@ -33,6 +36,7 @@ cdef enum:
     ZERO_GRADIENT = 64
     CODED = 128
     SCALE_UNITS = 256
+    OF_GRADIENT = SCALE | SCALE_UNITS | CLIP_VALUE | L2_DECAY
 
 # What the stages before the rule are given: the same for all tensors of a group at one step count.
 cdef struct Stages:
@@ -52,12 +56,38 @@ cdef struct CodedPtr:
     int per                    # one for so many elements
     int bit_offset             # of the random bits of a store; negative: to nearest
 
+# What one sweep of a rule does, besides its loop.  Sets of states and terms are bits by places.
+cdef struct Sweep:
+    bint gradient              # whether it takes the gradient
+    int loads                  # the states that it takes,
+    int stores                 # and those of them that it writes
+    int n_terms                # that it returns to be summed up,
+    int squares                # and those of them whose squares are
+    bint kept                  # whether it takes the kept term in the gradient's place
+    int lines                  # the states that are numbers of rows or columns: only read
+
+# An axis of an array as it lies in memory.
+cdef struct Axis:
+    Py_ssize_t length          # elements of a line,
+    Py_ssize_t stride          # and how many elements of the array they are apart
+
+# The rows and columns of a tensor: where they lie, their states, and room for sums.
+cdef struct Lines:
+    Axis axes[3]               # of rows, of columns, and of the rows' numbers along a matrix
+    Py_ssize_t size            # elements of the tensor
+    char* state[2]             # of rows, of columns
+    double* blocks[2]          # the sum of each block of a line
+    char* mean                 # of each line, of rows or columns
+    char* seen[2]              # what sweeps see of rows, of columns
+
 # What one call of a staged step works on: a chunk of a tensor, and where each array's starts.
 cdef struct ChunkArgs:
+    Sweep sweep
     CodedPtr p
     CodedPtr g                 # without a gradient there is no rule, only what comes after it
     CodedPtr copy
     CodedPtr s[MAX_STATES]
+    Axis axes[MAX_STATES]      # of states that are numbers of lines, which start with the first
     const void* fused          # the rule's loop that loads and stores itself, or NULL; and the
     const void* fused_in_tile  # same for a parameter and a gradient loaded to tiles
     Py_ssize_t n
@@ -66,6 +96,7 @@ cdef struct ChunkArgs:
     double factor              # of the gradient,
     const double* factors      # or of each of its units,
     Py_ssize_t unit            # which have so many elements, from the tensor's first on
+    void* kept                 # the term of the first sweep, for what comes after it; or NULL
     void* average
     int average_size           # bytes of an element, or 0: there is none
     double beta                # of the average
@@ -85,6 +116,22 @@ ctypedef void (*staged_f32)(
     const void*, const ChunkArgs*, const float*, const Stages*) noexcept nogil
 ctypedef void (*staged_f64)(
     const void*, const ChunkArgs*, const double*, const Stages*) noexcept nogil
+# p, g, states, n, coefficients, terms
+ctypedef void (*first_f32)(
+    const float*, const float*, float**, Py_ssize_t, const float*, float**) noexcept nogil
+ctypedef void (*first_f64)(
+    const double*, const double*, double**, Py_ssize_t, const double*, double**) noexcept nogil
+# rule, chunk, coefficients, stages, the total of each term
+ctypedef void (*summed_f32)(
+    const void*, const ChunkArgs*, const float*, const Stages*, double*) noexcept nogil
+ctypedef void (*summed_f64)(
+    const void*, const ChunkArgs*, const double*, const Stages*, double*) noexcept nogil
+# chunk, stages, lines, how often there are the chunk's elements, and how far apart
+ctypedef void (*squared_lines)(
+    const ChunkArgs*, const Stages*, const Lines*, Py_ssize_t, Py_ssize_t) noexcept nogil
+# lines, the loops over their numbers: over all, for what is seen of rows, of columns; coefficients
+ctypedef void (*settled_f32)(const Lines*, const void**, const float*) noexcept nogil
+ctypedef void (*settled_f64)(const Lines*, const void**, const double*) noexcept nogil
 # x, n, factor
 ctypedef double (*sum_f32)(const float*, Py_ssize_t, double) noexcept nogil
 ctypedef double (*sum_f64)(const double*, Py_ssize_t, double) noexcept nogil

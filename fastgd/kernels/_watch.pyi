@@ -1,10 +1,12 @@
 """Types of the compiled watch over tensors; its documentation is in `_watch.pyx`."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, final
+from typing import Any, Final, final
 
 from numpy import int64
 from numpy.typing import NDArray
+
+RETURN_ARGUMENT: Final[int]
 
 def flat(api: Any, tensor: object, owner: object) -> NDArray[Any] | None: ...
 
@@ -20,7 +22,7 @@ class Watch:
         tensors: list[list[Any]],
         local: Callable[[int, int, Any], Any],
         refuse: Callable[[int, int, Any], None],
-        handles: tuple[Callable[[Any], int], int, int],
+        handles: tuple[Callable[[Sequence[Any]], list[int]], int, int],
     ) -> Watch: ...
     def count(self, i: int, count: NDArray[int64]) -> None: ...
     def show(

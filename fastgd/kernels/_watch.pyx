@@ -53,6 +53,14 @@ cdef struct Known:
 include "watch/dlpack_tensor.pxi"
 
 
+cdef void return_argument(cnp.uint64_t* stack, cnp.uint64_t arguments,
+                          cnp.uint64_t results) noexcept nogil:
+    """What an operator runs that returns its argument: both are at the same place of a stack."""
+
+
+RETURN_ARGUMENT = <size_t> &return_argument    # its address
+
+
 cdef class Watch:
     """Parameters and their states, looked at before every step.
 
@@ -71,8 +79,8 @@ cdef class Watch:
     refuse : callable
         ``refuse(k, i, gradient)`` raises what is wrong with the gradient of a parameter.
     handles : tuple
-        A callable from a tensor to the handle that holds it, and the addresses of the functions
-        that say where its memory is and let it go.
+        A callable from tensors to the handles that hold them, and the addresses of the functions
+        that say where the memory of one is and let it go.
     """
 
     cdef Exchange* exchange
@@ -82,7 +90,7 @@ cdef class Watch:
     cdef where_is where
     cdef let_go release
     cdef list lenders              # what lends the gradients
-    cdef list entries, shown, memory, counts
+    cdef list entries, shown, counts
     cdef list bound                # the parameters that are, in order
     cdef list order                # the keys and values of the library's dict of states
     cdef Known* known
@@ -104,8 +112,8 @@ cdef class Watch:
         self.hold, where, release = handles
         self.where, self.release = <where_is> <size_t> where, <let_go> <size_t> release
         self.n = len(self.tensors)
-        self.entries, self.shown, self.memory, self.counts, self.lenders = (
-            [None] * self.n for _ in range(5))
+        self.entries, self.shown, self.counts, self.lenders = (
+            [None] * self.n for _ in range(4))
         self.order, self.stepped = [], []
         self.bound = [p for group, own in zip(members, tensors) for p, tensor in zip(group, own)
                       if tensor is not None]
@@ -185,16 +193,18 @@ cdef class Watch:
         known.states = <KnownState*> calloc(len(order) + 1, sizeof(KnownState))
         if known.states == NULL:
             raise MemoryError
+        values, tensors = [entry[key] for key in order], [of[key] for key in order]
         # Kept alive, as the states point to them.
-        self.shown[i] = [(key, entry[key]) for key in order]
-        self.memory[i] = [of[key] for key in order]
-        for j, (key, value) in enumerate(self.shown[i]):
+        self.shown[i] = order + values + tensors
+        handles = self.hold(tensors)
+        known.n_states = len(order)    # of which all are let go
+        for j in range(len(order)):
+            known.states[j].handle = <void*> <size_t> handles[j]
+        for j, (key, value) in enumerate(zip(order, values)):
             one = &known.states[j]
             if not look(self.exchange, of[key], &t) or kind_of(&t) < 0:
                 raise RuntimeError("a state to be watched has no memory of numbers")
             one.key, one.value, one.data = <PyObject*> key, <PyObject*> value, <char*> t.data
-            one.handle = <void*> <size_t> self.hold(of[key])
-            known.n_states = j + 1
             if self.data_of(one) != one.data:
                 raise RuntimeError("a handle of a state is that of another tensor")
             if key == "step":

@@ -13,12 +13,22 @@ from fastgd.kernels.spec.average import ema as ema
 from fastgd.kernels.spec.norms import sums_of_squares as sums_of_squares
 from fastgd.kernels.spec.registry import RULES as RULES
 from fastgd.kernels.spec.registry import Array as Array
+from fastgd.kernels.spec.registry import FullWidth as FullWidth
 from fastgd.kernels.spec.registry import Fused as Fused
+from fastgd.kernels.spec.registry import Kept as Kept
+from fastgd.kernels.spec.registry import Number as Number
+from fastgd.kernels.spec.registry import Read as Read
 from fastgd.kernels.spec.registry import Rule as Rule
 from fastgd.kernels.spec.registry import Scalar as Scalar
+from fastgd.kernels.spec.registry import Shared as Shared
+from fastgd.kernels.spec.registry import Size as Size
 from fastgd.kernels.spec.registry import Squares as Squares
+from fastgd.kernels.spec.registry import Sum as Sum
+from fastgd.kernels.spec.registry import SumOfSquares as SumOfSquares
+from fastgd.kernels.spec.registry import Total as Total
 from fastgd.kernels.spec.registry import positive_part as positive_part
 from fastgd.kernels.spec.registry import rule as rule
+from fastgd.kernels.spec.registry import sets as sets
 from fastgd.kernels.spec.series import ewma as ewma
 from fastgd.kernels.spec.sizes import BLOCK as BLOCK
 from fastgd.kernels.spec.sizes import LANES as LANES
@@ -30,8 +40,8 @@ from fastgd.kernels.spec.stages import decoupled_decay as decoupled_decay
 from fastgd.kernels.spec.stages import l2_decay as l2_decay
 from fastgd.kernels.spec.stages import scale as scale
 from fastgd.kernels.spec.stages import scale_units as scale_units
-from fastgd.kernels.spec.stages import step as step
-from fastgd.kernels.spec.stages import step_coded as step_coded
+from fastgd.kernels.spec.steps import TensorStep as TensorStep
+from fastgd.kernels.spec.steps import step as step
 
 
 def __getattr__(name: str) -> Any:

@@ -301,7 +301,7 @@ class Collected:
             saved = opt["state"].get(j, {})
             scales = scales_in(saved)
             entry = {
-                key: a if key == "step" else a[_tiles(inside) if key in scales else inside]
+                key: a if np.ndim(a) == 0 else a[_tiles(inside) if key in scales else inside]
                 for key, a in saved.items()
             }
             self._entries[i].append((inside.stop - inside.start, copied(entry)))
@@ -338,12 +338,15 @@ def _tiles(inside: slice) -> slice:
 
 
 def _joined(entries: Sequence[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
-    """The states of pieces one after the other; those that had none yet are zeros."""
+    """The states of pieces one after the other; those that had none yet are zeros.
+
+    All pieces have the same numbers, as they have taken the same steps.
+    """
     whole: dict[str, Any] = {}
     for _, entry in entries:
         whole.update(entry)
     scales = scales_in(whole)
-    for key in whole.keys() - {"step"}:
+    for key in [key for key, a in whole.items() if np.ndim(a)]:
         kind = whole[key].dtype
         pieces = [
             entry[key] if key in entry else np.zeros(-(-n // TILE) if key in scales else n, kind)

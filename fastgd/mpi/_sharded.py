@@ -31,6 +31,9 @@ Array = NDArray[Any]
 
 TIMEOUT = 60.0  # seconds
 
+# What is waited for between the sweeps of a step, and what that means if nobody comes.
+SUMS = "the sums between two sweeps, when states had been changed and parameters not"
+
 
 class Sharded:
     r"""An optimizer over the ranks of a communicator, each of which keeps its share of the states.
@@ -43,7 +46,7 @@ class Sharded:
     Parameters
     ----------
     opt_class : type
-        A class of `fastgd`, say ``fastgd.Adam``.
+        A class of `fastgd`, say ``fastgd.Adam``, but none whose rule needs all of a parameter.
     params : array, nested lists and dicts of arrays, or groups
         As the class takes them, alike on all ranks; rank 0's values are taken by all.
     comm : MPI.Intracomm, optional
@@ -83,9 +86,10 @@ class Sharded:
     *Equality.*  With ``reduction="mean"`` and ``ordered``, a step on R ranks has the same bits as
     one of ``opt_class`` in a single process that accumulates the ranks' gradients in their order
     (`Optimizer.accumulate`) and steps: parameters, and the pieces of all states, 8-bit ones and
-    chance included.  All ranks' parameters are always the same, to the bit.  Only ``clip_norm``
-    makes an exception, whose norm is added up over shards: it may differ in the last bit of its
-    float64, and then seldom a bit of what is scaled by it.
+    chance included.  All ranks' parameters are always the same, to the bit.  Only norms make an
+    exception, as they are added up over shards: that of ``clip_norm``, and those that `LAMB` and
+    `LARS` have in their formulas.  They may differ in the last bits of their float64, and then
+    seldom a bit of what is scaled by them.
 
     *Collective calls.*  The constructor, `step`, `accumulate`, `swapped`, `save` and `load` are for
     all ranks to make, in the same order for all optimizers of a communicator.  What a rank is given
@@ -95,6 +99,8 @@ class Sharded:
     `RankError` at once; without, they do when their time is up: after `timeout` and at most 2 s
     more, in which they ask each other who is there.  MPICH's ``mpiexec`` by itself ends all ranks
     as soon as one dies; started with ``-disable-auto-cleanup`` it leaves them to see the error.
+    `LAMB` and `LARS` exchange sums amid a step: if a rank is gone then, states have been changed
+    and parameters not, as the error says.
 
     References
     ----------
@@ -195,7 +201,10 @@ class Sharded:
         self._spaces = spaces(parameters.arrays, link.size, self._min_8bit_size)
         self._parameters = parameters
         # What the optimizer refuses it refuses here, where no parameter has been changed yet.
-        empty = [np.zeros(0, p.dtype) for p in parameters.arrays]
+        empty = [
+            _storage.Piece(np.zeros(0, p.dtype), 0, p.size, shape=p.shape)
+            for p in parameters.arrays
+        ]
         _params.refuse_units(opt_class(parameters.with_arrays(empty), **options))
         self._weight = float(link.size) if reduction == "mean" else 1.0
         self._exchange = Exchange(link, self._spaces, parameters.arrays, size, ordered)
@@ -214,11 +223,12 @@ class Sharded:
         }
         self._sums = [found[i] for i in range(len(arrays))]  # the gradients' pieces
         made = [
-            _storage.Piece(a, low, p.size)
+            _storage.Piece(a, low, p.size, shape=p.shape)
             for a, (low, _), p in zip(arrays, own, parameters.arrays, strict=True)
         ]
         self.shard = opt_class(parameters.with_arrays(made), **options)
         self._stepper = self.shard.stepper
+        self._stepper.combine_sums = self._combine_sums if self._link.size > 1 else None
 
     # ---------------------------------------------------------------------------------- the steps
 
@@ -241,7 +251,8 @@ class Sharded:
         TypeError, ValueError, FloatingPointError, RuntimeError
             As `Optimizer.step`, on all ranks the same, and nothing was changed then.
         RankError
-            If a rank did not come.  Parameters may have been changed then: go back to a checkpoint.
+            If a rank did not come.  Parameters may have been changed then, or states alone: go back
+            to a checkpoint.
         """
         with self._stepper.lock, self._calls.together(), self._undoing():
             pending = bool(self._stepper.pending)
@@ -308,6 +319,7 @@ class Sharded:
                 held = _params.read_grads(self._parameters, given, self._zero and step, step)
                 bits = np.array([g is not None for g in held])
             _params.refuse_units(self.shard)
+            self._stepper.agree()
             self._followed = self._stepper.follow()
             lines += [f"{name}: {number!r}", f"accumulated: {self._stepper.pending!r}"]
             lines += _params.step_lines(self.shard)
@@ -346,14 +358,23 @@ class Sharded:
         """Add up all ranks' sums of squares, in the order of ranks: what `Plan.step` asks for."""
         counts = {"all": 1, "group": 1 + len(self.shard.param_groups), "tensor": len(sums)}
         wanted = sums[-counts[self.shard.options["clip_by"]] :]
-        with np.errstate(all="ignore"):
-            found = self._link.gather(np.ascontiguousarray(wanted), "the norms")
-            total = found[0]
-            for part in found[1:]:
-                total = total + part
+        total = self._added(wanted, "the norms")
         if not np.isfinite(total[-1]).all() and self.shard.options["nonfinite"] == "raise":
             self._refuse_nonfinite()
         wanted[...] = total
+
+    def _combine_sums(self, sums: Array) -> None:
+        """The same of the terms of rules, between their sweeps."""
+        sums[...] = self._added(sums, f"{SUMS}: go back to a checkpoint")
+
+    def _added(self, sums: Array, what: str) -> Array:
+        """All ranks' sums, in the order of ranks: on all the same bits."""
+        with np.errstate(all="ignore"):
+            found = self._link.gather(np.ascontiguousarray(sums), what)
+            total: Array = found[0]
+            for part in found[1:]:
+                total = total + part
+        return total
 
     def _refuse_nonfinite(self) -> NoReturn:
         error: Exception | None = None

@@ -14,6 +14,8 @@ Attributes
 ----------
 OPTIMIZERS : mapping of type
     The classes by name, in the order of their papers' years.
+GENERAL : mapping of type
+    Those of them that step parameters of any shape, and not matrices alone.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from pkgutil import iter_modules
 from types import MappingProxyType
 
 from fastgd.core.optimizer import Optimizer
+from fastgd.core.variants import takes
 
 
 def _classes() -> Iterator[type[Optimizer]]:
@@ -38,6 +41,9 @@ def _classes() -> Iterator[type[Optimizer]]:
 
 OPTIMIZERS: Mapping[str, type[Optimizer]] = MappingProxyType(
     {cls.__name__: cls for cls in sorted(_classes(), key=lambda cls: cls.year)}
+)
+GENERAL: Mapping[str, type[Optimizer]] = MappingProxyType(
+    {name: cls for name, cls in OPTIMIZERS.items() if takes(cls, (), (3,), (4, 3))}
 )
 __all__ = list(OPTIMIZERS)
 globals().update(OPTIMIZERS)

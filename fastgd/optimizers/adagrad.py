@@ -46,7 +46,7 @@ class Adagrad(Optimizer):
     eps_root = hyper(nonnegative, 0.0, keyword=True)
 
     @staticmethod
-    def rule(h: Hyper) -> str:
+    def rule(h: Hyper, shape: tuple[int, ...]) -> str:
         return "adagrad"
 
     @staticmethod

@@ -58,7 +58,7 @@ class Adam(Optimizer):
     eps_root = hyper(nonnegative, 0.0, keyword=True)
 
     @staticmethod
-    def rule(h: Hyper) -> str:
+    def rule(h: Hyper, shape: tuple[int, ...]) -> str:
         return "amsgrad" if h["amsgrad"] else "adam"
 
     @staticmethod

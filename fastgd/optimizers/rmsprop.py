@@ -49,7 +49,7 @@ class RMSprop(Optimizer):
     eps_root = hyper(nonnegative, 0.0, keyword=True)
 
     @staticmethod
-    def rule(h: Hyper) -> str:
+    def rule(h: Hyper, shape: tuple[int, ...]) -> str:
         centered = "_centered" if h["centered"] else ""
         return f"rmsprop{centered}" if h["momentum"] == 0 else f"rmsprop{centered}_momentum"
 

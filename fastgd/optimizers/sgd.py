@@ -71,7 +71,7 @@ class SGD(Optimizer):
     nesterov = hyper(flag, False)
 
     @staticmethod
-    def rule(h: Hyper) -> str:
+    def rule(h: Hyper, shape: tuple[int, ...]) -> str:
         if h["momentum"] == 0:
             return "sgd"
         return "nesterov" if h["nesterov"] else "momentum"
@@ -126,7 +126,7 @@ class Momentum(Optimizer):
     bias_correction = hyper(flag, False)
 
     @staticmethod
-    def rule(h: Hyper) -> str:
+    def rule(h: Hyper, shape: tuple[int, ...]) -> str:
         return "momentum"
 
     @staticmethod

@@ -66,6 +66,11 @@ the rounding of sums over processes, and but for stochastic rounding (see the la
   one raises before, say for a gradient of another shape, the others wait for the timeout of their
   process group.  ``FullyShardedDataParallel`` (FSDP1) doesn't tell which processes have the other
   shards: there, these two are refused.
+- So do the norms in the formulas of `LAMB` and `LARS`: processes that have shards of a parameter
+  exchange their sums of squares amid the step.  If one is gone then, the others raise RuntimeError:
+  states have been changed and parameters not, and steps are refused until ``load_state_dict()``;
+  load the parameters, too.  In FSDP1 these optimizers are refused.  `Prodigy` adds up over all
+  parameters as well, and is refused in a ``ZeroRedundancyOptimizer`` and in backward, too.
 - ``clip_ratio`` refers to whole rows: it is refused for DTensors and in FSDP1, and works with
   the others.
 - Stochastic rounding, by ``rounding="stochastic"`` or ``state_dtype``, uses other random bits than

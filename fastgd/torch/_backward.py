@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from fastgd.torch._binding import Binding, Section
+from fastgd.kernels.reference import RULES
+from fastgd.torch._binding import Binding, Section, hyper_of
 from fastgd.torch._optimizer import Optimizer
 from fastgd.torch._tensors import is_sharded
 
@@ -38,8 +39,10 @@ def step_in_backward(model: torch.nn.Module, opt: Optimizer) -> StepInBackward:
     TypeError, ValueError
         If `opt` is no optimizer of this module, has none of the model's parameters, or has options
         that need all gradients at once: an average, ``nonfinite`` other than "propagate",
-        ``clip_norm`` other than with ``clip_by="tensor"``, or any of DTensors.  If `model` is, or
-        has, a DistributedDataParallel, or a ZeroRedundancyOptimizer made `opt`.
+        ``clip_norm`` other than with ``clip_by="tensor"``, or any of DTensors, for whose norms
+        `LAMB` and `LARS` are refused, too; or if it is `Prodigy`, whose step size follows from all
+        gradients.  If `model` is, or has, a DistributedDataParallel, or a ZeroRedundancyOptimizer
+        made `opt`.
 
     Notes
     -----
@@ -89,12 +92,24 @@ def refuse_reduced(model: torch.nn.Module, opt: Optimizer) -> None:
 def refuse_options(opt: Optimizer) -> None:
     """Raise ValueError for options that need more than the gradient that was just made."""
     opt.options.refuse_in_backward(opt.param_groups, opt.average is not None)
+    if opt.kind.shared:
+        raise ValueError(
+            f"opt: step_in_backward excludes {opt.kind.__name__}, whose step size follows from all "
+            "gradients"
+        )
     for k, group in enumerate(opt.param_groups):
         if group["clip_norm"] is not None and any(map(is_sharded, group["params"])):
             raise ValueError(
                 f"params[{k}]: step_in_backward excludes clip_norm of DTensors, whose norm needs "
                 "all processes"
             )
+        for p in filter(is_sharded, group["params"]):
+            rule = opt.kind.rule(hyper_of(group, opt.keys), tuple(p.shape))
+            if RULES[rule].sums:
+                raise ValueError(
+                    f"params[{k}]: step_in_backward excludes {opt.kind.__name__} of DTensors, of "
+                    "which it adds up what all processes have"
+                )
 
 
 class StepInBackward:

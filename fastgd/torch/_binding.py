@@ -15,12 +15,14 @@ from fastgd.core.stepper import Stepper
 from fastgd.core.storage import Piece, Storage
 from fastgd.kernels._engine import StepRecord
 from fastgd.kernels._watch import Watch
+from fastgd.kernels.reference import RULES
+from fastgd.kernels.spec.lines import axes_of
 from fastgd.kernels.spec.norms import unit_length
 from fastgd.torch import _tensors
 from fastgd.torch._average import EMA
 from fastgd.torch._handles import HANDLES
 from fastgd.torch._options import Options
-from fastgd.torch._sharing import Sharing
+from fastgd.torch._sharing import Sharing, refuse_shard
 from fastgd.torch._states import AVERAGE, Kept, count_of, plain, saved_kinds_of
 
 Array = NDArray[Any]
@@ -105,7 +107,6 @@ class Binding:
         self._given = self._values()
         self._constant = all(map(is_constant, self._given))
         self._hyper = [hyper_of(section.group, setup.keys) for section in sections]
-        self._rules = [setup.kind.rule(hyper) for hyper in self._hyper]
         tensors = [[self._memory(s, i, state) for i in range(len(s.params))] for s in sections]
         self._arrays = [
             [NOBODY if t is None else _tensors.flat(t) for t in section or [None]]
@@ -156,37 +157,49 @@ class Binding:
         arrays: dict[Any, dict[str, Array]] = {}
         averages: dict[str, Array] = {}
         steps = np.zeros(len(self._names), np.int64)
-        taken: list[tuple[int, Any, dict[str, Any], dict[str, Any]]] = []
-        storage, average = self._setup.options.storage, self._setup.average
+        taken: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
+        average, kinds = self._setup.average, self._setup.options.storage.recall()
+        owned = [array for own in self._arrays for array in own]
+        hypers = dict(zip(map(id, self._sections), self._hyper, strict=True))
         self._kept: dict[int, Kept] = {}
         if average is not None:
             average.take_steps(state.values())
         for n, section, i, name in self._bound():
-            p, label = section.params[i], f"state{section.name(i)}"
-            rule = self._rules[self._sections.index(section)]
-            kept = Kept(p, self._watch.tensors[n], rule, storage, average is not None)
+            p, array = section.params[i], owned[n]
+            rule = self._kind.rule(hypers[id(section)], tuple(p.shape))
+            if not RULES[rule].shards:
+                refuse_shard(p, rule, f"params{section.name(i)}")
+            kept = Kept(
+                p, self._watch.tensors[n], rule, array, kinds(array, rule), average is not None
+            )
             self._kept[n] = kept
             entry = state.get(p) or {}
+            label = f"state{section.name(i)}" if entry else ""
             fitting = kept.fitting(entry, label)
             kept.follow_master(fitting)
-            found = {key: _tensors.flat(_tensors.local(t)) for key, t in fitting.items()}
+            found = {key: kept.memory(key, t) for key, t in fitting.items()}
             if average is not None:
                 averages[name] = found.pop(AVERAGE)
-            arrays[name] = found
+            if found:
+                arrays[name] = found
             if "step" not in entry or not self._counted:
                 # No count is kept: the states themselves say that this isn't the first step.
                 known = bool(kept.states) and all(key in fitting for key in kept.states)
                 steps[n] = self._kind.restarts and known
             else:
                 fitting["step"], steps[n] = count_of(entry["step"], label)
-            taken.append((n, p, entry, fitting))
+            if fitting or entry:
+                taken[n] = entry, fitting
         self.stepper = self._made(arrays, averages, steps)
         # All fits: from here on nothing fails.
-        for n, p, entry, fitting in taken:
+        for n, section, i, _ in self._bound():
+            p = section.params[i]
+            entry, fitting = taken.get(n, ({}, {}))
             self._watch.count(n, self.stepper.state[self._names[n]]["step"])
             self._average_of[n] = fitting.get(AVERAGE)
             if p not in state:
-                self._show(n, {}, ())
+                if not self._kept[n].keys and not self._counted:  # there is nothing to be shown
+                    self._show(n, {}, ())
                 continue
             for key, kind in saved_kinds_of(p, self._kept[n].rule).items():
                 if kind.role != "state" and key in entry and key not in fitting:
@@ -209,9 +222,12 @@ class Binding:
             options["average"] = setup.average.over(
                 [a for own in self._arrays for a in own], values
             )
-        tensors = iter(self._watch.tensors)
+        arrays: list[Any] = [a for own in self._arrays for a in own]
+        for n, section, i, _ in self._bound():
+            arrays[n] = self._flat(arrays[n], self._watch.tensors[n], section.params[i])
+        flat = iter(arrays)
         groups = [
-            {**hyper, "params": [self._flat(a, next(tensors)) for a in own]}
+            {**hyper, "params": [next(flat) for _ in own]}
             for hyper, own in zip(self._hyper, self._arrays, strict=True)
         ]
         stepper = Stepper(
@@ -229,11 +245,11 @@ class Binding:
         return stepper
 
     @staticmethod
-    def _flat(a: Array, tensor: Any) -> Any:
-        """The flat array in the place of a tensor, whose rows it doesn't tell."""
-        return (
-            a if tensor is None else Piece(a, 0, a.size, unit_length(tensor.shape, tensor.stride()))
-        )
+    def _flat(a: Array, tensor: Any, p: Any) -> Piece:
+        """The flat array in the place of a parameter's memory: it doesn't tell rows and shape."""
+        shape, strides = tuple(tensor.shape), tensor.stride()
+        unit, axes = unit_length(shape, strides), axes_of(shape, strides)
+        return Piece(a, 0, a.size, unit, tuple(p.shape), axes)
 
     def _show(self, n: int, entry: dict[str, Any], keys: tuple[str, ...]) -> None:
         """Watch what torch's users see of a parameter's states."""
@@ -250,7 +266,9 @@ class Binding:
             p, kept, own = section.params[i], self._kept[n], self.stepper.state[name]
             entry = state[p]
             if self._counted:
-                entry.setdefault("step", torch.tensor(float(own["step"]), dtype=torch.float32))
+                entry.setdefault(
+                    "step", torch.scalar_tensor(float(own["step"]), dtype=torch.float32)
+                )
             for key in kept.keys:
                 if entry.get(key) is None:
                     entry[key] = (
@@ -260,9 +278,9 @@ class Binding:
         self._watch.note(state)
         self._entries = self._seen(state)
 
-    def _seen(self, state: State) -> list[tuple[Any, Any]]:
+    def _seen(self, state: State) -> list[Any]:
         """The entry of each parameter in torch's states, None where there is none."""
-        return [(p, state.get(p)) for section in self._sections for p in section.params]
+        return [state.get(p) for section in self._sections for p in section.params]
 
     # ---------------------------------------------------------------------------------- the step
 
@@ -284,13 +302,13 @@ class Binding:
         """
         if not self._follow():
             return False
-        if groups is None and any(state.get(p) is not entry for p, entry in self._entries):
+        if groups is None and not all(map(is_, self._seen(state), self._entries)):
             return False
         grads = self._watch.read(groups, None if groups is None else state)
         if grads is None:
             return False
         stepped = self._watch.stepped
-        if not stepped and self.stepper.combine is None:
+        if not stepped and self.stepper.combine is self.stepper.combine_sums is None:
             return True
         self._follow_masters()
         record = self.stepper.step(grads, scale)
@@ -339,22 +357,29 @@ class Binding:
             if hyper != self._hyper[k]:
                 before = self._hyper[k]
                 inner[k].update({key: hyper[key] for key in hyper if hyper[key] != before[key]})
-                clips = before["clip_ratio"] is None and hyper["clip_ratio"] is not None
-                if clips or self._kind.rule(inner[k]) != self._rules[k]:
+                if before["clip_ratio"] is None and hyper["clip_ratio"] is not None:
                     return False
                 self._hyper[k], self._shared = hyper, False
         if not self._shared:
+            with self.stepper.lock:
+                if (layout := self.stepper.follow()) is not None:
+                    self.stepper.go_back(layout)
+                    return False
             self._share()
         self._given, self._constant = given, all(map(is_constant, given))
         return True
 
     def _share(self) -> None:
-        """Exchange sums of squares with the processes that have other parts of the gradients."""
-        self.stepper.combine = None
-        if wants_norms(self._setup.options, self._hyper):
+        """Exchange sums with the processes that have other parts of gradients and parameters."""
+        self.stepper.combine = self.stepper.combine_sums = None
+        norms = wants_norms(self._setup.options, self._hyper)
+        sums = any(RULES[rule].sums for rule in self.stepper.rules)
+        if norms or sums:
             names = [[s.name(i) for i in range(len(s.params))] for s in self._sections]
             params = [s.params for s in self._sections]
-            self.stepper.combine = Sharing(params, names, self._setup.processes) or None
+            sharing = Sharing(params, names, self._setup.processes)
+            self.stepper.combine = sharing if norms and sharing else None
+            self.stepper.combine_sums = sharing.between_sweeps if sums and sharing else None
         self._shared = True
 
     def _shard(self, k: int, i: int, g: Any) -> Any:

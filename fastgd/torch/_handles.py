@@ -8,19 +8,16 @@ operator: torch passes its arguments as handles, which the operator then owns.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
+from fastgd.kernels import _watch
+
 # torch's library; symbols of its dependencies are found through it as well.
 LIBRARY = ctypes.CDLL(torch._C.__file__)
-KERNEL = ctypes.CFUNCTYPE(None, ctypes.POINTER(ctypes.c_uint64), ctypes.c_uint64, ctypes.c_uint64)
 NAMESPACE, NAME = b"fastgd", b"handle_of"
-
-
-@KERNEL
-def _handle_of(stack: Any, arguments: int, results: int) -> None:
-    """Return the argument, a handle, as a number: both are at the same place of the stack."""
 
 
 def _function(name: str) -> Any:
@@ -47,7 +44,7 @@ def _register() -> Any:
     _call("aoti_torch_library_def", definition, NAME + b"(Tensor tensor) -> int")
     key = b"CompositeExplicitAutograd"
     _call("aoti_torch_library_init_impl", NAMESPACE, key, *here, ctypes.byref(implementation))
-    _call("aoti_torch_library_impl", implementation, NAME, _handle_of)
+    _call("aoti_torch_library_impl", implementation, NAME, ctypes.c_void_p(_watch.RETURN_ARGUMENT))
     return torch.ops.fastgd.handle_of.default
 
 
@@ -60,12 +57,12 @@ def _address(name: str) -> int:
 _operator = _register()
 
 
-def hold(tensor: Any) -> int:
-    """The handle of a tensor, an owning reference until it is deleted."""
+def hold(tensors: Iterable[Any]) -> list[int]:
+    """The handles of tensors, owning references until they are deleted."""
     with torch._C.DisableTorchFunctionSubclass():
-        return int(_operator(tensor))
+        return [_operator(tensor) for tensor in tensors]
 
 
-# For `kernels._watch.Watch`: how to make a handle, to read its mutable data pointer (which first
+# For `kernels._watch.Watch`: how to make handles, to read its mutable data pointer (which first
 # copies memory that torch shares copy-on-write), and to delete it.
 HANDLES = hold, _address("torch_get_mutable_data_ptr"), _address("aoti_torch_delete_tensor_object")

@@ -12,7 +12,9 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from fastgd import Optimizer as FastgdOptimizer
 from fastgd.core import fork_locks
+from fastgd.core.contract import Hyper
 from fastgd.core.groups import ParamGroup
+from fastgd.core.storage import Kind
 from fastgd.kernels._engine import StepRecord
 from fastgd.kernels.reference import RULES
 from fastgd.torch import _sharing, _tensors
@@ -58,6 +60,11 @@ class Optimizer(torch.optim.Optimizer):
         self.options = Options(fixed, type(self).__name__)
         if self.is_split:
             self.options.refuse_split()
+            if self.kind.shared:
+                raise ValueError(
+                    f"{self.kind.__name__}: excludes ZeroRedundancyOptimizer, as its step size "
+                    "follows from the gradients of all parameters"
+                )
         self.average = EMA.of(fixed["average"], self)
         super().__init__(params, hyper)
         for group in self.param_groups:
@@ -89,8 +96,8 @@ class Optimizer(torch.optim.Optimizer):
         """Make the states that don't start from 0, as torch does when an optimizer is made."""
         hyper = hyper_of(group, self.keys)
         start = self.kind.initial(hyper)
-        if start and set(start) == set(RULES[self.kind.rule(hyper)].states):
-            for p in group["params"]:
+        for p in group["params"] if start else ():
+            if set(start) == set(RULES[self.kind.rule(hyper, tuple(p.shape))].states):
                 entry = self.state[p]
                 entry["step"] = torch.tensor(0.0, dtype=torch.float32)
                 for key, value in start.items():
@@ -119,23 +126,31 @@ class Optimizer(torch.optim.Optimizer):
         try:
             group = self.param_groups[k]
             self._check_group(group, k)
+            hyper, kinds = hyper_of(group, self.keys), self.options.storage.recall()
             section = Section(k, group, 0, group["params"])
             for i, p in enumerate(group["params"]):
                 error = _tensors.fault_in(p, group) if p.requires_grad else None
                 if error is not None:
                     raise type(error)(f"params{section.name(i)}: {error}")
                 if p.requires_grad:
-                    self._check_storage(p, group, f"params{section.name(i)}")
+                    self._check_storage(p, kinds, hyper, f"params{section.name(i)}")
         except BaseException:
             del self.param_groups[k]
             raise
 
-    def _check_storage(self, p: Any, group: Mapping[str, Any], name: str) -> None:
+    def _check_storage(
+        self, p: Any, kinds: Callable[[Any, str], Mapping[str, Kind]], hyper: Hyper, name: str
+    ) -> None:
         """Refuse a parameter that can't be kept as was asked for."""
-        storage, array = self.options.storage, _tensors.flat(_tensors.local(p))
-        storage.refuse_unchosen(array, name)
-        kinds = storage.kinds(array, self.kind.rule(hyper_of(group, self.keys))).values()
-        if _tensors.is_sharded(p) and any(kind.role == "scale" for kind in kinds):
+        array = _tensors.flat(_tensors.local(p))
+        self.options.storage.refuse_unchosen(array, name)
+        try:
+            rule = self.kind.rule(hyper, tuple(p.shape))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        if not RULES[rule].shards:
+            _sharing.refuse_shard(p, rule, name)
+        if _tensors.is_sharded(p) and any(k.role == "scale" for k in kinds(array, rule).values()):
             raise ValueError(
                 f"{name}: expected states of 16 bits or more for a DTensor, whose "
                 "state dicts could not shard scales"
@@ -210,11 +225,13 @@ class Optimizer(torch.optim.Optimizer):
         if self._binding is not None and (record := self._binding.step(groups, state, scale)):
             self.record = self.record if record is True else record
             return
+        if self._binding is not None:
+            self._binding.stepper.plan.refuse_torn()
         self._binding = None
-        # Who has no gradients may still have to exchange norms with others.
+        # Who has no gradients may still have to exchange sums with others.
         params = [p for group in groups for p in group["params"]]
         if any(p.grad is not None for p in params) or (
-            wants_norms(self.options, groups) and _sharing.may_be(params, self._processes)
+            _sharing.may_be(params, self._processes) and self._wants_sums()
         ):
             sections = [Section(k, group, 0, group["params"]) for k, group in enumerate(groups)]
             binding = Binding(self._setup(), sections, state)
@@ -223,6 +240,17 @@ class Optimizer(torch.optim.Optimizer):
                 raise RuntimeError("params: changed while they were read")
             self._binding = binding
             self.record = self.record if record is True else record
+
+    def _wants_sums(self) -> bool:
+        """Whether a step adds up anything over all of a gradient or of a parameter."""
+        if wants_norms(self.options, self.param_groups):
+            return True
+        rules = {
+            self.kind.rule(hyper_of(group, self.keys), tuple(p.shape))
+            for group in self.param_groups
+            for p in group["params"]
+        }
+        return any(RULES[rule].sums for rule in rules)
 
     # ------------------------------------------------------------------------------ state dicts
 
@@ -344,8 +372,9 @@ class Optimizer(torch.optim.Optimizer):
             # Which of torch's kernels made the states doesn't matter to them.
             ways = {key: values[0] for key, (values, _) in self.allowed.items() if key in HOW}
             self._check_group({**group, **ways}, k)
-            rule = self.kind.rule(hyper_of(group, self.keys))
+            hyper = hyper_of(group, self.keys)
             section = Section(k, group, 0, group["params"])
             for i, p in enumerate(group["params"]):
                 entry, name = state["state"].get(p) or {}, f"state{section.name(i)}"
+                rule = self.kind.rule(hyper, tuple(p.shape))
                 check_entry(entry, p, rule, self.average is not None, name)

@@ -1,7 +1,8 @@
-"""The processes that hold the other shards of gradients, and sums of squares over all of them.
+"""The processes that hold the other shards of parameters, and sums over all of them.
 
 A norm, and whether all is finite, are properties of whole gradients.  Where a process has only
-shards of DTensors, or some of the parameters, sums of squares are exchanged.
+shards of DTensors, or some of the parameters, sums of squares are exchanged.  So are the sums that
+a rule takes over a parameter, where a process has a shard of it.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def shards_over(p: Any) -> tuple[Any, ...]:
     """
     if getattr(p, "_fsdp_flattened", False):
         raise ValueError(
-            "expected parameters of fully_shard() for norms and for nonfinite, found those of "
+            "expected parameters of fully_shard() for norms, sums and nonfinite, found those of "
             "FullyShardedDataParallel, of which only clip_grad_norm_() knows where the shards are"
         )
     if not _tensors.is_sharded(p):
@@ -79,8 +80,17 @@ def added(sums: Array, group: Any) -> Array:
     return total
 
 
+def refuse_shard(p: Any, rule: str, name: str) -> None:
+    """Raise ValueError for a parameter that is a shard, of a rule that needs all of it."""
+    if getattr(p, "_fsdp_flattened", False) or shards_over(p):
+        raise ValueError(
+            f"{name}: expected a whole parameter, as rule {rule} does not step shards, found a "
+            "shard"
+        )
+
+
 class Sharing:
-    """The exchange of sums of squares among the processes that step together.
+    """The exchange of sums among the processes that step together.
 
     Each of them makes the same calls, whatever gradients it has.
 
@@ -129,12 +139,32 @@ class Sharing:
             The sums of squares of each gradient, of each group's, and of all; each as two terms.
         """
         n = len(self._owners)
-        for over, rows in self._rows.items():
-            for processes in over:
-                sums[rows] = added(sums[rows], processes)
+        self.over_shards(sums)
         if self._rows:
             sums[n:] = 0
             np.add.at(sums[n:-1], self._owners, sums[:n])
             sums[-1] = sums[:n].sum(axis=0)
         if self._processes is not None:
             sums[n:] = added(sums[n:], self._processes)
+
+    def over_shards(self, sums: Array) -> None:
+        """Turn the sums of each parameter's shards, of shape (parameters, …), into the wholes'."""
+        for over, rows in self._rows.items():
+            for processes in over:
+                sums[rows] = added(sums[rows], processes)
+
+    def between_sweeps(self, sums: Array) -> None:
+        """The same of the terms of rules.
+
+        Raises
+        ------
+        RuntimeError
+            If another process didn't come.
+        """
+        try:
+            self.over_shards(sums)
+        except RuntimeError as error:
+            raise RuntimeError(
+                "step: could not add up the shards' sums between its two sweeps, when states had "
+                f"been changed and parameters not: go back to a checkpoint: {error}"
+            ) from error

@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from fastgd.core.domains import number
-from fastgd.core.storage import Kind, Storage, saved_as, saved_kinds, scale_of
+from fastgd.core.storage import Kind, kept_by, saved_as, saved_kinds, scale_of
 from fastgd.kernels.reference import RULES
 from fastgd.kernels.spec.codecs import CODECS
 from fastgd.kernels.spec.coded_array import codec_of, computed
+from fastgd.kernels.spec.lines import line_shape
 from fastgd.torch import _tensors
 
 Array = NDArray[Any]
@@ -41,8 +42,9 @@ def check_state(value: Any, p: Any, kind: Kind | None, name: str) -> None:
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name}: expected a tensor, found {type(value).__name__}")
     role = "average" if kind is None else kind.role
-    # Scales are those of the tiles in a parameter's memory.
-    shape = kind.shape if kind is not None and role == "scale" else tuple(p.shape)
+    # Scales are those of the tiles in a parameter's memory; numbers of lines have their own shape.
+    own = kind is not None and (role in {"scale", "number"} or kind.lines)
+    shape = kind.shape if kind is not None and own else tuple(p.shape)
     if tuple(value.shape) != shape:
         of = " as its parameter" if shape == tuple(p.shape) else ""
         raise ValueError(f"{name}: expected shape {shape}{of}, found {tuple(value.shape)}")
@@ -50,13 +52,20 @@ def check_state(value: Any, p: Any, kind: Kind | None, name: str) -> None:
         if value.dtype != DTYPES[kind.dtype.name]:
             expected = DTYPES[kind.dtype.name]
             raise TypeError(f"{name}: expected dtype {expected}, found {value.dtype}")
-    elif role in {"master", "average"} and not value.dtype.is_floating_point:
+    elif role in {"master", "average", "number"} and not value.dtype.is_floating_point:
         raise TypeError(f"{name}: expected a dtype of floats, found {value.dtype}")
 
 
-def saved_kinds_of(p: Any, rule: str) -> dict[str, Kind]:
+def saved_kinds_of(p: Any, rule: str) -> Mapping[str, Kind]:
     """What there may be of a parameter that a rule steps, however it was kept."""
-    return saved_kinds(rule, (_tensors.local(p).numel(),))
+    return shaped(saved_kinds(rule, (_tensors.local(p).numel(),)), rule, p)
+
+
+def shaped(kinds: Mapping[str, Kind], rule: str, p: Any) -> Mapping[str, Kind]:
+    """The kinds of what stands for a parameter, flat but for its numbers of rows and columns."""
+    lines, shape = RULES[rule].line_states, tuple(p.shape)
+    own = {key: kinds[key]._replace(shape=line_shape(shape, lines[key])) for key in lines}
+    return {**kinds, **own} if own else kinds
 
 
 def check_entry(entry: Mapping[str, Any], p: Any, rule: str, averages: bool, name: str) -> None:
@@ -66,7 +75,7 @@ def check_entry(entry: Mapping[str, Any], p: Any, rule: str, averages: bool, nam
     count_of(entry.get("step", 0), name)
     count_of(entry.get(AVERAGE_STEP, 0), name, AVERAGE_STEP)
     present = {key for key, value in entry.items() if value is not None} - {"step"}
-    states, kinds = RULES[rule].states, saved_kinds_of(p, rule)
+    states, kinds = kept_by(rule), saved_kinds_of(p, rule)
     beside = {*kinds, AVERAGE, AVERAGE_STEP} - set(states)
     if present - beside and (missing := set(states) - present):
         raise ValueError(f"{name}: has no {sorted(missing)}")
@@ -118,18 +127,34 @@ class Kept:
         The parameter, and the tensor that holds its memory.
     rule : str
         What steps it.
-    storage : Storage
-        How states are kept.
+    array : ndarray
+        The memory of that tensor.
+    kinds : mapping
+        What `Storage.kinds` says of it.
     averages : bool
         Whether it is averaged.
     """
 
-    def __init__(self, p: Any, tensor: Any, rule: str, storage: Storage, averages: bool) -> None:
-        self.p, self.tensor, self.rule = p, tensor, rule
-        self.array = _tensors.flat(tensor)
+    __slots__ = ("array", "averages", "kinds", "p", "rule", "states", "tensor")
+
+    def __init__(
+        self,
+        p: Any,
+        tensor: Any,
+        rule: str,
+        array: Array,
+        kinds: Mapping[str, Kind],
+        averages: bool,
+    ) -> None:
+        self.p, self.tensor, self.rule, self.array = p, tensor, rule, array
+        self.kinds = shaped(kinds, rule, p)
         self.states = RULES[rule].states
-        self.kinds = storage.kinds(self.array, rule)
-        self.keys = [*self.kinds, *[AVERAGE] * averages]
+        self.averages = averages
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of all that is kept."""
+        return [*self.kinds, *[AVERAGE] * self.averages]
 
     def fitting(self, entry: Mapping[str, Any], name: str) -> dict[str, Any]:
         """The states that there are, as they are to be kept: the same tensors where they can be."""
@@ -140,6 +165,12 @@ class Kept:
                 continue  # scales come with their codes
             value, label = entry[key], f'{name}["{key}"]'
             check_state(value, self.p, kind, label)
+            if kind is not None and kind.role == "number":
+                found[key] = value.detach().to("cpu", torch.float64)
+                continue
+            if kind is not None and kind.lines:
+                found[key] = self._lined(_tensors.local(value), kind)
+                continue
             if _tensors.local(value).shape != self.tensor.shape:
                 raise ValueError(
                     f"{label}: expected a shard of shape {tuple(self.tensor.shape)} as its "
@@ -174,6 +205,22 @@ class Kept:
         made = torch.empty_like(tensor, dtype=dtype, requires_grad=False).copy_(shard.detach())
         return _tensors.like(self.p, made)
 
+    def _line_strides(self, kind: Kind) -> list[int]:
+        """The strides of numbers of rows or columns: their axes lie as the parameter's do."""
+        strides, size = [0] * self.tensor.ndim, 1
+        for k in sorted(range(self.tensor.ndim), key=self.tensor.stride):
+            strides[k], size = size, size * kind.shape[k]
+        return strides
+
+    def _lined(self, value: Any, kind: Kind) -> Any:
+        """The numbers of rows or columns: the same tensor, if they lie as they have to."""
+        strides, dtype = self._line_strides(kind), DTYPES[kind.dtype.name]
+        axes = zip(value.stride(), strides, kind.shape, strict=True)
+        lies = value.device.type == "cpu" and all(own == s for own, s, n in axes if n > 1)
+        if lies and value.dtype == dtype and not value.is_inference():
+            return value
+        return torch.empty_strided(kind.shape, strides, dtype=dtype).copy_(value.detach())
+
     def _state(self, kind: Kind, entry: Mapping[str, Any], label: str) -> dict[str, Any]:
         """A state of the rule's and its scales, in the codec that is wanted."""
         key, scale_key, name = kind.of, scale_of(kind.of), kind.codec
@@ -207,16 +254,32 @@ class Kept:
         kind.stored(made).store(numbers.copy())
         return {own: self.shown(own, array) for own, array in made.items()}
 
+    def memory(self, key: str, tensor: Any) -> Array:
+        """The array over the memory of a tensor: flat, unless it is a number."""
+        flat = _tensors.flat(_tensors.local(tensor))
+        kind = self.kinds.get(key)
+        return flat.reshape(()) if kind is not None and kind.role == "number" else flat
+
     def shown(self, key: str, array: Array) -> Any:
         """A tensor over the memory of a state that fastgd has made."""
         bits = codec_of(array.dtype) == "bfloat16"
+        kind = self.kinds[key]
+        if kind.lines:
+            return torch.from_numpy(array).as_strided(kind.shape, self._line_strides(kind))
+        apart, shape = kind.role in {"scale", "number"}, self.tensor.shape
+        if not apart and array.shape != shape:
+            array = array.reshape(shape)
         tensor = torch.from_numpy(array.view(np.uint16) if bits else array)
         if bits:
             tensor = tensor.view(torch.bfloat16)
-        if self.kinds[key].role == "scale":
+        if apart:
             return tensor
-        shaped = tensor.as_strided(self.tensor.shape, self.tensor.stride())
-        return _tensors.like(self.p, shaped)
+        kind = self.kinds[key]
+        if kind.lines:
+            return tensor.as_strided(kind.shape, self._line_strides(kind))
+        if tensor.stride() != self.tensor.stride():
+            tensor = tensor.as_strided(shape, self.tensor.stride())
+        return _tensors.like(self.p, tensor)
 
     def follow_master(self, fitting: Mapping[str, Any]) -> bool:
         """Take what was written to a parameter into the master that it is a copy of."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from generate import c_level, families, loops, sizes, stubs
+from generate import arithmetic, c_level, families, hyper_rows, loops, sizes, stubs
 
 NOTE = "Written by src_c/generate when the package is built."
 
@@ -12,14 +12,17 @@ NOTE = "Written by src_c/generate when the package is built."
 def write() -> None:
     """Write all files where they differ from what is there, so that little is rebuilt."""
     found = families.read()
+    coefficients = c_level.coefficient_functions(found)
     files = {
         f"{loops.FOLDER}/_rules.pxi": loops.rules(found, NOTE),
         f"{loops.FOLDER}/_fused_rules.pxi": loops.fused_rules(found, NOTE),
         f"{loops.FOLDER}/_fused_table.pxi": loops.fused_table(found, NOTE),
         f"{loops.FOLDER}/_fused_codecs.pxi": loops.fused_codecs(found, NOTE),
+        arithmetic.PATH: arithmetic.text(found, NOTE),
+        hyper_rows.PATH: hyper_rows.text(found, coefficients, NOTE),
         "src_c/_sizes.h": sizes.header(NOTE),
         "fastgd/optimizers/__init__.pyi": stubs.optimizers(found, NOTE),
-        **c_level.files(found, NOTE),
+        **c_level.files(found, coefficients, NOTE),
     }
     for path, text in files.items():
         file = Path(path)

@@ -1,9 +1,10 @@
 """Writes the C level of the package.
 
-Every rule gets two functions (float32, float64), every class of optimizers one for the coefficients
-of a step: its `coefficients` put into C's types.  Three files come out: declarations for Cython
-(`c_api.pxd`), what `c_api.pyx` includes (`_c_api.pxi`), and the header for C
-(`fastgd/include/fastgd.h`, from `src_c/fastgd.h.in`).
+Every sweep of a rule gets two functions (float32, float64), what is worked out before it one, every
+class of optimizers one for the coefficients of a step: its `coefficients` put into C's types.
+Rules with states of rows and columns have none: they need room for sums.
+Three files come out: declarations for Cython (`c_api.pxd`), what `c_api.pyx` includes
+(`_c_api.pxi`), and the header for C (`fastgd/include/fastgd.h`, from `src_c/fastgd.h.in`).
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from generate.families import Family, Optimizer
+from generate.families import SIZES, Arithmetic, Family, Optimizer, Rule, Sweep
 
 FLOATS = {"f32": "float", "f64": "double"}
 # What coefficients may call, by the same name in Python's math and in C's.
-CALLS = ("exp", "log", "sqrt")
+CALLS = ("exp", "fabs", "log", "sqrt")
 
 
 class Function(NamedTuple):
@@ -46,28 +47,79 @@ class Function(NamedTuple):
 
 
 def rule_functions(families: list[Family]) -> list[Function]:
-    """The functions of all rules."""
+    """The functions of all rules: of each sweep, and of what is worked out before it."""
     functions = []
     for k, rule in enumerate(rule for family in families for rule in family.rules):
-        for fuse, (suffix, floating) in enumerate(FLOATS.items()):
-            given = f"s, {len(rule.states)}" if rule.states else "NULL, 0"
-            body = [f"cdef {floating}* s[{len(rule.states)}]"] * bool(rule.states)
-            body += [f"s[{j}] = {state}" for j, state in enumerate(rule.states)]
-            body += [
-                f"run[{floating}](rules[{2 * k + fuse}], p, g, {given}, n, coefficients,"
-                f" {len(rule.coefficients)}, stages)",
-            ]
-            arguments = [
-                (f"{floating} *", "p"),
-                (f"const {floating} *", "g"),
-                *((f"{floating} *", state) for state in rule.states),
-                ("size", "n"),
-                ("const double *", "coefficients"),
-                ("const double *", "stages"),
-            ]
-            about = f"coefficients: {', '.join(rule.coefficients)}"
-            functions.append(Function(f"{rule.name}_{suffix}", tuple(arguments), body, about))
+        if rule.beforehand:
+            continue
+        for sweep in rule.sweeps:
+            for fuse, suffix in enumerate(FLOATS):
+                functions.append(_sweep(rule, sweep, 2 * k + fuse, suffix))
+        functions += [_worked_out(rule, part) for part in rule.arithmetic]
     return functions
+
+
+def _sweep(rule: Rule, sweep: Sweep, row: int, suffix: str) -> Function:
+    """The function of one sweep of a rule."""
+    floating, first = FLOATS[suffix], sweep is rule.before
+    order = [*rule.coefficients, *rule.settled]
+    # Those that a sweep doesn't take are not pointed to.
+    places = [
+        f"s[{j}] = <{floating} *> {key}" for j, key in enumerate(rule.states) if key in sweep.states
+    ]
+    body = [f"cdef {floating}* s[{len(rule.states)}]"] * bool(rule.states) + places
+    given = ", ".join(
+        [
+            "p",
+            sweep.kept or ("g" if sweep.gradient else "NULL"),
+            f"s, {len(rule.states)}" if rule.states else "NULL, 0",
+            "n",
+            "coefficients",
+            str(len(order)),
+            "stages",
+        ]
+    )
+    arguments = [
+        (f"{'const ' * first}{floating} *", "p"),
+        *[(f"const {floating} *", sweep.kept or "g")] * (sweep.gradient or bool(sweep.kept)),
+        *(
+            (f"{'const ' * (kind == 'Read')}{floating} *", state)
+            for state, kind in sweep.states.items()
+        ),
+        ("size", "n"),
+        ("const double *", "coefficients"),
+        ("const double *", "stages"),
+    ]
+    about = f"coefficients: {', '.join(order)}"
+    if not first:
+        run = "run_kept" if sweep.kept else "run"
+        body += [f"{run}[{floating}](rules[{row}], {given})"]
+    else:
+        squares = sum(1 << k for k, (_, kind) in enumerate(rule.sums) if kind == "SumOfSquares")
+        given = given.replace("p", f"<{floating} *> p", 1)
+        body += [
+            f"run_first[{floating}](firsts[{row}], {given}, {len(rule.sums)}, {squares}, "
+            f"{rule.after.kept or 'NULL'}, sums)"
+        ]
+        arguments += [(f"{floating} *", rule.after.kept)] * bool(rule.after.kept)
+        arguments += [("double *", "sums")]
+        about += f"; sums: {', '.join(key for key, _ in rule.sums)}"
+    return Function(f"{sweep.name}_{suffix}", tuple(arguments), body, about)
+
+
+def _worked_out(rule: Rule, part: Arithmetic) -> Function:
+    """The function of what is worked out before a sweep."""
+    arguments = (
+        ("double *", "coefficients"),
+        ("double *", "numbers"),
+        ("const double *", "sums"),
+        ("size", "n"),
+    )
+    body = [f"{part.name}(coefficients, numbers, sums, <double> n)"]
+    about = f"sets {', '.join(part.sets)}; numbers: {', '.join(rule.numbers) or 'none'}"
+    if totals := [key for key, kind in part.arguments.items() if kind == "Total"]:
+        about += f"; sums over all tensors: {', '.join(totals)}"
+    return Function(part.name, arguments, body, about)
 
 
 # -------------------------------------------------------------------------------- the coefficients
@@ -77,13 +129,15 @@ class UntranslatableError(Exception):
     """Python that C's doubles can't say."""
 
 
-class _Arithmetic(ast.NodeTransformer):
+class Translator(ast.NodeTransformer):
     """Python's arithmetic of floats as C's: hyper-parameters become arguments, `**` becomes pow."""
 
     def __init__(self, names: dict[str, list[str]]) -> None:
         self.names = names
+        self.targets: list[str] | None = None  # of what is returned; else out[0], out[1], …
         self.used: set[str] = set()
         self.local = {"t"}  # the variables set so far
+        self.words: dict[str, str] = {}  # hyper-parameters that are compared with a word
 
     def visit(self, node: ast.AST) -> ast.AST:
         allowed = (ast.Name, ast.Constant, ast.BinOp, ast.UnaryOp, ast.Compare, ast.BoolOp,
@@ -107,7 +161,7 @@ class _Arithmetic(ast.NodeTransformer):
         return names[0] if len(names) == 1 else ast.Tuple(names)
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        name = ast.unparse(node.func).removeprefix("math.")
+        name = ast.unparse(node.func).removeprefix("math.").removeprefix("np.")
         if name not in CALLS or node.keywords:
             raise UntranslatableError(f"line {node.lineno}: {ast.unparse(node)}")
         return ast.Call(ast.Name(name), [self.visit(a) for a in node.args], [])
@@ -119,6 +173,19 @@ class _Arithmetic(ast.NodeTransformer):
         if not isinstance(node.op, (ast.Add, ast.Sub, ast.Mult, ast.Div)):
             raise UntranslatableError(f"line {node.lineno}: {ast.unparse(node)}")
         return ast.BinOp(left, node.op, right)
+
+    def visit_Compare(self, node: ast.Compare) -> ast.AST:
+        word = node.comparators[0]
+        if isinstance(node.ops[0], ast.Is):  # NaN stands for None in C
+            left = self.visit(node.left)
+            return ast.Compare(left, [ast.NotEq()], [left])
+        if isinstance(word, ast.Constant) and isinstance(word.value, str):
+            if len(node.ops) != 1 or not isinstance(node.ops[0], ast.Eq):
+                raise UntranslatableError(f"line {node.lineno}: {ast.unparse(node)}")
+            name = self.visit(node.left)
+            self.words[ast.unparse(name)] = word.value
+            return name
+        return self.generic_visit(node)
 
     def visit_Constant(self, node: ast.Constant) -> ast.AST:
         return ast.Constant(float(node.value))  # as 1/2 is 0 in C
@@ -136,8 +203,8 @@ def _parts(value: ast.expr, n: int) -> list[ast.expr]:
     return value.elts
 
 
-def _statements(
-    body: list[ast.stmt], to: _Arithmetic, local: list[str], known: set[str]
+def statements(
+    body: list[ast.stmt], to: Translator, local: list[str], known: set[str]
 ) -> Iterator[str]:
     """The lines of Cython for statements of Python; notes the variables they set."""
     for node in body:
@@ -156,35 +223,59 @@ def _statements(
                 yield f"{name} = {ast.unparse(value)}"
         elif isinstance(node, ast.If):
             yield f"if {ast.unparse(to.visit(node.test))}:"
-            yield from (f"    {line}" for line in _statements(node.body, to, local, known))
+            yield from (f"    {line}" for line in statements(node.body, to, local, known))
             if node.orelse:
                 yield "else:"
-                yield from (f"    {line}" for line in _statements(node.orelse, to, local, known))
+                yield from (f"    {line}" for line in statements(node.orelse, to, local, known))
         elif isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple):
             for k, value in enumerate(node.value.elts):
-                yield f"out[{k}] = {ast.unparse(to.visit(value))}"
+                target = f"out[{k}]" if to.targets is None else to.targets[k]
+                yield f"{target} = {ast.unparse(to.visit(value))}"
             yield "return"
         elif not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
             raise UntranslatableError(f"line {node.lineno}: {ast.unparse(node)}")
 
 
-def _coefficients(cls: Optimizer) -> Function:
-    """The function for the coefficients of an optimizer's step."""
+def scalars(cls: Optimizer) -> dict[str, list[str]]:
+    """What C calls the numbers of each hyper-parameter, in the signature's order."""
     names = {}
     for key in sorted(cls.hypers, key=lambda key: cls.hypers[key].keyword):
         default = cls.hypers[key].default
         n = len(default.elts) if isinstance(default, ast.Tuple) else 1
-        names[key] = [key] if n == 1 else [f"{key.removesuffix('s')}{k + 1}" for k in range(n)]
-    to = _Arithmetic(names)
+        stem = key if key == "eps" else key.removesuffix("s")
+        names[key] = [key] if n == 1 else [f"{stem}{k + 1}" for k in range(n)]
+    return names
+
+
+def count_of(cls: Optimizer) -> int:
+    """How many coefficients a class returns, always as many."""
+    counts = {
+        len(node.value.elts)
+        for node in ast.walk(cls.coefficients or ast.Pass())
+        if isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple)
+    }
+    most = SIZES["MAX_COEFFICIENTS"]
+    if len(counts) != 1 or max(counts) > most:
+        raise UntranslatableError(
+            f"returns {sorted(counts)} values, not always as many up to {most}"
+        )
+    return counts.pop()
+
+
+def _coefficients(cls: Optimizer) -> Function:
+    """The function for the coefficients of an optimizer's step."""
+    names = scalars(cls)
+    to = Translator(names)
     method = cls.coefficients
     if method is None:
         raise UntranslatableError("there is no method coefficients")
+    count_of(cls)
     text = ast.unparse(method)
     mentioned = {name for key in names if f"h['{key}']" in text for name in names[key]}
     local: list[str] = []
-    lines = list(_statements(method.body, to, local, mentioned))
+    lines = list(statements(method.body, to, local, mentioned))
     arguments = [
-        ("int" if cls.hypers[key].domain == "flag" else "double", name)
+        ("int" if cls.hypers[key].domain == "flag" or name in to.words else "double", name)
         for key in names
         if key in to.used
         for name in names[key]
@@ -193,29 +284,35 @@ def _coefficients(cls: Optimizer) -> Function:
     declared = ["cdef double t = <double> step"]
     declared += [f"cdef double {', '.join(local)}"] * bool(local)
     about = f"of fastgd.{cls.name}, of whose rules each takes the first so many"
+    about += "".join(f"; {name}: whether it is {word}" for name, word in to.words.items())
     name = f"{cls.name.lower()}_coefficients"
     return Function(name, tuple(arguments), [*declared, *lines], about)
 
 
-def coefficient_functions(families: list[Family]) -> list[Function]:
+# By the names of family and class.
+Coefficients = dict[tuple[str, str], Function]
+
+
+def coefficient_functions(families: list[Family]) -> Coefficients:
     """The functions of all optimizers; without those whose Python is more than arithmetic."""
-    functions = []
-    for cls in (cls for family in families for cls in family.optimizers):
-        try:
-            functions.append(_coefficients(cls))
-        except UntranslatableError as error:  # the tests demand that nobody is left out
-            print(f"fastgd: no C function for the coefficients of {cls.name}: {error}")
+    functions = {}
+    for family in families:
+        for cls in family.optimizers:
+            try:
+                functions[family.name, cls.name] = _coefficients(cls)
+            except UntranslatableError as error:  # the tests demand that nobody is left out
+                print(f"fastgd: no C function for the coefficients of {cls.name}: {error}")
     return functions
 
 
 # ---------------------------------------------------------------------------------------- the files
 
 
-def files(families: list[Family], note: str) -> dict[str, str]:
+def files(families: list[Family], coefficients: Coefficients, note: str) -> dict[str, str]:
     """The three files, by path."""
     ruled = rule_functions(families)
-    functions = [*ruled, *coefficient_functions(families)]
-    names = list(dict.fromkeys(f.name.rpartition("_")[0] for f in ruled))
+    functions = [*ruled, *coefficients.values()]
+    names = [rule.name for family in families for rule in family.rules]
 
     pxd = [f"# {note}", "# What each function does is said in fastgd.h, at its prototype.", ""]
     pxi = [
@@ -227,6 +324,7 @@ def files(families: list[Family], note: str) -> dict[str, str]:
         *(f'    "{name}",' for name in names),
         ")",
         f"cdef void* rules[{2 * len(names)}]",
+        f"cdef void* firsts[{2 * len(names)}]",
         f"cdef Entry entries[{len(functions)}]",
     ]
     for f in functions:
@@ -243,7 +341,7 @@ def files(families: list[Family], note: str) -> dict[str, str]:
 
     prototypes, rows = [], []
     for f in functions:
-        prototypes += ["", f"/* {f.about} */"]
+        prototypes += ["", *textwrap.wrap(f"/* {f.about} */", 100, subsequent_indent="   ")]
         prototypes += f.declared(f"typedef void (*fastgd_{f.name}_t)", "ptrdiff_t", ";")
         prototypes += [f"FASTGD_FUNCTION fastgd_{f.name}_t fastgd_{f.name};"]
         rows += [f"    FASTGD_BIND(fastgd_{f.name})"]

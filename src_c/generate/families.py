@@ -21,11 +21,23 @@ KERNEL_FAMILIES = [
 ]
 
 
+# What states, and the arguments of what is worked out, may be annotated with.
+STATES = ("Array", "Squares", "Read", "Kept", "FullWidth", "Rows", "Columns")
+NUMBERS = ("Number", "Shared")
+SUMS = ("Sum", "SumOfSquares", "Total")
+
 # As the arrays of a rule with fused loops may be stored.
 FUSED = {
     "params": ("float32", "bfloat16", "split"),
     "states": ("float32", "bfloat16", "8bit"),
 }
+
+# What sweeps only read of, and what is a number of each row or column.
+READ = ("Read", "Rows", "Columns")
+LINES = ("Rows", "Columns")
+
+# What a rule declares that is no function.
+OPTIONS = ("fused", "shards", "exact")
 
 
 class FamilyError(Exception):
@@ -33,27 +45,73 @@ class FamilyError(Exception):
 
 
 class Element(NamedTuple):
-    """The Cython function of one element of a rule: its arguments after p and g."""
+    """The Cython function of one element of a sweep: its arguments, as (type, letter)."""
 
-    states: tuple[str, ...]  # by the letters of its pointers
+    returns: str
+    arguments: tuple[tuple[str, str], ...]
+
+
+class Sweep(NamedTuple):
+    """A sweep of a rule: the signature of its NumPy function."""
+
+    name: str  # of the loop
+    element: str  # the function, without _element
+    gradient: bool
+    states: dict[str, str]  # name: annotation
     coefficients: tuple[str, ...]
+    terms: int  # that it returns
+    kept: str | None  # the argument that is the kept term, in the gradient's place
+
+
+class Arithmetic(NamedTuple):
+    """What is worked out before a sweep: the NumPy function, its arguments, and what it sets."""
+
+    name: str
+    node: ast.FunctionDef
+    arguments: dict[str, str]  # name: annotation
+    coefficients: tuple[str, ...]
+    sets: tuple[str, ...]
 
 
 class Rule(NamedTuple):
-    """A rule's declaration: the signature of its NumPy function, and what it opts into."""
+    """A rule's declaration: the signatures of its NumPy functions, and what it opts into."""
 
     name: str
     states: tuple[str, ...]
     squares: frozenset[str]
-    coefficients: tuple[str, ...]
+    coefficients: tuple[str, ...]  # as the optimizer's class returns them,
+    settled: tuple[str, ...]  # and those after them that are worked out
     fused_params: tuple[str, ...]
     fused_states: tuple[str, ...]
-    element: Element
+    before: Sweep | None
+    after: Sweep
+    arithmetic: tuple[Arithmetic, ...]  # begin, settle: those that there are
+    matrix: tuple[str, ...] | None  # the coefficients of its matrix step, if it has one
+    beforehand: tuple[Sweep, ...]  # lines, rows, columns; or none of them
 
     @property
     def kinds(self) -> str:
         """A letter for each state: m of any sign, v for squares."""
         return "".join("v" if state in self.squares else "m" for state in self.states)
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """The states of one number a parameter."""
+        kinds = [item for a in self.arithmetic for item in a.arguments.items()]
+        return tuple(dict.fromkeys(key for key, kind in kinds if kind in NUMBERS))
+
+    @property
+    def sums(self) -> tuple[tuple[str, str], ...]:
+        """The sums of the terms of the sweep before: name, and annotation."""
+        kinds = [item for a in self.arithmetic for item in a.arguments.items()]
+        sums = [("squares", "SumOfSquares")] * (self.matrix is not None)
+        return (*sums, *((key, kind) for key, kind in kinds if kind in SUMS))
+
+    @property
+    def sweeps(self) -> tuple[Sweep, ...]:
+        """Its sweeps, in order."""
+        before = () if self.before is None else (self.before,)
+        return (*self.beforehand, *before, self.after)
 
 
 class Hyper(NamedTuple):
@@ -87,22 +145,43 @@ class Family(NamedTuple):
 
 
 def _elements(path: Path) -> dict[str, Element]:
-    """The element functions of a family's loops, by the names of their rules."""
+    """The element functions of a family's loops, by the names of their sweeps."""
     text = re.sub(r"#.*", "", path.read_text("utf-8"))
     found = {}
-    for name, inside in re.findall(r"cdef inline floating (\w+)_element\(([^)]*)\)", text):
-        arguments = [" ".join(a.split()) for a in inside.split(",")]
-        if arguments[:2] != ["floating p", "floating g"]:
-            raise FamilyError(f"{path}: {name}_element: expected to begin (floating p, floating g")
-        rest = [a.rpartition(" ") for a in arguments[2:]]
-        states = tuple(letter for kind, _, letter in rest if kind == "floating*")
-        coefficients = tuple(letter for kind, _, letter in rest if kind == "floating")
-        if len(states) + len(coefficients) != len(rest):
-            raise FamilyError(
-                f"{path}: {name}_element: expected states as floating*, coefficients as floating"
-            )
-        found[name] = Element(states, coefficients)
+    for returns, name, inside in re.findall(
+        r"cdef inline (floating|void) (\w+)_element\(([^)]*)\)", text
+    ):
+        arguments = [" ".join(a.split()).rpartition(" ") for a in inside.split(",")]
+        found[name] = Element(returns, tuple((kind, letter) for kind, _, letter in arguments))
     return found
+
+
+def _check_element(sweep: Sweep, elements: dict[str, Element], path: Path, loops: Path) -> None:
+    """Refuse an element function that doesn't agree with its sweep."""
+    if sweep.element not in elements:
+        raise FamilyError(f"{loops}: has no {sweep.element}_element, which {path} specifies")
+    element = elements[sweep.element]
+    leading = [("floating", "p"), ("floating", "g")][: 1 + sweep.gradient]
+    leading += [("floating", sweep.kept)] * (sweep.kept is not None)
+    types = [kind for kind, _ in leading]
+    types += ["floating" if kind in READ else "floating*" for kind in sweep.states.values()]
+    types += ["floating*"] * sweep.terms + ["floating"] * len(sweep.coefficients)
+    letters = [letter for _, letter in element.arguments]
+    n = len(sweep.coefficients)
+    if (
+        [kind for kind, _ in element.arguments] != types
+        or letters[: len(leading)] != [letter for _, letter in leading]
+        or letters[len(letters) - n :] != [*sweep.coefficients]
+        or element.returns != ("void" if sweep.terms else "floating")
+    ):
+        returns = f"void, {sweep.terms} terms" if sweep.terms else "floating"
+        raise FamilyError(
+            f"{loops}: {sweep.element}_element: expected {returns}, taking "
+            f"{', '.join(letter for _, letter in leading)}, the states {tuple(sweep.states)} "
+            f"(floating*, those only read floating)"
+            f"{' and then the terms (floating*)' * bool(sweep.terms)} and then the "
+            f"coefficients {sweep.coefficients}, as in {path}"
+        )
 
 
 def _fused(call: ast.expr) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -125,47 +204,162 @@ def _decorator(node: ast.FunctionDef) -> ast.expr | None:
     return None
 
 
+def _annotated(node: ast.FunctionDef, known: tuple[str, ...], path: Path) -> dict[str, str]:
+    """The annotations of a function's positional arguments, after p and g."""
+    found = {
+        a.arg: ast.unparse(a.annotation or ast.Name("none"))
+        for a in node.args.args
+        if a.arg not in ("p", "g")
+    }
+    for key, kind in found.items():
+        if kind not in known:
+            raise FamilyError(
+                f"{path}: {node.name}: expected {key}: {' or '.join(known)}, found {kind}"
+            )
+    return found
+
+
+def _returned(node: ast.FunctionDef) -> int:
+    """How many values the tuple has that a function ends by returning; 0 if it returns none."""
+    value = getattr(node.body[-1], "value", None) if isinstance(node.body[-1], ast.Return) else None
+    return len(value.elts) if isinstance(value, ast.Tuple) else 0
+
+
+def _sweep(name: str, node: ast.FunctionDef, path: Path) -> Sweep:
+    names = [a.arg for a in node.args.args]
+    states = _annotated(node, STATES, path)
+    kept = [key for key, kind in states.items() if kind == "Kept"]
+    if kept and names[1:2] != kept:
+        raise FamilyError(f"{path}: {node.name}: expected one Kept in the gradient's place")
+    return Sweep(
+        name,
+        node.name,
+        "g" in names,
+        {key: kind for key, kind in states.items() if kind != "Kept"},
+        tuple(a.arg for a in node.args.kwonlyargs),
+        _returned(node),
+        kept[0] if kept else None,
+    )
+
+
+def _arithmetic(name: str, node: ast.FunctionDef, path: Path) -> Arithmetic:
+    sets = [
+        tuple(ast.literal_eval(a) for a in call.args)
+        for call in node.decorator_list
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "sets"
+    ]
+    if len(sets) != 1:
+        raise FamilyError(f"{path}: {node.name}: expected @sets(...) with what it works out")
+    return Arithmetic(
+        name,
+        node,
+        _annotated(node, (*NUMBERS, *SUMS, "Size"), path),
+        tuple(a.arg for a in node.args.kwonlyargs),
+        sets[0],
+    )
+
+
 def _rules(path: Path, loops: Path, tree: ast.Module) -> list[Rule]:
     elements = _elements(loops)
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
     rules = []
-    for node in tree.body:
-        if not isinstance(node, ast.FunctionDef) or (decorator := _decorator(node)) is None:
+    for node in functions.values():
+        if (decorator := _decorator(node)) is None:
             continue
-        states = tuple(a.arg for a in node.args.args[2:])
-        kinds = {a.arg: ast.unparse(a.annotation or ast.Name("")) for a in node.args.args[2:]}
-        if not set(kinds.values()) <= {"Array", "Squares"}:
-            raise FamilyError(f"{path}: {node.name}: expected states as Array or Squares")
-        squares = frozenset(key for key, kind in kinds.items() if kind == "Squares")
-        coefficients = tuple(a.arg for a in node.args.kwonlyargs)
-        if len(states) > SIZES["MAX_STATES"] or len(coefficients) > SIZES["MAX_COEFFICIENTS"]:
-            raise FamilyError(
-                f"{path}: {node.name}: expected at most {SIZES['MAX_STATES']} states and "
-                f"{SIZES['MAX_COEFFICIENTS']} coefficients"
-            )
-        if taken := {"p", "g", "s", "n", "c", "i"} & {*states, *coefficients}:
-            raise FamilyError(f"{path}: {node.name}: the loop itself has a {min(taken)}")
-        if node.name not in elements:
-            raise FamilyError(f"{loops}: has no {node.name}_element, which {path} specifies")
-        element = elements.pop(node.name)
-        if len(element.states) != len(states) or element.coefficients != coefficients:
-            raise FamilyError(
-                f"{loops}: {node.name}_element: expected the states {states} and then the "
-                f"coefficients {coefficients}, as in {path}"
-            )
-        fused: tuple[tuple[str, ...], tuple[str, ...]] = (), ()
-        for keyword in getattr(decorator, "keywords", ()):
-            if keyword.arg == "fused":
-                fused = _fused(keyword.value)
-        rule = Rule(node.name, states, squares, coefficients, *fused, element)
-        if fused != ((), ()) and rule.kinds not in ("m", "v", "mv"):
-            raise FamilyError(
-                f"{path}: {node.name}: fused loops are for a state of any sign, one of squares, or "
-                f"the one and then the other, and not for {states}"
-            )
+        given = {k.arg: k.value for k in getattr(decorator, "keywords", ())}
+        parts = {key: functions[ast.unparse(given[key])] for key in given if key not in OPTIONS}
+        fused = _fused(given["fused"]) if "fused" in given else ((), ())
+        rule = _rule(node, parts, fused, path)
+        _check_rule(rule, path)
+        for sweep in rule.sweeps:
+            _check_element(sweep, elements, path, loops)
         rules.append(rule)
-    if elements:
-        raise FamilyError(f"{loops}: has elements of no rule of {path}: {sorted(elements)}")
+    used = {sweep.element for rule in rules for sweep in rule.sweeps}
+    if unused := sorted(set(elements) - used):
+        raise FamilyError(f"{loops}: has elements of no rule of {path}: {unused}")
     return rules
+
+
+def _rule(
+    node: ast.FunctionDef,
+    parts: dict[str, ast.FunctionDef],
+    fused: tuple[tuple[str, ...], tuple[str, ...]],
+    path: Path,
+) -> Rule:
+    before = _sweep(f"{node.name}_before", parts["before"], path) if "before" in parts else None
+    after = _sweep(node.name, node, path)
+    arithmetic = tuple(
+        _arithmetic(f"{node.name}_{key}", parts[key], path)
+        for key in ("begin", "settle")
+        if key in parts
+    )
+    matrix = None
+    if "matrix" in parts:
+        matrix = tuple(a.arg for a in parts["matrix"].args.kwonlyargs)
+    beforehand = tuple(
+        _sweep(f"{node.name}_{key}", parts[key], path)
+        for key in ("lines", "rows", "columns")
+        if key in parts
+    )
+    states = {**({} if before is None else before.states)}
+    states |= {k: kind for k, kind in after.states.items() if k not in states or kind != "Read"}
+    named = dict.fromkeys(
+        key
+        for taken in (
+            *(part.coefficients for part in beforehand),
+            before.coefficients if before else (),
+            *(part.coefficients for part in arithmetic),
+            matrix or (),
+            after.coefficients,
+        )
+        for key in taken
+    )
+    numbers = {key for a in arithmetic for key, kind in a.arguments.items() if kind in NUMBERS}
+    settled = tuple(key for a in arithmetic for key in a.sets if key not in numbers)
+    return Rule(
+        node.name,
+        tuple(states),
+        frozenset(key for key, kind in states.items() if kind == "Squares"),
+        tuple(key for key in named if key not in settled),
+        settled,
+        *fused,
+        before,
+        after,
+        arithmetic,
+        matrix,
+        beforehand,
+    )
+
+
+def _check_rule(rule: Rule, path: Path) -> None:
+    where = f"{path}: {rule.name}"
+    every = [*rule.coefficients, *rule.settled]
+    if len(rule.states) > SIZES["MAX_STATES"] or len(every) > SIZES["MAX_COEFFICIENTS"]:
+        raise FamilyError(
+            f"{where}: expected at most {SIZES['MAX_STATES']} states and "
+            f"{SIZES['MAX_COEFFICIENTS']} coefficients"
+        )
+    names = {*rule.states, *every} - {*(rule.matrix or ())}
+    if taken := {"p", "g", "s", "n", "c", "i", "terms"} & names:
+        raise FamilyError(f"{where}: the loop itself has a {min(taken)}")
+    terms = 0 if rule.before is None else rule.before.terms
+    if len(rule.sums) != terms or terms > SIZES["MAX_SUMS"]:
+        raise FamilyError(
+            f"{where}: expected a sum in what is worked out for each of at most "
+            f"{SIZES['MAX_SUMS']} terms that the sweep before returns, found {len(rule.sums)} "
+            f"for {terms}"
+        )
+    if (rule.matrix is not None) != (rule.after.kept is not None) or (
+        rule.matrix is not None and len(rule.sums) != 1
+    ):
+        raise FamilyError(
+            f"{where}: expected a matrix step and a Kept argument together, and nothing to settle"
+        )
+    if rule.fused_params and (rule.kinds not in ("m", "v", "mv") or rule.arithmetic):
+        raise FamilyError(
+            f"{where}: fused loops are for a state of any sign, one of squares, or "
+            f"the one and then the other, and not for {rule.states}"
+        )
 
 
 # -------------------------------------------------------------------------------------- optimizers

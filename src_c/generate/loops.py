@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import textwrap
 
-from generate.families import Family, Rule
+from generate.families import READ, Family, Rule, Sweep
 
 FOLDER = "fastgd/kernels/loops"
 FLOATS = ("float", "double")
@@ -18,6 +18,9 @@ PARAMS = {"float32": "float", "bfloat16": "Bfloat16", "split": "Split"}
 STATES = {"float32": "float", "bfloat16": "Bfloat16"}
 EIGHT_BITS = {"m": "e4m3", "v": "ue5m3"}
 GRADS = ("float", "Bfloat16")
+# The most arrays of which GCC checks at run time that no two overlap, ten pairs, where it doesn't
+# take `restrict` for an answer: it does so of arguments alone.
+CHECKED = 5
 
 
 def _wrapped(head: str, items: list[str], tail: str) -> list[str]:
@@ -30,24 +33,47 @@ def _wrapped(head: str, items: list[str], tail: str) -> list[str]:
     return [line.replace("\xa0", " ") for line in lines]
 
 
-def _plain(rule: Rule) -> list[str]:
-    """The loop over a rule's element function."""
+def _loop(rule: Rule, sweep: Sweep) -> list[str]:
+    """The loop over the element function of a rule's sweep."""
+    order = [*rule.coefficients, *rule.settled]
+    first = sweep is rule.before
+    head = [f"{'const ' * first}floating* restrict p", "const floating* restrict g"]
+    sizes = ["Py_ssize_t n", "const floating* c"]
     lines = _wrapped(
-        f"cdef void {rule.name}",
-        [
-            "floating* restrict p",
-            "const floating* restrict g",
-            "floating** s",
-            "Py_ssize_t n",
-            "const floating* c",
-        ],
+        f"cdef void {sweep.name}",
+        [*head, "floating** s", *sizes, *["floating** terms"] * first],
         " noexcept nogil:",
     )
-    lines += [f"    cdef floating* restrict {s} = s[{j}]" for j, s in enumerate(rule.states)]
-    lines += [f"    cdef floating {c} = c[{j}]" for j, c in enumerate(rule.coefficients)]
+    terms = [f"term{k}" for k in range(sweep.terms)]
+    arrays = {
+        f"{'const ' * (kind in READ)}floating* restrict {key}": f"s[{rule.states.index(key)}]"
+        for key, kind in sweep.states.items()
+    }
+    arrays |= {f"floating* restrict {key}": f"terms[{k}]" for k, key in enumerate(terms)}
+    if len(arrays) > CHECKED:
+        given = ["p", "g", *arrays.values(), "n", "c"]
+        call = _wrapped(f"    {sweep.name}_loop", given, "")
+        inner = [*head, *arrays, *sizes]
+        loop = _wrapped(f"cdef inline void {sweep.name}_loop", inner, " noexcept nogil:")
+        lines, last = loop, ["", "", *lines, *call]
+    else:
+        lines += [f"    cdef {array} = {place}" for array, place in arrays.items()]
+        last = []
+    lines += [f"    cdef floating {c} = c[{order.index(c)}]" for c in sweep.coefficients]
     lines += ["    cdef Py_ssize_t i", "    for i in range(n):"]
-    given = ["p[i]", "g[i]", *(f"&{s}[i]" for s in rule.states), *rule.coefficients]
-    return [*lines, *_wrapped(f"        p[i] = {rule.name}_element", given, "")]
+    given = ["p[i]", "g[i]"][: 1 + (sweep.gradient or sweep.kept is not None)]
+    given += [f"{'' if kind in READ else '&'}{s}[i]" for s, kind in sweep.states.items()]
+    given += [*(f"&{key}[i]" for key in terms), *sweep.coefficients]
+    call = f"{'' if first else 'p[i] = '}{sweep.element}_element"
+    return [*lines, *_wrapped(f"        {call}", given, ""), *last]
+
+
+def _table(name: str, about: str, rows: dict[str, Sweep]) -> list[str]:
+    lines = ["", "", f"# {about}", f"{name} = {{"]
+    for key, sweep in rows.items():
+        loops = [f"<size_t> <void*> {sweep.name}[{kind}]" for kind in FLOATS]
+        lines += [f'    "{key}": (', f"        {loops[0]},", f"        {loops[1]}),"]
+    return [*lines, "}"]
 
 
 def rules(families: list[Family], note: str) -> str:
@@ -56,13 +82,28 @@ def rules(families: list[Family], note: str) -> str:
     lines += [f'include "{os.path.relpath(family.loops, FOLDER)}"' for family in families]
     every = [rule for family in families for rule in family.rules]
     for rule in every:
-        lines += ["", "", *_plain(rule)]
-    lines += ["", "", "# name: (float32 loop, float64 loop), as addresses."]
-    lines += ["RULES = {"]
-    for rule in every:
-        loops = [f"<size_t> <void*> {rule.name}[{kind}]" for kind in FLOATS]
-        lines += [f'    "{rule.name}": (', f"        {loops[0]},", f"        {loops[1]}),"]
-    return "\n".join([*lines, "}", ""])
+        for sweep in rule.sweeps:
+            lines += ["", "", *_loop(rule, sweep)]
+    lines += _table(
+        "RULES",
+        "name: (float32 loop, float64 loop), as addresses.",
+        {rule.name: rule.after for rule in every},
+    )
+    lines += _table(
+        "FIRST",
+        "The same of the first sweeps of rules that have two.",
+        {rule.name: rule.before for rule in every if rule.before is not None},
+    )
+    for k, (name, about) in enumerate(
+        {
+            "LINES": "The same of what updates the states of rows and columns.",
+            "ROWS": "The same of what makes what sweeps see of rows.",
+            "COLUMNS": "And of columns.",
+        }.items()
+    ):
+        rows = {rule.name: rule.beforehand[k] for rule in every if rule.beforehand}
+        lines += _table(name, about, rows)
+    return "\n".join([*lines, ""])
 
 
 # ------------------------------------------------------------------------------------ fused loops

@@ -49,15 +49,17 @@ def optimizers(families: list[Family], note: str) -> str:
     lines = [
         f"# {note}",
         "from collections.abc import Mapping",
+        "from math import inf",
         "from typing import Any, Unpack",
         "",
-        "from fastgd.core.domains import Pair, Scalar",
+        "from fastgd.core.domains import Floors, Pair, Scalar",
         "from fastgd.core.optimizer import Optimizer",
         "from fastgd.core.options import Options",
         "",
         f"__all__ = {[cls.name for cls in sorted(classes, key=lambda c: c.year)]!r}",
         "",
         "OPTIMIZERS: Mapping[str, type[Optimizer]]",
+        "GENERAL: Mapping[str, type[Optimizer]]",
     ]
     for cls in classes:
         lines += _class(cls)

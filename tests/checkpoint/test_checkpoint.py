@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ml_dtypes import bfloat16
 from safetensors.numpy import load_file
 from support.helpers import COMPILED, same_bits
 from support.optimizer_cases import CASES, leaves, made
@@ -476,6 +478,35 @@ def test_without_safetensors(file, monkeypatch):
             ImportError, match=r'needs safetensors: pip install "fastgd\[checkpoint\]"'
         ):
             call()
+
+
+def test_files_as_written_need_no_check_by_the_library(file, monkeypatch):
+    """Which would take most of the time of a load, if there are many small arrays."""
+    w, back = (
+        {'é\\"': np.full(3, value, bfloat16), "b": np.full((2, 3), value), "none": np.zeros((0, 2))}
+        for value in (1.0, 0.0)
+    )
+    metadata = {"state": {np.int64(3): np.float32(0.5), "$x": (np.ones(2, ">i4"), "NaN")}}
+    fastgd.save(file, params=w, metadata=metadata)
+    monkeypatch.setattr("safetensors.safe_open", None)
+    found = fastgd.load(file, params=back)["state"]
+    assert (found[3], found["$x"][0].tolist(), found["$x"][1]) == (0.5, [1, 1], "NaN")
+    assert all(same_bits(back[key], a) for key, a in w.items())
+
+
+def test_garbage_is_collected_again(file):
+    """Also after an error."""
+    for enabled in (True, False):
+        (gc.enable if enabled else gc.disable)()
+        try:
+            fastgd.save(file, params=[np.ones(2)])
+            with pytest.raises(TypeError):
+                fastgd.save(file, params=[np.ones(2, complex)])
+            with pytest.raises(fastgd.CheckpointError):
+                fastgd.load(file, params=[np.ones(3)])
+            assert gc.isenabled() is enabled
+        finally:
+            gc.enable()
 
 
 def test_safetensors_is_imported_when_needed():

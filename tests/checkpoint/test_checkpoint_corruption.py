@@ -322,7 +322,11 @@ def test_overwritten_after_it_was_read(file, monkeypatch):
 
 
 def test_replaced_while_it_is_opened(file, monkeypatch):
-    """Header and arrays are those of one file, the new one, whenever the other save was done."""
+    """Header and arrays are those of one file, the new one, whenever the other save was done.
+
+    The library opens only a file that is not to the letter as fastgd writes it.
+    """
+    forge(file)
     open_it, opened = safetensors.safe_open, []
 
     def slow(path, framework):
@@ -335,13 +339,13 @@ def test_replaced_while_it_is_opened(file, monkeypatch):
     opt = stepped(5.0)
     assert fastgd.load(file, opt) == {"epoch": 4}
     assert opt.lr == 3.0
-    # Twice to load, and once by the save in between, which looked at what it wrote.
-    assert len(opened) == 3
+    assert len(opened) == 2
 
 
 @pytest.mark.parametrize("piece", [1, 7, 8, 1000])
 def test_read_in_pieces(piece, file, target, tmp_path, monkeypatch):
     monkeypatch.setattr(_container, "READ", piece)
+    monkeypatch.setattr(_container, "SMALL", 0)
     assert fastgd.load(file, stepped(5.0))["epoch"] == 3
     data, flipped = file.read_bytes(), tmp_path / "flipped"
     for n in range(8 + int.from_bytes(data[:8], "little"), len(data)):

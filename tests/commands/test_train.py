@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from support.helpers import run_python
-from support.sampling import by_level, optimizers, sampled
+from support.sampling import by_level, optimizers_by_kind, sampled
 
 from fastgd.__main__ import main
 from fastgd.commands import mlp
-from fastgd.optimizers import OPTIMIZERS
+from fastgd.optimizers import GENERAL
 
 train = pytest.importorskip("fastgd.commands.train", reason="the extra `train` is not installed")
 from matplotlib.figure import Figure
 
 
-@sampled({"name": optimizers(), "seed": by_level([0], [0], [0, 1])})
+@sampled({"name": optimizers_by_kind(), "seed": by_level([0], [0], [0, 1])})
 def test_every_optimizer_reaches_95_percent(name, seed):
     outcome = train.train(name, epochs=30, batch_size=32, seed=seed, advance=lambda: None)
     assert outcome.accuracy >= 0.95
@@ -56,7 +56,7 @@ def test_the_command(tmp_path, capsys):
     assert main(["train", "--epochs", "2", "--output", str(picture), "--batch-size", "64"]) == 0
     text = capsys.readouterr().out
     rows = [line.split("│")[1:-1] for line in text.splitlines() if line.startswith("│")]
-    assert [row[0].strip() for row in rows] == list(OPTIMIZERS)
+    assert [row[0].strip() for row in rows] == list(GENERAL)
     assert all(row[-1].strip() == "yes" for row in rows)
     assert picture.read_bytes().startswith(b"\x89PNG")
 

@@ -30,7 +30,7 @@ from support.stateful_pairs import KINDS, SCALES, WRONG, Cycle, Leaf, Spec, Twin
 import fastgd
 from fastgd.core.domains import SCHEDULABLE
 from fastgd.core.options import CLIP_BY, HYPER, NONFINITE
-from fastgd.optimizers import OPTIMIZERS
+from fastgd.optimizers import GENERAL, OPTIMIZERS
 
 EXAMPLES = int(os.environ.get("FASTGD_FUZZ", "0"))
 SETTINGS = settings(
@@ -136,7 +136,7 @@ options = st.fixed_dictionaries(
 
 @st.composite
 def specs(draw):
-    name = draw(st.sampled_from(sorted(OPTIMIZERS)))
+    name = draw(st.sampled_from(sorted(GENERAL)))
     grouped = draw(st.booleans())
     some = draw(st.lists(trees, min_size=1, max_size=3 if grouped else 1))
     wrong = draw(st.integers(0, 9)) == 9

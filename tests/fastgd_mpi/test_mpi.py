@@ -82,6 +82,20 @@ def test_groups_and_norms(tmp_path):
     run(3, "equals_with_groups", tmp_path)
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_rules_that_add_up_over_a_parameter(ranks, tmp_path):
+    """The same bits on one rank; on more, what sums over shards change in their last bits."""
+    run(ranks, "equals_with_sums", tmp_path)
+
+
+def test_numbers_are_the_same_on_all_ranks(tmp_path):
+    run(3, "equals_with_numbers", tmp_path)
+
+
+def test_rules_are_told_the_size_of_the_whole(tmp_path):
+    run(3, "elements_of_the_whole", tmp_path)
+
+
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_uneven_and_tiny_sizes(ranks, tmp_path):
     run(ranks, "sizes", tmp_path)
@@ -146,6 +160,10 @@ def test_all_ranks_raise_what_one_would(tmp_path):
     run(3, "bad_arguments", tmp_path)
 
 
+def test_rules_of_whole_parameters_are_refused(tmp_path):
+    run(2, "rules_of_wholes", tmp_path)
+
+
 def test_gradients_are_not_kept(tmp_path):
     run(2, "gradients_go", tmp_path)
 
@@ -158,6 +176,10 @@ def test_what_is_not_finite_on_one_rank(tmp_path):
 FAILURES = {
     "killed": ("no answer from rank 2: dead", True),
     "killed within a step": ("the parameters.*no answer from rank 2: dead", True),
+    "killed between sweeps": (
+        "states had been changed and parameters not: go back to a checkpoint; no answer from rank 2",
+        True,
+    ),
     "stopped": ("no answer from rank 2: dead, hung", True),
     "raises outside": ("no answer from rank 2", True),
     "raises": ("rank 2: ValueError: what a loss may raise", False),
@@ -196,6 +218,12 @@ def test_checkpoints_of_other_numbers_of_ranks(before, after, tmp_path):
     run(before, "saves", tmp_path)
     assert len(os.listdir(tmp_path / "set")) == before + 1
     run(after, "loads", tmp_path)
+
+
+def test_checkpoints_of_numbers(tmp_path):
+    """Each rank's file has them, and any number of ranks has them alike."""
+    run(3, "saves", tmp_path, "NAdam")
+    run(2, "loads", tmp_path, "NAdam")
 
 
 def test_checkpoints_that_are_refused(tmp_path):

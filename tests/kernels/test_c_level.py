@@ -19,14 +19,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.compiled_level import HEADER, Table, backend_that_notes, function, prototypes
-from support.helpers import COMPILED, ROOT, coefficients_of, run_python, same_bits
-from support.sampling import rules, sampled
+from support import compiled_level
+from support.compiled_level import (
+    HEADER,
+    Table,
+    backend_that_notes,
+    comments,
+    function,
+    functions_of,
+    prototypes,
+)
+from support.helpers import COMPILED, ROOT, coefficients_of, numbers_of, run_python, same_bits
+from support.sampling import BY_ELEMENT, rules, sampled
 
 import fastgd
 from fastgd import kernels
+from fastgd.core.domains import adjustment
 from fastgd.kernels import _engine, c_api, reference
-from fastgd.kernels.reference import RULES
+from fastgd.kernels.reference import BLOCK, RULES
 from fastgd.optimizers import OPTIMIZERS
 
 EXAMPLES = ROOT / "examples" / "compiled"
@@ -47,7 +57,7 @@ STAGES = {
 
 
 def test_there_is_a_function_for_every_rule_and_optimizer():
-    names = {f"fastgd_{rule}_{suffix}" for rule in RULES for suffix in DTYPES}
+    names = {name for rule in BY_ELEMENT for name in functions_of(rule)}
     names |= {f"fastgd_{name.lower()}_coefficients" for name in fastgd.optimizers.__all__}
     assert set(c_api.ADDRESSES) == set(prototypes()) == names, (
         "an optimizer whose coefficients src_c/c_api.py can't put into C? the build says why"
@@ -58,23 +68,50 @@ def test_there_is_a_function_for_every_rule_and_optimizer():
 @sampled({"rule": rules(), "backend": COMPILED, "suffix": DTYPES, "stages": STAGES})
 def test_rules_equal_the_reference_to_the_bit(rule, backend, suffix, stages):
     fastgd.set_backend(backend)
-    run, dtype = function(f"fastgd_{rule}_{suffix}"), DTYPES[suffix]
-    assert run.names == ["p", "g", *RULES[rule].states, "n", "coefficients", "stages"]
+    dtype, row = DTYPES[suffix], RULES[rule]
     rng = np.random.default_rng(1)
     given = None if STAGES[stages] is None else np.array(STAGES[stages])
-    for n in SIZES:
+    # Sums are over blocks.
+    for n in (*SIZES, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 300)[: None if row.sums else 10]:
         p, g = rng.standard_normal((2, n)).astype(dtype)
-        states = [rng.random(n).astype(dtype) for _ in RULES[rule].states]
-        expected = [a.copy() for a in (p, *states)]
+        states = [rng.random(n).astype(dtype) for _ in row.states]
+        numbers = np.array([float(a) for a in numbers_of(rule)])
+        expected = [a.copy() for a in (p, *states, *numbers_of(rule))]
+        kept = dict(zip(row.numbers, expected[1 + len(states) :], strict=True))
         gradient = g.copy()
         for t in (1, 2):
             c = coefficients_of(rule, t)
-            run(p, g, *states, n, np.array(c), given)
-            reference.step(rule, expected[0], g, expected[1:], c,
-                           reference.Stages(*STAGES[stages] or ()))  # fmt: skip
-        for found, right in zip((p, *states), expected, strict=True):
+            compiled_level.step(rule, p, g, states, numbers, c, given)
+            reference.step(rule, expected[0], g, expected[1 : 1 + len(states)], c,
+                           reference.Stages(*STAGES[stages] or ()), numbers=kept)  # fmt: skip
+        for found, right in zip((p, *states, *numbers), expected, strict=True):
             assert same_bits(found, right), (rule, n)
         assert same_bits(g, gradient)
+
+
+@pytest.mark.parametrize("rule", BY_ELEMENT)
+def test_the_header_says_what_functions_take(rule):
+    """Names of arguments, what is only read, and the order of coefficients, sums and numbers."""
+    row, said, declared = RULES[rule], comments(), prototypes()
+    for name, arguments in functions_of(rule).items():
+        run, text = function(name), declared[name]
+        assert run.names == arguments
+        if name.endswith(("_begin", "_settle")):
+            part = row.begin if name.endswith("_begin") else row.settle
+            numbers = ", ".join(row.numbers) or "none"
+            about = f"sets {', '.join(part.sets)}; numbers: {numbers}"
+            totals = ", ".join(key for key, kind in part.arguments if kind == "total")
+            assert said[name] == about + f"; sums over all tensors: {totals}" * bool(totals)
+            assert "double *coefficients, double *numbers, const double *sums" in text
+            continue
+        sweep = row.before if arguments[-1] == "sums" else row.after
+        about = f"coefficients: {', '.join(row.order)}"
+        assert said[name].partition("; sums: ")[0] == about
+        assert said[name].count("; sums: ") == (sweep is row.before)
+        written = {"p"} if sweep is row.after else set()
+        for key in ("p", *["g"] * sweep.gradient, *sweep.states):
+            read = re.search(rf"const (float|double) \*{key}\b", text) is not None
+            assert read != (key in written.union(sweep.written)), (name, key)
 
 
 @pytest.mark.parametrize("n", [0, -1])
@@ -90,7 +127,7 @@ def test_no_elements_touch_nothing(n):
 def test_coefficients_equal_those_of_the_class_to_the_bit(name):
     run = function(f"fastgd_{name.lower()}_coefficients")
     cls, rng = OPTIMIZERS[name], np.random.default_rng(2)
-    defaults = cls(np.zeros(1)).defaults
+    defaults = {key: declared.default for key, declared in cls.hypers.items()}
     for k in range(500):
         step = int(rng.integers(1, 10 ** rng.integers(1, 7))) if k else 1
         h, given = {}, {}
@@ -99,10 +136,18 @@ def test_coefficients_equal_those_of_the_class_to_the_bit(name):
                 h[key] = given[key] = bool(rng.integers(2))
             elif isinstance(value, tuple):
                 h[key] = tuple(map(float, 1 - rng.random(len(value)) ** 3))
-                given |= {f"{key[:-1]}{j + 1}": v for j, v in enumerate(h[key])}
-            elif value is not None:
+                stem = key if key == "eps" else key[:-1]
+                given |= {f"{stem}{j + 1}": v for j, v in enumerate(h[key])}
+                if None in value and k % 2:
+                    h[key], given[f"{stem}1"] = (None, *h[key][1:]), np.nan
+            elif cls.domains[key] is adjustment:
+                h[key] = [None, "original", "match_rms_adamw"][rng.integers(3)]
+                given[key] = h[key] == "match_rms_adamw"
+            else:
                 h[key] = given[key] = float(1 - rng.random() ** 3)
-        out = np.full(8, np.nan)
+                if value is None and rng.integers(2):
+                    h[key], given[key] = None, np.nan
+        out = np.full(_engine.SIZES["MAX_COEFFICIENTS"], np.nan)
         run(*(given[key] for key in run.names[:-2]), step, out)
         right = cls.coefficients(h, step)
         assert out[: len(right)].tolist() == list(right), (h, step)
@@ -112,8 +157,9 @@ def test_coefficients_equal_those_of_the_class_to_the_bit(name):
 def test_no_rule_takes_more_than_there_is_room_for():
     (room,) = re.findall(r"FASTGD_COEFFICIENTS (\d+)", HEADER.read_text("utf-8"))
     assert int(room) == _engine.SIZES["MAX_COEFFICIENTS"]
-    assert max(len(row.coefficients) for row in RULES.values()) <= int(room)
-    assert max(len(row.states) for row in RULES.values()) <= _engine.SIZES["MAX_STATES"]
+    most = {"order": "COEFFICIENTS", "states": "STATES", "sums": "SUMS", "numbers": "NUMBERS"}
+    for of, size in most.items():
+        assert max(len(getattr(row, of)) for row in RULES.values()) <= _engine.SIZES[f"MAX_{size}"]
 
 
 # ----------------------------------------------------------------------------------- the backend
@@ -126,14 +172,16 @@ def test_the_backend_is_that_of_the_steps():
     try:
         c_api._use_backend(fake)
         c_api._use_backend(None)  # the reference has no loops: nothing changes
-        for rule in RULES:
+        for rule in BY_ELEMENT:
             for suffix in DTYPES:
-                states = arrays[: len(RULES[rule].states)]
+                row, p = RULES[rule], np.ones(5, DTYPES[suffix])
+                states, numbers = arrays[: len(row.states)], np.ones(len(row.numbers))
                 for stages in (None, np.array(STAGES["off"]), np.array(STAGES["all"])):
-                    function(f"fastgd_{rule}_{suffix}")(
-                        arrays, arrays, *states, 5, np.ones(8), stages
-                    )
-                assert notes == [(rule, suffix), (rule, suffix), ("staged", suffix)]
+                    c = coefficients_of(rule)
+                    compiled_level.step(rule, p, arrays[3], states, numbers, c, stages)
+                first = [("summed", f"{rule}_before", suffix)] * (RULES[rule].before is not None)
+                last = [(rule, suffix), (rule, suffix), ("staged", rule, suffix)]
+                assert notes == [note for one in last for note in (*first, one)]
                 notes.clear()
     finally:
         fastgd.set_backend(fastgd.available_backends()[0])
@@ -176,8 +224,15 @@ def test_what_was_promised_is_there():
     promised = (ROOT / "tests" / f"abi_{c_api.ABI_VERSION}.txt").read_text("utf-8").splitlines()
     assert len(promised) >= 28
     assert set(promised) <= {f"{name}({arguments})" for name, arguments in prototypes().items()}
-    for line in ("FASTGD_COEFFICIENTS 8", "FASTGD_STAGES 4", f"ABI_VERSION {c_api.ABI_VERSION}"):
+    for line in ("FASTGD_STAGES 4", f"ABI_VERSION {c_api.ABI_VERSION}"):
         assert f"{line}\n" in HEADER.read_text("utf-8")
+
+
+def test_coefficients_fit_where_they_were_promised_to():
+    """FASTGD_COEFFICIENTS was 8 when these were compiled against, and is in callers' arrays."""
+    for name in ("SGD", "Momentum", "Adagrad", "RMSprop", "Adam", "AdamW"):
+        cls = OPTIMIZERS[name]
+        assert len(cls.coefficients(cls(np.zeros(1)).defaults, 1)) <= 8
 
 
 def test_the_table_lists_every_function():
@@ -300,6 +355,41 @@ def test_plain_c_through_ctypes(folder):
     assert plain.use_fastgd(ctypes.byref(table)) == list(c_api.ADDRESSES)[-1].encode()
     table.abi_version += 1
     assert plain.use_fastgd(ctypes.byref(table)) == b"FASTGD_ABI_VERSION"
+
+
+def test_two_sweeps_as_the_header_shows_them(folder):
+    """What stands in its first comment, step by step on two tensors, against fastgd.LAMB."""
+    lines = re.findall(r"^ \*     (.*)$", HEADER.read_text("utf-8"), flags=re.M)
+    start = lines.index("double own[FASTGD_COEFFICIENTS], sums[2];")
+    shown = "\n".join(lines[start : start + 6])
+    arrays = "float *p, const float *g, float *exp_avg, float *exp_avg_sq"
+    (folder / "lamb.c").write_text(f"""
+#include <fastgd.h>
+const char *use_fastgd(const fastgd_table *table) {{ return fastgd_bind(table); }}
+void lamb({arrays}, ptrdiff_t n, double lr, int step)
+{{
+    double c[FASTGD_COEFFICIENTS];
+{shown}
+}}
+""")
+    compile_c(folder, "-std=c99", "-shared", "-fPIC", "lamb.c", "-o", "lamb.so")
+    library = ctypes.CDLL(str(folder / "lamb.so"))
+    library.use_fastgd.restype = ctypes.c_char_p
+    assert library.use_fastgd(ctypes.c_void_p(c_api.TABLE)) is None
+    rng = np.random.default_rng(0)
+    params = [rng.standard_normal(n).astype(np.float32) for n in (7, BLOCK + 5)]
+    copies = [(p.copy(), np.zeros_like(p), np.zeros_like(p)) for p in params]
+    opt = fastgd.LAMB(params, lr=0.1)
+    for step in range(1, 4):
+        grads = [rng.standard_normal(p.size).astype(np.float32) for p in params]
+        opt.step(grads)
+        for (p, m, v), g in zip(copies, grads, strict=True):
+            given = [ctypes.c_void_p(a.ctypes.data) for a in (p, g, m, v)]
+            library.lamb(*given, ctypes.c_ssize_t(p.size), ctypes.c_double(0.1), step)
+    for p, (q, m, v), state in zip(params, copies, opt.state.values(), strict=True):
+        assert same_bits(p, q)
+        assert same_bits(m, state["exp_avg"])
+        assert same_bits(v, state["exp_avg_sq"])
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")

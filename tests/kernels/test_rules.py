@@ -6,8 +6,8 @@ import itertools
 
 import numpy as np
 import pytest
-from support.helpers import COMPILED, SIZES, Tensors, coefficients_of
-from support.sampling import by_level, rules, sampled
+from support.helpers import COMPILED, SIZES, Tensors, coefficients_of, numbers_of
+from support.sampling import BY_ELEMENT, by_level, rules, sampled
 
 import fastgd
 from fastgd.kernels import reference
@@ -84,20 +84,28 @@ def test_threads_do_not_change_a_bit(threads):
     tensors.step(fastgd.get_backend(), threads, steps=2, stages=STAGES["all"]).assert_same(expected)
 
 
-@pytest.mark.parametrize("rule", RULES)
+FLAGS = {"adapt", "clip", "first"}  # coefficients that are 0 or 1
+
+
+@pytest.mark.parametrize("rule", BY_ELEMENT)
 def test_a_broken_coefficient_shows(rule):
     """The comparison has teeth: each coefficient, changed in its last bits, changes the result."""
-    p, g, *states = (np.array([0.5, -0.3]) + k / 8 for k in range(2 + len(RULES[rule].states)))
-    right = coefficients_of(rule)
-    for k in range(len(right)):
-        wrong = [c * (1 + 1e-9 * (j == k)) for j, c in enumerate(right)]
-        results = []
-        for c in (right, wrong):
-            arrays = [a.copy() for a in (p, *states)]
-            reference.step(rule, arrays[0], g, arrays[1:], c)
-            results.append(np.concatenate(arrays))
-        name = RULES[rule].coefficients[k]
-        if name not in {"eps", "eps_root"}:  # too small beside the root to show here
+    row = RULES[rule]
+    p, g, *states = (np.array([0.5, -0.3]) + k / 8 for k in range(2 + len(row.states)))
+    for k, name in enumerate(row.coefficients):
+        results = [], []
+        for t in (1, 2):
+            right = coefficients_of(rule, t)
+            wrong = list(right)
+            wrong[k] = 1 - right[k] if name in FLAGS else right[k] * (1 + 1e-9)
+            for c, found in zip((right, wrong), results, strict=True):
+                arrays = [a.copy() for a in (4 * p, *states)]
+                kept = dict(zip(row.numbers, numbers_of(rule), strict=True))
+                reference.step(rule, arrays[0], g, arrays[1:], c, numbers=kept)
+                found += [*arrays, *(a[None] for a in kept.values())]
+        results = [np.concatenate(found) for found in results]
+        # Too small to show here beside the root, and beside the norm.
+        if name not in {"eps", "eps_root", "least", "steps"}:
             assert not np.array_equal(*results), name
 
 
@@ -116,7 +124,8 @@ def test_eps_goes_outside_and_inside_the_root(rule):
         }
         p, g = np.zeros(1), np.ones(1)
         states = [np.zeros(1) for _ in RULES[rule].states]
-        reference.step(rule, p, g, states, [*(values | given).values()])
+        kept = dict(zip(RULES[rule].numbers, numbers_of(rule), strict=True))
+        reference.step(rule, p, g, states, [*(values | given).values()], numbers=kept)
         return p[0]
 
     plain, outside, inside = step(), step(eps=4.0), step(eps_root=4.0)
@@ -134,4 +143,8 @@ def test_every_backend_has_every_rule():
 
     for name in fastgd.available_backends():
         if name != "numpy":
-            assert list(import_module(f"fastgd.kernels._{name}").RULES) == list(RULES)
+            module = import_module(f"fastgd.kernels._{name}")
+            assert list(module.RULES) == list(RULES)
+            assert list(module.FIRST) == [rule for rule, row in RULES.items() if row.before]
+            lined = [rule for rule, row in RULES.items() if row.line_states]
+            assert [*map(list, (module.LINES, module.ROWS, module.COLUMNS))] == [lined] * 3

@@ -13,10 +13,15 @@ import pytest
 from support.helpers import COMPILED
 from support.machine_code import READABLE, REGISTERS, disassembly
 
-from fastgd.kernels.reference import RULES
+from fastgd.kernels.reference import LANES, RULES
 
 pytestmark = READABLE
 STAGES = ("scale", "l2_decay", "decoupled_decay")
+SWEEPS = {sweep.name: sweep for row in RULES.values() for sweep in row.sweeps}
+LINED = [row for row in RULES.values() if row.line_states]
+# Loops over numbers of rows and columns, and over the elements that are scaled by these.
+BY_LINES = [s.name for row in LINED for s in (row.lines, row.rows, row.columns)]
+OF_ELEMENTS = [s.name for row in LINED for s in (row.before, row.after)]
 
 
 def packed(body, operation, suffix, register):
@@ -24,23 +29,52 @@ def packed(body, operation, suffix, register):
     return re.search(rf"\bv?{operation}{suffix}\s.*%{register}\d", body) is not None
 
 
+def code_of(backend, name, fuse):
+    """The machine code of a loop, with what the compiler split off it."""
+    pattern = re.compile(rf"__pyx_fuse_{fuse}__pyx_f_.*_{backend}_{name}(\..*)?")
+    found = disassembly(backend).items()
+    return "".join(body for symbol, body in found if pattern.fullmatch(symbol))
+
+
+def check_contract(body):
+    """The numeric contract: nothing is contracted, nothing approximated."""
+    assert not re.search(r"\bvf(n?m(add|sub))\d|\bv?r(sqrt|cp)", body)
+
+
 @pytest.mark.parametrize(("fuse", "suffix"), [(0, "ps"), (1, "pd")])
-@pytest.mark.parametrize("name", [*RULES, *STAGES])
+@pytest.mark.parametrize("name", [*SWEEPS, *STAGES])
 @pytest.mark.parametrize("backend", COMPILED)
 def test_loop_is_vectorised(backend, name, fuse, suffix):
-    functions = disassembly(backend)
-    pattern = re.compile(rf"__pyx_fuse_{fuse}__pyx_f_.*_{backend}_{name}(\..*)?")
-    bodies = [body for symbol, body in functions.items() if pattern.fullmatch(symbol)]
+    body, register = code_of(backend, name, fuse), REGISTERS[backend]
     if name in STAGES:  # these are inlined into the loop over tiles
-        pattern = re.compile(rf"__pyx_fuse_{fuse}__pyx_f_.*_{backend}_staged(\..*)?")
-        bodies += [body for symbol, body in functions.items() if pattern.fullmatch(symbol)]
-    assert bodies, f"{name} was not found among the functions of {backend}"
-    body = "".join(bodies)
-    register = REGISTERS[backend]
-    assert packed(body, "mul", suffix, register)
-    if name in RULES:
-        has_root = "eps" in RULES[name].coefficients
+        body += code_of(backend, "staged", fuse)
+    assert body, f"{name} was not found among the functions of {backend}"
+    if name in BY_LINES:  # elements are multiplied by what has the roots
+        roots = "lines" not in name
+        multiplies = not roots
+    else:
+        roots = name in SWEEPS and "eps" in SWEEPS[name].coefficients
+        multiplies = name in STAGES or bool(SWEEPS[name].coefficients)
+    if name in OF_ELEMENTS:
+        roots, multiplies = False, True
+    if multiplies:
+        assert packed(body, "mul", suffix, register)
+    elif not roots:  # only copies
+        assert "<memmove" in body or packed(body, "movu", suffix, register)
+    if name in SWEEPS and name not in OF_ELEMENTS:
         for operation in ("sqrt", "div"):
-            assert packed(body, operation, suffix, register) == has_root
-    # The numeric contract: nothing is contracted, nothing approximated.
-    assert not re.search(r"\bvf(n?m(add|sub))\d|\bv?r(sqrt|cp)", body)
+            assert packed(body, operation, suffix, register) == roots
+    check_contract(body)
+
+
+@pytest.mark.parametrize("fuse", [0, 1])
+@pytest.mark.parametrize("backend", COMPILED)
+def test_sums_of_terms_are_vectorised(backend, fuse):
+    """Each of the two loops of `summed`, over terms and over squares, adds all lanes at a time."""
+    body, register = code_of(backend, "summed", fuse), REGISTERS[backend]
+    width = {"xmm": 2, "ymm": 4, "zmm": 8}[register]
+    assert len(re.findall(rf"\bv?addpd\s.*%{register}\d", body)) >= 2 * LANES // width
+    assert packed(body, "mul", "pd", register)
+    if fuse == 0:
+        assert packed(body, "cvtps2", "pd", register)
+    check_contract(body)

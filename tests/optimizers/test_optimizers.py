@@ -15,8 +15,9 @@ from support.optimizer_cases import CASES, OPTIONS, leaves, made
 from support.sampling import sampled
 
 import fastgd
+from fastgd.core.variants import rules_of
 from fastgd.kernels.reference import RULES
-from fastgd.optimizers import OPTIMIZERS
+from fastgd.optimizers import GENERAL, OPTIMIZERS
 
 
 @sampled({"name, options": CASES, "backend": COMPILED})
@@ -36,9 +37,11 @@ def test_the_options_reach_every_rule():
     reached = set()
     for name, sets in OPTIONS.items():
         for options in sets:
-            opt = OPTIMIZERS[name](np.zeros(1), **options)
-            reached |= {opt.rule(group) for group in opt.param_groups}
-    assert reached == set(RULES) - {"ema"}  # which is no optimizer's
+            opt = OPTIMIZERS[name]([np.zeros(1), np.zeros((2, 3))], **options)
+            reached |= set(opt.stepper.rules)
+    of_matrices = [OPTIMIZERS[name] for name in OPTIMIZERS.keys() - GENERAL.keys()]
+    others = {rule for cls in of_matrices for rule in rules_of(cls)} | {"ema"}
+    assert reached == set(RULES) - others  # "ema" is no optimizer's
 
 
 # ------------------------------------------------------------------- the formulas of the papers
@@ -412,8 +415,10 @@ def test_repr_says_what_it_is():
 def test_states_have_the_dtype_of_their_parameter():
     for name in OPTIMIZERS:
         for dtype in (np.float32, np.float64):
-            opt = OPTIMIZERS[name](np.zeros(2, dtype))
-            assert all(s.dtype == dtype for k, s in opt.state[0].items() if k != "step")
+            opt = OPTIMIZERS[name](np.zeros((1, 2), dtype))
+            (rule,) = opt.stepper.rules
+            assert all(opt.state[0][key].dtype == dtype for key in RULES[rule].states)
+            assert all(opt.state[0][key].dtype == np.float64 for key in RULES[rule].numbers)
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
@@ -478,7 +483,26 @@ def test_functional_signatures_are_those_of_the_classes():
         for key in list(given)[4:]:
             assert given[key].default == expected[key].default
         assert set(expected) - set(given) == {"params", "options"}
-    assert not hasattr(fastgd.functional, "nadam")
+    assert not hasattr(fastgd.functional, "adamm")
+
+
+def test_functional_takes_numbers_as_arrays():
+    p, g, m, v = np.ones((4, 3))
+    for wrong, error, message in (
+        (1.0, TypeError, "^mu_product: expected"),
+        (np.float64(1.0), (TypeError, ValueError), "^mu_product: expected"),
+        (np.ones((), np.float32), TypeError, "^mu_product: expected one float64, found float32"),
+        (
+            np.ones(1),
+            TypeError,
+            r"^mu_product: expected one float64, found float64 of shape \(1,\)",
+        ),
+    ):
+        with pytest.raises(error, match=message):
+            fastgd.functional.nadam(p, g, m, v, wrong, step=1)
+    with pytest.raises(TypeError, match=r"'exp_avg_sq', 'mu_product'\), found 2"):
+        fastgd.functional.nadam(p, g, m, v, step=1)
+    assert p.tolist() == m.tolist() == [1, 1, 1]
 
 
 def test_functional_refuses():

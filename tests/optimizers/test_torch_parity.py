@@ -10,7 +10,7 @@ import fastgd
 from fastgd.optimizers import OPTIMIZERS
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install torch==2.13.0")
-from support.torch_pairs import CASES, OPTIONS
+from support.torch_pairs import CASES, OPTIONS, exact_numbers
 
 SHAPES = [(5, 3), (300,), ()]
 
@@ -19,7 +19,7 @@ class Pair:
     """The same parameters under fastgd and under torch, fed the same gradients."""
 
     def __init__(self, name, options, seed=0):
-        self.rng = np.random.default_rng(seed)
+        self.name, self.rng = name, np.random.default_rng(seed)
         self.ours = [np.asarray(self.rng.standard_normal(shape)) for shape in SHAPES]
         self.theirs = [torch.nn.Parameter(torch.tensor(p)) for p in self.ours]
         self.opt = OPTIMIZERS[name](self.ours, **options)
@@ -32,7 +32,8 @@ class Pair:
         if ours:
             self.opt.step(grads)
         if theirs:
-            self.torch_opt.step()
+            with exact_numbers(self.name):
+                self.torch_opt.step()
 
     def assert_close(self, rel=1e-12):
         for p, q in zip(self.ours, self.theirs, strict=True):

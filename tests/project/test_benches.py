@@ -25,7 +25,9 @@ pytestmark = [
 RUNS = {
     "compare.py --optimizer Adam --shape 300x64 --rounds 1": ("NumPy", None),
     "storage.py --elements 8192 --rounds 1 --threads 1": ("8-bit states", None),
+    "scaling.py --tensors 20 --calls 1": ("load_state_dict", None),
     "training.py --problem quadratic --optimizer Adam --steps 5 --seeds 2": ("paired", None),
+    "muon.py --shapes 64x32 2x16x16 --rounds 1": ("products", None),
     "low_bits.py --elements 4096 --rounds 1 --only fastgd": ("fastgd, split", "torch"),
 }
 

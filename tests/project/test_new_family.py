@@ -96,14 +96,25 @@ BROKEN = {
     "no element": ("cdef inline floating drift_element(", "cdef inline floating other_element(",
                    "has no drift_element"),
     "other coefficients": ("floating beta, floating gamma)", "floating gamma, floating beta)",
-                           "drift_element: expected the states"),
+                           "drift_element: expected floating, taking p, g, the states"),
     "fewer states": ("drift_element(floating p, floating g, floating* m,",
-                     "drift_element(floating p, floating g,", "expected the states"),
+                     "drift_element(floating p, floating g,",
+                     "drift_element: expected floating, taking p, g, the states"),
     "a state of no kind": ("drift_avg: Array, *, alpha", "drift_avg, *, alpha",
-                           "expected states as Array or Squares"),
+                           "drift: expected drift_avg: Array or Squares or Read"),
     "too many coefficients": ("drift_avg: Array, *, alpha", "drift_avg: Array, *, "
-                              + "".join(f"c{k}: Scalar, " for k in range(8)) + "alpha",
-                              "at most 4 states and 8 coefficients"),
+                              + "".join(f"c{k}: Scalar, " for k in range(18)) + "alpha",
+                              "at most 4 states and 20 coefficients"),
+    "a term without a sum": ("    total: Sum, squares", "    squares",
+                             "drift: expected a sum in what is worked out for each"),
+    "a state that is only read by address": (
+        "shared_drift_element(floating p, floating m,",
+        "shared_drift_element(floating p, floating* m,", "those only read floating"),
+    "terms that are returned": ("cdef inline void drift_before_element(",
+                                "cdef inline floating drift_before_element(",
+                                "drift_before_element: expected void, 2 terms"),
+    "a sum of no kind": ("drifted: Number", "drifted: float", "expected drifted: Number or Shared"),
+    "nothing that is set": ('@sets("mean", "rms")\n', "", "expected @sets(...) with what"),
     "a name of the loop": ("drift_avg: Array, *, alpha", "n: Array, *, alpha",
                            "the loop itself has a n"),
     "fused for what cannot be": ('"bfloat16"), states', '"float16"), states',
@@ -160,7 +171,7 @@ def test_a_rule_that_was_not_compiled_says_what_to_do():
 
     class Uncompiled(fastgd.SGD):
         @staticmethod
-        def rule(h):
+        def rule(h, shape):
             return "uncompiled"
 
         @staticmethod

@@ -34,7 +34,8 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import fastgd.torch
-from fastgd.torch import SGD, AdamW, step_in_backward
+from fastgd.kernels.reference import RULES
+from fastgd.torch import LAMB, LARS, SGD, AdamW, NAdam, Prodigy, _sharing, step_in_backward
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit, by what comes along
@@ -138,13 +139,20 @@ OPTIONS = [
     (SGD, {"lr": 0.5, "momentum": 0.5, "clip_norm": 2.0}),
     (AdamW, {"lr": 0.1, "clip_norm": 1.5, "clip_by": "tensor", "nonfinite": "raise"}),
     (AdamW, {"lr": 0.1, "average": 0.5, "clip_norm": 2.0, "clip_by": "group"}),
+    (NAdam, {"lr": 0.1}),
     (fastgd.torch.RMSprop, {"lr": 0.1, "nonfinite": "skip", "zero_grads": True}),
+]
+# Rules that add up over a parameter: to the bit where that is in one process.
+SUMMED = [
+    (LAMB, {"lr": 0.1, "trust_clip": True}),
+    (LARS, {"lr": 0.5, "momentum": 0.5, "trust_coefficient": 0.1, "clip_norm": 2.0}),
+    (Prodigy, {"d0": 1e-2}),
 ]
 
 
 @scenario()
 def ddp():
-    for i, (cls, options) in enumerate(OPTIONS):
+    for i, (cls, options) in enumerate(OPTIONS + SUMMED):
         model = Model()
         opt = cls(model.parameters(), **options)
         records = train(DistributedDataParallel(model, gradient_as_bucket_view=i % 2 == 0), opt, 4)
@@ -194,11 +202,19 @@ def in_backward():
         ValueError, match=r"params\[0\]: step_in_backward excludes clip_norm of DTensors"
     ):
         step_in_backward(model, opt)
+    with pytest.raises(
+        ValueError, match=r"params\[0\]: step_in_backward excludes LARS of DTensors"
+    ):
+        step_in_backward(model, LARS(model.parameters()))
+    with pytest.raises(ValueError, match="opt: step_in_backward excludes Prodigy"):
+        step_in_backward(model, Prodigy(model.parameters()))
 
     model = Model()
     opt = SGD(model.parameters())
     with pytest.raises(ValueError, match="model: step_in_backward excludes DistributedDataP"):
         step_in_backward(DistributedDataParallel(model), opt)
+    with pytest.raises(ValueError, match="Prodigy: excludes ZeroRedundancyOptimizer"):
+        ZeroRedundancyOptimizer(model.parameters(), Prodigy, lr=1.0)
     opt = ZeroRedundancyOptimizer(model.parameters(), SGD, lr=0.5).optim
     with pytest.raises(ValueError, match="opt: step_in_backward excludes ZeroRedundancyO"):
         step_in_backward(model, opt)
@@ -209,7 +225,9 @@ def in_backward():
 
 @scenario()
 def zero():
-    for i, (cls, options) in enumerate(OPTIONS):
+    for i, (cls, options) in enumerate(OPTIONS + SUMMED):
+        if cls is Prodigy:
+            continue  # which is refused
         options = {key: value for key, value in options.items() if key != "zero_grads"}
         for groups in (False, True):
             model = Model()
@@ -437,6 +455,84 @@ def fsdp():
                 assert_same_averages(opt, theirs, model, other)
 
 
+def assert_next(model, other):
+    """What sums over shards change, in their last bits."""
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(whole(p.detach()), q.detach(), rtol=1e-6, atol=1e-7)
+
+
+@scenario()
+def fsdp_of_rules_that_add_up():
+    for cls, options in SUMMED:
+        model = sharded()
+        opt = cls(model.parameters(), **options)
+        opt.step()  # all without gradients
+        train(model, opt, 1)
+        one = alone(cls, 1, **options)[0]
+        if cls is LARS:  # whose sums are exact here
+            assert_same(model, one)
+        train(model, opt, 3, first=1)
+        assert_next(model, alone(cls, 4, **options)[0])
+        # One that has a gradient waits for others, who have none.
+        opt.zero_grad()
+        for p in model.parameters():
+            if dist.get_rank() == 0:
+                p.grad = torch.zeros_like(p)
+        opt.step()
+
+
+@scenario(2)
+def sums_that_fail():
+    """States have been changed and parameters not, when another process is gone amid a step."""
+    model = sharded()
+    opt = LAMB(model.parameters(), lr=0.1)
+    train(model, opt, 1)
+    saved = copy.deepcopy(opt.state_dict())
+    before = [whole(p.detach()).clone() for p in model.parameters()]
+    added, _sharing.added = _sharing.added, gone
+    with pytest.raises(RuntimeError, match=r"parameters not: go back to a checkpoint: .* gone"):
+        train(model, opt, 1, first=1)
+    _sharing.added = added
+    assert all(map(torch.equal, map(whole, model.parameters()), before))
+    averages = [entry["exp_avg"] for entry in opt.state.values()]
+    kept = [entry["exp_avg"] for entry in saved["state"].values()]
+    assert not any(map(torch.equal, map(whole, averages), map(whole, kept)))
+    for lr in (0.1, 0.2):
+        opt.param_groups[0]["lr"] = lr
+        with pytest.raises(RuntimeError, match="the last one failed between its two sweeps"):
+            opt.step()
+    opt.load_state_dict(saved)
+    train(model, opt, 2, first=1)
+    assert_next(model, alone(LAMB, 3, lr=0.1)[0])
+
+
+def gone(sums, group):
+    raise RuntimeError("a process is gone")
+
+
+@scenario(2)
+def rules_of_wholes_are_refused_of_shards():
+    """Also of those whose shard is all there is, or nothing."""
+    model = sharded()
+    opt = fastgd.torch.Adam(model.parameters())
+    train(model, opt, 1)
+    opt.param_groups[0]["amsgrad"] = True
+    before = [whole(p.detach()).clone() for p in model.parameters()]
+    row = RULES["amsgrad"]
+    RULES["amsgrad"] = row._replace(shards=False)
+    try:
+        match = r"^params\[0\]\[0\].*: expected a whole parameter, as rule amsgrad does not step sh"
+        for p in model.parameters():
+            with pytest.raises(ValueError, match=match):
+                fastgd.torch.Adam([p], amsgrad=True)
+        with pytest.raises(ValueError, match=match):
+            opt.step()
+        assert all(map(torch.equal, map(whole, model.parameters()), before))
+        fastgd.torch.Adam(Model().parameters(), amsgrad=True)
+    finally:
+        RULES["amsgrad"] = row
+
+
 @scenario(4)
 def fsdp_on_a_mesh_of_two_axes():
     """Replicas of shards, whose norm counts each shard once; and shards along two axes."""
@@ -531,10 +627,11 @@ def flat_parameters_are_refused_where_norms_are_wanted():
         )
         opt = SGD(model.parameters(), lr=0.5, clip_norm=1.0)
         model(torch.ones(2, 4)).sum().backward()
-        with pytest.raises(
-            ValueError, match=r"params\[0\]\[0\]: expected parameters of fully_shard"
-        ):
-            opt.step()
+        for wants in (opt, LAMB(model.parameters())):
+            with pytest.raises(
+                ValueError, match=r"params\[0\]\[0\]: expected parameters of fully_shard"
+            ):
+                wants.step()
         opt.param_groups[0]["clip_norm"] = None
         opt.step()
         opt.param_groups[0]["clip_ratio"] = 0.1
@@ -591,6 +688,30 @@ def saved_by_four():
     train(model, opt, 3)
     state = {"opt": get_optimizer_state_dict(model, opt), "model": model.state_dict()}
     dcp.save(state, checkpoint_id=os.environ["FASTGD_SHARED"])
+
+
+@scenario(4)
+def numbers_saved_by_four():
+    model = sharded()
+    opt = NAdam(model.parameters(), lr=0.1)
+    train(model, opt, 3)
+    state = {"opt": get_optimizer_state_dict(model, opt), "model": model.state_dict()}
+    dcp.save(state, checkpoint_id=os.environ["FASTGD_SHARED"] + "-numbers")
+
+
+@scenario(2)
+def numbers_loaded_by_two():
+    """A number that is kept of each parameter is none of its shards'."""
+    model = sharded()
+    opt = NAdam(model.parameters(), lr=0.1)
+    state = {"opt": get_optimizer_state_dict(model, opt), "model": model.state_dict()}
+    dcp.load(state, checkpoint_id=os.environ["FASTGD_SHARED"] + "-numbers")
+    set_optimizer_state_dict(model, opt, state["opt"])
+    model.load_state_dict(state["model"])
+    train(model, opt, 3, first=3)
+    other, theirs, _ = alone(NAdam, 6, lr=0.1)
+    assert_same(model, other)
+    assert_same_states(opt, theirs, model.parameters(), other.parameters())
 
 
 @scenario(2)

@@ -55,8 +55,16 @@ def same_bits(a, b):
 def coefficients_of(rule, t=1):
     """Plausible coefficients of a rule by their letters; those of a step vary with t."""
     values = {"alpha": 0.01 / t, "beta": 0.9, "gamma": 0.1, "mu": 0.8, "beta1": 0.9, "gamma1": 0.1,
-              "beta2": 0.99, "gamma2": 0.01, "eps": 1e-7, "eps_root": 1e-9}  # fmt: skip
+              "beta2": 0.99, "gamma2": 0.01, "eps": 1e-7, "eps_root": 1e-9, "lr": 0.01 / t,
+              "mu_next": 0.85, "weight_decay": 0.03, "trust": 2e-3, "adapt": 1.0,
+              "clip": t % 2, "first": t % 2, "d_coef": 40.0, "hold": 0.98,
+              "a": 3.4445, "b": -4.775, "c": 2.0315, "steps": 5.0, "rms": 0.2}  # fmt: skip
     return tuple(values.get(letter, 0.5) for letter in RULES[rule].coefficients)
+
+
+def numbers_of(rule):
+    """Plausible numbers that a rule keeps for a parameter."""
+    return tuple(np.array(0.9 - k / 4) for k in range(len(RULES[rule].numbers)))
 
 
 # Sanitizers slow everything down and keep memory that was freed.
@@ -79,16 +87,18 @@ def run_python(code, **env):
 
 
 class Tensors:
-    """Made-up parameters, gradients and states of one rule, and the plan over them."""
+    """Made-up parameters, gradients, states and numbers of one rule, and the plan over them."""
 
-    def __init__(self, rule, params, grads, states):
+    def __init__(self, rule, params, grads, states, numbers=None):
         self.rule, self.params, self.grads, self.states = rule, params, grads, states
         n = len(params)
+        self.numbers = [numbers_of(rule) for _ in params] if numbers is None else numbers
         labels = [checks.label((k,)) for k in range(n)]
-        names = [RULES[rule].states] * n
+        names = [rule] * n
         self.plan = _engine.Plan(
-            [None] * n, params, labels, [0] * n, states, names, np.zeros(n, np.int64)
-        )
+            [None] * n, params, labels, [0] * n, states, names, np.zeros(n, np.int64),
+            numbers=self.numbers,
+        )  # fmt: skip
 
     @classmethod
     def random(cls, rule, dtype, sizes=SIZES, seed=0):
@@ -106,6 +116,7 @@ class Tensors:
             [p.copy() for p in self.params],
             [g.copy() for g in self.grads],
             [tuple(s.copy() for s in states) for states in self.states],
+            [tuple(a.copy() for a in numbers) for numbers in self.numbers],
         )
 
     def step(self, backend, threads=1, steps=1, stages=()):
@@ -127,6 +138,9 @@ class Tensors:
         for k, (p, q) in enumerate(zip(self.params, other.params, strict=True)):
             assert same_bits(p, q), f"{self.rule}: parameter of {p.size} differs: {p} {q}"
             for name, s, r in zip(
-                RULES[self.rule].states, self.states[k], other.states[k], strict=True
+                (*RULES[self.rule].states, *RULES[self.rule].numbers),
+                (*self.states[k], *self.numbers[k]),
+                (*other.states[k], *other.numbers[k]),
+                strict=True,
             ):
                 assert same_bits(s, r), f"{self.rule}: {name} of {p.size} differs"

@@ -22,6 +22,9 @@ import numpy as np
 from mpi4py import MPI
 
 import fastgd
+from fastgd.core.contract import hyper
+from fastgd.core.domains import nonnegative
+from fastgd.kernels.spec.registry import RULES, Array, Scalar, Size, Sum, rule, sets
 from fastgd.mpi import RankError, Sharded
 from fastgd.schedules import Cosine, Warmup
 
@@ -71,7 +74,7 @@ def assert_shard(opt, whole):
     for (name, entry), part in zip(opt.state.items(), opt._parts(), strict=True):
         low, high = part.low, part.high
         for key, a in entry.items():
-            if key == "step":
+            if key == "step" or a.ndim == 0:
                 assert a == whole.state[name][key], (name, key)
                 continue
             cut = slice(low // 256, -(-high // 256)) if key.endswith("_scale") else slice(low, high)
@@ -108,8 +111,19 @@ def step_both(opt, one, step, grads_of=grads_of, **scale):
 
 # --------------------------------------------------------------------------- equal to one process
 
+
+class Shaped(fastgd.Adam):
+    """Adam, and AMSGrad for matrices, which are stepped in pieces."""
+
+    @staticmethod
+    def rule(h, shape):
+        """By the shape of the whole."""
+        return "amsgrad" if len(shape) == 2 else "adam"
+
+
 CLASSES = [
     (fastgd.SGD, {}),
+    (Shaped, {"clip_value": 0.5}),
     (fastgd.SGD, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1, "maximize": True}),
     (fastgd.Momentum, {"bias_correction": True}),
     (fastgd.Adagrad, {"initial_accumulator_value": 0.5}),
@@ -140,6 +154,120 @@ def equals_one_process(folder):
                 assert (record.step, record.skipped) == (expected.step, expected.skipped)
             assert_same(params, whole)
             assert_shard(opt, one)
+
+
+def make_with_blocks(seed):
+    """Parameters of which one has several blocks, cut by shards amid one."""
+    rng = np.random.default_rng(seed)
+    return {**make(seed), "L": rng.standard_normal((300, 331)).astype(F32)}
+
+
+def grads_with_blocks(step, rank):
+    rng = np.random.default_rng([step, rank])
+    return {**grads_of(step, rank), "L": rng.standard_normal((300, 331)).astype(F32)}
+
+
+SUMMED = [
+    (fastgd.LAMB, {"lr": 0.1}),
+    (fastgd.LAMB, {"lr": 0.1, "trust_clip": True, "state_dtype": "8bit"}),
+    (fastgd.LAMB, {"lr": 0.1, "weight_decay": 0.0, "nonfinite": "skip", "average": 0.9}),
+    (fastgd.LARS, {"lr": 0.1, "trust_coefficient": 0.1, "clip_norm": 50.0}),
+    (fastgd.LARS, {"lr": Warmup(2, 0.5), "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+    (fastgd.Prodigy, {"d0": 1e-2}),
+    (fastgd.Prodigy, {"d0": 1e-2, "weight_decay": 0.1, "decouple": False, "clip_norm": 50.0}),
+]
+
+
+def equals_with_sums(folder):
+    """Rules that add up over a parameter: next to the bits of one process, on all ranks the same."""
+    for cls, options in SUMMED:
+        opt, one, params, whole = both(cls, options, make_with_blocks)
+        for step in range(4):
+            step_both(opt, one, step, grads_with_blocks)
+        if RANKS == 1:
+            assert_same(params, whole)
+            assert_shard(opt, one)
+        for key, p in params.items():
+            off = 8 * np.finfo(p.dtype).eps * np.maximum(np.abs(whole[key]), 1)
+            assert (np.abs(p - whole[key]) <= off).all(), (cls, key)
+        same = COMM.allgather({key: words(p).tobytes() for key, p in params.items()})
+        assert all(other == same[0] for other in same)
+        for (name, entry), part in zip(opt.state.items(), opt._parts(), strict=True):
+            if cls is fastgd.LAMB:  # whose states follow from gradients alone
+                expected = words(one.state[name]["exp_avg"])[part.low : part.high]
+                assert (words(entry["exp_avg"]) == expected).all()
+            elif cls is fastgd.Prodigy:
+                found = COMM.allgather(float(entry["d"]))
+                assert found == [float(opt.state[next(iter(opt.state))]["d"])] * RANKS
+                assert np.isclose(found[0], one.state[name]["d"], rtol=1e-12)
+
+
+def equals_with_numbers(folder):
+    """A number that is kept of each parameter is the same on all ranks, whatever they have of it."""
+    for options in (
+        {"lr": 0.1, "decoupled_weight_decay": True, "weight_decay": 0.1},
+        {"lr": 0.1, "state_dtype": "8bit", "min_8bit_size": 0, "average": 0.9},
+    ):
+        opt, one, params, whole = both(fastgd.NAdam, options)
+        for step in range(4):
+            step_both(opt, one, step)
+        assert_same(params, whole)
+        assert_shard(opt, one)
+
+
+def mean_before(p: Array, g: Array) -> tuple[Array]:
+    return (g,)
+
+
+@sets("alpha")
+def mean_settle(total: Sum, n: Size, *, lr: Scalar) -> tuple[Scalar]:
+    return (lr * total / n,)
+
+
+@rule(before=mean_before, settle=mean_settle)
+def mean(p: Array, *, alpha: Scalar) -> None:
+    p[...] = p - alpha
+
+
+class Mean(fastgd.Optimizer):
+    """A step along the mean of the gradient, of the whole one."""
+
+    lr = hyper(nonnegative, 1.0)
+
+    @staticmethod
+    def rule(h, shape):
+        return "mean"
+
+    @staticmethod
+    def coefficients(h, t):
+        return (h["lr"],)
+
+
+def elements_of_the_whole(folder):
+    """The size that a rule is told is that of the whole, also where a rank has nothing of it."""
+    fastgd.set_backend("numpy")
+    w = [np.zeros(n) for n in (70_000, 5, 0)]
+    opt = Sharded(Mean, w, bucket_bytes=2**16)
+    opt.step([np.arange(float(p.size)) for p in w])
+    assert [p[:1].tolist() for p in w] == [[-34999.5], [-2.0], []]
+    assert all((p == p[:1]).all() for p in w)
+
+
+def rules_of_wholes(folder):
+    """A rule that needs all of a parameter is refused on all ranks, before anything has changed."""
+    RULES["amsgrad"] = RULES["amsgrad"]._replace(shards=False)
+    match = "params[0]: expected a whole parameter, as rule amsgrad does not step shards"
+    w = [np.full((2, 2), float(RANK))]
+    raises(ValueError, f"rank 0 of {RANKS}: {match}", Sharded, Shaped, w)
+    assert (w[0] == RANK).all()
+    opt = Sharded(fastgd.Adam, w)
+    opt.param_groups[0]["amsgrad"] = True
+    # Rank 0 has all of it, the other nothing.
+    raises(ValueError, f"rank 1 of {RANKS}: {match}", opt.step, [np.ones((2, 2))])
+    assert not w[0].any()
+    assert not opt.state[0]["step"]
+    opt.param_groups[0]["amsgrad"] = False
+    assert opt.step([np.ones((2, 2))]).step == 1
 
 
 def equals_with_16_bits(folder):
@@ -527,13 +655,14 @@ def fails(folder, mode):
     """The last rank dies or fails at its sixth step; returns what the others see, and how soon."""
     last = RANKS - 1
     w, g = np.ones(100_000, F32), np.ones(100_000, F32)
-    opt = Sharded(fastgd.Adam, w)
+    opt = Sharded(fastgd.LAMB if mode == "killed between sweeps" else fastgd.Adam, w)
     found = {}
 
     def run():
         for step in range(20):
             if step == 5:
                 COMM.Barrier()
+                found["before"] = w.copy()
                 found["start"] = time.monotonic()
                 opt.timeout = 1.0
                 if last == RANK:
@@ -548,6 +677,11 @@ def fails(folder, mode):
                 run()
     except RankError as error:
         found |= {"error": str(error), "seconds": time.monotonic() - found["start"]}
+        if mode == "killed between sweeps":
+            assert (w == found["before"]).all()
+            assert opt.state[0]["step"] == 6
+            raises(RuntimeError, "go back to a checkpoint", opt.shard.step, opt._sums[0])
+        del found["before"]
         raises(RankError, "no longer in step", opt.step, g)
         raises(RankError, "no longer in step", Sharded, fastgd.Adam, w)
         return found
@@ -565,6 +699,8 @@ def fail(opt, mode):
         killed()
     elif mode == "killed within a step":
         opt._exchange.allgather = killed
+    elif mode == "killed between sweeps":
+        opt.shard.stepper.combine_sums = killed
     elif mode == "stopped":
         os.kill(os.getpid(), signal.SIGSTOP)
     elif mode in ("raises", "raises outside"):
@@ -590,30 +726,30 @@ def trained(cls=fastgd.Adam, **more):
     return one, whole
 
 
-def saves(folder):
+def saves(folder, name="Adam"):
     """The same three steps on these ranks, in a checkpoint."""
-    params = make(RANK)
-    opt = Sharded(fastgd.Adam, params, reduction="sum", **OPTIONS)
+    params, cls = make(RANK), getattr(fastgd, name)
+    opt = Sharded(cls, params, reduction="sum", **OPTIONS)
     zeros = {key: np.zeros_like(p, order="K") for key, p in params.items()}
     for step in range(3):
         # Zeros from all ranks but one: the sums are the same for any number of ranks.
         opt.step({key: draw(key, 1 + step, 0) for key in SHAPES} if RANK == 0 else zeros)
     opt.accumulate(grads_of(1, 0) if RANK == 0 else {**zeros, "b": None})
-    one, whole = trained()
+    one, whole = trained(cls)
     assert_same(params, whole)
     for epoch in range(2):
         opt.save(Path(folder) / "set", metadata={"epoch": epoch, "x": np.arange(3)})
     assert_shard(opt, one)
 
 
-def loads(folder):
+def loads(folder, name="Adam"):
     """Parameters and states of the checkpoint in other hands, and the next step from there."""
-    params = make(RANK + 5)
-    opt = Sharded(fastgd.Adam, params, reduction="sum", **OPTIONS)
+    params, cls = make(RANK + 5), getattr(fastgd, name)
+    opt = Sharded(cls, params, reduction="sum", **OPTIONS)
     metadata = opt.load(Path(folder) / "set")
     assert metadata["epoch"] == 1
     assert metadata["x"].tolist() == [0, 1, 2]
-    one, whole = trained()
+    one, whole = trained(cls)
     assert_same(params, whole)
     assert_shard(opt, one)
     opt.step()

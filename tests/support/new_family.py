@@ -16,7 +16,19 @@ import numpy as np
 from fastgd.core.contract import Hyper, hyper
 from fastgd.core.domains import flag, fraction, nonnegative
 from fastgd.core.optimizer import Optimizer
-from fastgd.kernels.spec.registry import Array, Fused, Scalar, Squares, rule
+from fastgd.kernels.spec.registry import (
+    Array,
+    Fused,
+    Number,
+    Read,
+    Scalar,
+    Size,
+    Squares,
+    Sum,
+    SumOfSquares,
+    rule,
+    sets,
+)
 
 
 class Drift(Optimizer):
@@ -28,10 +40,17 @@ class Drift(Optimizer):
     weight_decay = hyper(nonnegative, 0.0)
     tamed = hyper(flag, False)
     eps = hyper(nonnegative, 1e-8, keyword=True)
+    shared = hyper(flag, False, keyword=True)
 
     @staticmethod
-    def rule(h: Hyper) -> str:
+    def rule(h: Hyper, shape: tuple[int, ...]) -> str:
+        if h["shared"]:
+            return "shared_drift"
         return "tamed_drift" if h["tamed"] else "drift"
+
+    @staticmethod
+    def initial(h: Hyper) -> dict[str, float]:
+        return {"drifted": 1.0} if h["shared"] else {}
 
     @staticmethod
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
@@ -64,6 +83,36 @@ def tamed_drift(
     drift_avg[...] = beta * drift_avg + gamma * g
     drift_sq[...] = drift_sq + g * g
     p[...] = p - alpha * drift_avg / (np.sqrt(drift_sq) + eps)
+
+
+@sets("drifted", "delta")
+def drift_begin(drifted: Number, *, beta: Scalar) -> tuple[Scalar, ...]:
+    """Π ← βΠ; δ = 1 + Π."""
+    product = drifted * beta
+    return product, 1.0 + product
+
+
+def drift_before(
+    p: Array, g: Array, drift_avg: Array, *, beta: Scalar, gamma: Scalar, delta: Scalar
+) -> tuple[Array, Array]:
+    """m ← βm + γδg; returns m, and p."""
+    drift_avg[...] = beta * drift_avg + gamma * (delta * g)
+    return drift_avg, p
+
+
+@sets("mean", "rms")
+def drift_settle(
+    total: Sum, squares: SumOfSquares, n: Size, *, alpha: Scalar
+) -> tuple[Scalar, ...]:
+    """The mean of m, and the step for the root of the mean square of p."""
+    mean = total / n if n > 0.0 else 0.0
+    return mean, alpha * np.sqrt(squares / n) if squares > 0.0 else alpha
+
+
+@rule(begin=drift_begin, before=drift_before, settle=drift_settle)
+def shared_drift(p: Array, drift_avg: Read, *, mean: Scalar, rms: Scalar) -> None:
+    """p ← p − α√(Σp²/n) (m + Σm/n) (nobody, 2030)."""
+    p[...] = p - rms * (drift_avg + mean)
 '''
 
 LOOPS = """# One element of each rule of drift.py.
@@ -80,6 +129,19 @@ cdef inline floating tamed_drift_element(floating p, floating g, floating* m, fl
     m[0] = beta * m[0] + gamma * g
     v[0] = v[0] + g * g
     return p - alpha * m[0] / (root(v[0]) + eps)
+
+
+cdef inline void drift_before_element(floating p, floating g, floating* m, floating* w,
+                                      floating* x, floating beta, floating gamma,
+                                      floating delta) noexcept nogil:
+    m[0] = beta * m[0] + gamma * (delta * g)
+    w[0] = m[0]
+    x[0] = p
+
+
+cdef inline floating shared_drift_element(floating p, floating m, floating mean,
+                                           floating rms) noexcept nogil:
+    return p - rms * (m + mean)
 """
 
 
@@ -102,7 +164,7 @@ def places() -> dict[str, bool]:
     from fastgd.kernels import _baseline, c_api
     from fastgd.kernels.reference import RULES
 
-    rules = ("drift", "tamed_drift")
+    rules = ("drift", "tamed_drift", "shared_drift")
     header = Path(fastgd.get_include(), "fastgd.h").read_text("utf-8")
     found = {
         "fastgd": "Drift" in fastgd.__all__ and hasattr(fastgd, "Drift"),
@@ -116,7 +178,9 @@ def places() -> dict[str, bool]:
         "fused loops": len(_baseline.FUSED["drift"]) == 4 and "tamed_drift" not in _baseline.FUSED,
         "rules of a class": list(rules_of(fastgd.Drift)) == list(rules),
         "option sets": len(variants(fastgd.Drift)) >= 4,
-        "header": all(f"fastgd_{name}_f64" in header for name in rules),
+        "header": all(f"fastgd_{name}_f64" in header for name in rules)
+        and "fastgd_shared_drift_settle" in header,
+        "coefficients from C": fastgd.Drift.in_c() is not None,
         "C level": "fastgd_drift_coefficients" in c_api.ADDRESSES,
     }
 
@@ -158,7 +222,7 @@ def places() -> dict[str, bool]:
     found["table"] = all(f"  {rule}" in table for rule in rules) and "nobody, 2030" in table
     trained = printed("-m", "fastgd", "train", "--optimizer", "Drift", "--epochs", "1")
     found["command line"] = "Drift" in trained and "Traceback" not in trained
-    mutants = printed("tests/tools/mutate.py", "--list", "--only", "drift")
+    mutants = printed("tests/tools/mutate.py", "--list", "--all", "--only", "drift")
     found["mutation tool"] = all(f"drift.pxi: {rule}_element" in mutants for rule in rules)
     sys.path.insert(0, "bench")
     contestants = import_module("contestants")

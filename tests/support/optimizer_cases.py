@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from fastgd.core.variants import variants
-from fastgd.optimizers import OPTIMIZERS
+from fastgd.optimizers import GENERAL, OPTIMIZERS
 from support.sampling import optimizer_cases
 
 COMMON = [{}, {"weight_decay": 0.1}, {"maximize": True}, {"weight_decay": 0.1, "maximize": True}]
-OPTIONS = {name: variants(cls) for name, cls in OPTIMIZERS.items()}
+OPTIONS = {name: variants(cls) for name, cls in GENERAL.items()}
 CASES = optimizer_cases(OPTIONS, COMMON)
 
 

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fastgd.core.variants import rules_of
 from fastgd.kernels.reference import RULES
-from fastgd.optimizers import OPTIMIZERS
+from fastgd.optimizers import GENERAL, OPTIMIZERS
 
 HOW_MUCH = os.environ.get("FASTGD_TESTS", "pairs")
 if HOW_MUCH not in ("quick", "pairs", "whole"):
@@ -43,26 +44,58 @@ def first_of_each(things: Iterable[Any], shape: Callable[[Any], object]) -> list
     return list(firsts.values())
 
 
+# The rules that treat all elements of a tensor alike, wherever they lie.
+BY_ELEMENT = [name for name, row in RULES.items() if not row.line_states]
+
+
 def shape_of(rule: str) -> tuple[object, ...]:
-    """What makes loops of rules alike: how many states, how many coefficients, a root or none."""
+    """What makes loops of rules alike: their kind, how many coefficients, a root or none."""
     row = RULES[rule]
-    return len(row.states), len(row.coefficients), "eps" in row.coefficients
+    return kind_of(rule), len(row.coefficients), "eps" in row.coefficients
+
+
+def kind_of(rule: str) -> tuple[object, ...]:
+    """What the engine does for a rule: sweeps, what is kept and worked out for each tensor."""
+    row = RULES[rule]
+    parts = [getattr(row, key) is not None for key in ("before", "begin", "settle")]
+    lined = bool(row.line_states)
+    return (*parts, row.after.gradient, row.sums, row.numbers, len(row.states), lined)
+
+
+def kinds_of_rules() -> list[Any]:
+    """Params (name, options): an optimizer that picks a rule of each kind."""
+    found: dict[object, Any] = {}
+    for name, cls in GENERAL.items():
+        for rule, pick in rules_of(cls).items():
+            case = pytest.param(name, pick.changes, id=rule)
+            found.setdefault(kind_of(rule), case)
+    return list(found.values())
 
 
 def rules() -> list[str]:
-    """The rules to test."""
-    return first_of_each(RULES, shape_of)
+    """The rules to test, of those that know nothing of rows and columns."""
+    return first_of_each(BY_ELEMENT, shape_of)
 
 
 def picked_shape(name: str, options: Mapping[str, Any]) -> tuple[object, ...]:
     """The shape of the rule that an optimizer picks for some options."""
     opt = OPTIMIZERS[name](np.zeros(1), **options)
-    return shape_of(opt.rule(opt.param_groups[0]))
+    return shape_of(opt.stepper.rules[0])
 
 
-def optimizers(names: Iterable[str] = tuple(OPTIMIZERS)) -> list[str]:
+def optimizers(names: Iterable[str] = tuple(GENERAL)) -> list[str]:
     """The optimizers to test."""
     return first_of_each(names, lambda name: picked_shape(name, {}))
+
+
+def optimizers_by_kind() -> list[str]:
+    """An optimizer of each kind of rule, in whole runs all: for what takes seconds for each."""
+    if HOW_MUCH == "whole":
+        return list(OPTIMIZERS)
+    firsts: dict[object, str] = {}
+    for name in optimizers():
+        firsts.setdefault(picked_shape(name, {})[0], name)
+    return list(firsts.values())
 
 
 def optimizer_cases(

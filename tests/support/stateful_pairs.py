@@ -15,7 +15,7 @@ import numpy as np
 
 import fastgd
 from fastgd.averages import EMA
-from fastgd.kernels.reference import RULES
+from fastgd.core.storage import kept_by
 from fastgd.optimizers import OPTIMIZERS
 
 
@@ -210,13 +210,8 @@ class Twin:
 
     def active(self) -> set[Any]:
         """The keys of `snapshot` of the states that steps use at the moment."""
-        opt = self.opt
-        rules = [
-            rule
-            for rule, group in zip(opt.stepper.rules, opt.param_groups, strict=True)
-            for _ in group["params"]
-        ]
-        return {("state", i, key) for i, rule in enumerate(rules) for key in RULES[rule].states}
+        rules = self.opt.stepper.rules
+        return {("state", i, key) for i, rule in enumerate(rules) for key in kept_by(rule)}
 
 
 def _arrays(tree: Any) -> Iterator[np.ndarray]:

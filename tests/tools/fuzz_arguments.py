@@ -42,7 +42,9 @@ if __name__ == "__main__":
 else:
     import fastgd
 
+from fastgd.core.domains import flag
 from fastgd.core.storage import every_state
+from fastgd.kernels.reference import RULES
 
 OPTIMIZERS = tuple(fastgd.optimizers.OPTIMIZERS)
 HYPERS = dict.fromkeys(
@@ -58,6 +60,14 @@ FINE = {
     "amsgrad": (True,), "centered": (True,), "maximize": (True,), "bias_correction": (True,),
     "initial_accumulator_value": (0.5,),
 }  # fmt: skip
+FINE |= {
+    key: (not h.default,)
+    for kind in fastgd.optimizers.OPTIMIZERS.values()
+    for key, h in kind.hypers.items()
+    if h.domain is flag and key not in FINE
+}
+# States of one number.
+NUMBERS = tuple(dict.fromkeys(key for row in RULES.values() for key in row.numbers))
 
 # What may be raised, beside what odd arguments raise themselves.  No subclasses: these are others'
 # errors, say NumPy's, or Python's that its stack is full.
@@ -69,7 +79,7 @@ NAMES = {"params", "grads", "state", "state_dict", "copy_to", "metadata", "path"
          "grad_scale times weight", "weight", "averages", "average", "swapped", "update", "backend", "n", "p", "g",
          "sum", "out", "x", "axis", "initial", "beta", "window", "arrays", "shape", "dtype", "layout", "seed",
          "accumulate() needs gradients", "step() needs gradients", "add_param_group", "a parameter group always",
-         *OPTIMIZERS, *map(str.lower, OPTIMIZERS), *OPTIONS, *HYPERS, *every_state()}  # fmt: skip
+         *OPTIMIZERS, *map(str.lower, OPTIMIZERS), *OPTIONS, *HYPERS, *NUMBERS, *every_state()}  # fmt: skip
 PYTHONS = re.compile(r"[\w.<>]+\(\) (got|missing|takes)|.* object is not|.* argument")
 
 
@@ -317,6 +327,8 @@ class Fuzzer:
         arrays = [
             draws.perhaps_odd(draws.array(shape, dtype), 12) for _ in range(2 + draws.below(4))
         ]
+        if NUMBERS and draws.flip(4):
+            arrays.append(draws.perhaps_odd(draws.array((), "f8"), 12))
         given = {k: v for k, v in self.hypers(getattr(fastgd, name)).items() if isinstance(k, str)}
         if not draws.flip(16):
             given["step"] = draws.perhaps_odd(1)

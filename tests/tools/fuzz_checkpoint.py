@@ -58,7 +58,7 @@ def made(name):
     return opt
 
 
-NAMES = ["AdamW", "SGD", "Adam", "RMSprop", "Adagrad", "Momentum"]
+NAMES = tuple(fastgd.optimizers.GENERAL)
 
 
 def seeds(folder):

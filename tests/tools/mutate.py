@@ -45,10 +45,13 @@ TESTS = (
     "core/test_clip_ratio", "kernels/test_engine", "core/test_storage", "kernels/test_codecs",
     "averages/test_averages", "core/test_state_dict", "core/test_bad_input", "kernels/test_fp_modes",
     "kernels/test_buffers", "checkpoint/test_packing", "kernels/test_random_words",
+    "core/test_kinds_of_rules", "optimizers/test_lamb_lars_nadam",
     "core/test_stateful", "kernels/test_out_of_cache", "kernels/test_formats",
 )  # fmt: skip
-# Those that measure time, read machine code or need gigabytes.
-NOT_THESE = "not 2_to and not vectorised and not threads_do_the_work and not gil_is_released"
+# Those that measure time, read machine code, need gigabytes, or threads that a fork has not.
+NOT_THESE = (
+    "not 2_to and not optaxs and not vectorised and not threads_do_the_work and not gil_is_released"
+)
 
 
 def rewritten() -> tuple[Mutator, dict[str, str]]:

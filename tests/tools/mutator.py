@@ -124,6 +124,18 @@ def logical_lines(source: str) -> Iterator[tuple[int, str, str]]:
         held = ""
 
 
+def parts_of(text: str) -> list[str]:
+    """What stands between commas that are in no brackets."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts]
+
+
 def variants(text: str) -> list[str]:
     """What an expression, condition or statement may be changed to, each in one place."""
     strings = [range(*m.span()) for m in re.finditer(r'"[^"]*"', text)]
@@ -244,7 +256,7 @@ class Mutator:
         if m := re.match(r"(cdef .*?) = (.*)$", text):
             # Several in one line: `cdef double a = c[0], b = c[1]`.
             values = []
-            parts = re.split(r", (?=\w+(?: = |,|$))", m[2])
+            parts = parts_of(m[2])
             for part in parts:
                 name, _, value = part.rpartition(" = ")
                 known = re.fullmatch(r"\w+", part) and len(parts) > 1

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 
 from fastgd.commands import train
 from fastgd.commands.figures.picture import Picture
-from fastgd.optimizers import OPTIMIZERS
+from fastgd.optimizers import GENERAL
 
 EPOCHS = 30
 
@@ -15,7 +15,7 @@ Result = list[train.Outcome]
 
 def run(epochs: int = EPOCHS) -> Result:
     """Train the network of ``python -m fastgd train`` with every optimizer."""
-    return [train.train(name, epochs, 32, 0, lambda: None) for name in OPTIMIZERS]
+    return [train.train(name, epochs, 32, 0, lambda: None) for name in GENERAL]
 
 
 def draw_losses(axes: Axes, result: Result) -> None:

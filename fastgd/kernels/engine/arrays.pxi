@@ -71,12 +71,23 @@ cdef inline bint is_unmoved(cnp.ndarray a, const char* start, Py_ssize_t size,
 cdef bint fits(cnp.ndarray g, cnp.ndarray p, int order) noexcept:
     """Whether a gradient is of floats, in its parameter's shape and layout."""
     cdef int needed = order | cnp.NPY_ARRAY_ALIGNED
+    return (codec_of_type(cnp.PyArray_TYPE(g)) >= 0
+            and (cnp.PyArray_FLAGS(g) & needed) == needed and cnp.PyArray_ISNOTSWAPPED(g)
+            and have_same_shape(g, p))
+
+
+cdef inline int order_of(cnp.ndarray p) noexcept:
+    """The contiguity flag of a parameter's order of memory."""
+    return (cnp.NPY_ARRAY_C_CONTIGUOUS if cnp.PyArray_IS_C_CONTIGUOUS(p)
+            else cnp.NPY_ARRAY_F_CONTIGUOUS)
+
+
+cdef inline bint have_same_shape(cnp.ndarray a, cnp.ndarray p) noexcept:
     cdef int j
-    if (codec_of_type(cnp.PyArray_TYPE(g)) < 0 or cnp.PyArray_NDIM(g) != cnp.PyArray_NDIM(p)
-            or (cnp.PyArray_FLAGS(g) & needed) != needed or not cnp.PyArray_ISNOTSWAPPED(g)):
+    if cnp.PyArray_NDIM(a) != cnp.PyArray_NDIM(p):
         return False
     for j in range(cnp.PyArray_NDIM(p)):
-        if cnp.PyArray_DIM(g, j) != cnp.PyArray_DIM(p, j):
+        if cnp.PyArray_DIM(a, j) != cnp.PyArray_DIM(p, j):
             return False
     return True
 
@@ -85,3 +96,12 @@ cdef bint is_plain(cnp.ndarray x) noexcept:
     """Whether an array is of floats, contiguous and aligned."""
     return (codec_of_type(cnp.PyArray_TYPE(x)) >= 0 and cnp.PyArray_ISBEHAVED_RO(x)
             and (cnp.PyArray_IS_C_CONTIGUOUS(x) or cnp.PyArray_IS_F_CONTIGUOUS(x)))
+
+
+def is_parameter(a):
+    """Whether an object is at a glance what `checks.check_parameter` wants, of any dtype of floats.
+
+    If not, that takes the long look.
+    """
+    return (cnp.PyArray_CheckExact(a) and is_plain(<cnp.ndarray> a)
+            and cnp.PyArray_ISWRITEABLE(<cnp.ndarray> a))

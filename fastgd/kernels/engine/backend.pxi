@@ -10,6 +10,7 @@ cdef extern from "threads.h" nogil:
 # The sizes of all codecs, in the order of `codecs.CODECS`: rows without loops.
 cdef Codec codec_rows[N_CODECS]
 cdef list CODEC_NAMES = list(codecs.CODECS)
+cdef dict CODEC_OF = {name: k for k, name in enumerate(CODEC_NAMES)}
 
 
 def _fill_codec_rows():
@@ -35,6 +36,8 @@ cdef class Backend:
 
     cdef bint compiled         # whether there are loops; else the reference is called
     cdef dict rules            # {name: (f32, f64)}
+    cdef dict first            # {name: (f32, f64)} of those with two sweeps
+    cdef list lines            # three of {name: (f32, f64)} of those with states of lines
     cdef dict fused            # {name: the addresses for a step's `fused`}
     cdef Loops loops
 
@@ -55,7 +58,11 @@ cdef class Backend:
                     self.loops.codecs[k].stochastic[j] = <void*> <size_t> stochastic[j]
         for j in range(2):
             self.loops.staged[j] = <void*> <size_t> module.STAGED[j]
-        self.rules = module.RULES
+            self.loops.summed[j] = <void*> <size_t> module.SUMMED[j]
+            self.loops.squared[j] = <void*> <size_t> module.SQUARED[j]
+            self.loops.settled[j] = <void*> <size_t> module.SETTLED[j]
+        self.rules, self.first = module.RULES, module.FIRST
+        self.lines = [module.LINES, module.ROWS, module.COLUMNS]
         self.fused = {name: fused_rows(module.FUSED.get(name, {})) for name in module.RULES}
 
     cdef int take_loops(self, name, GroupStep* group_step) except -1:
@@ -64,10 +71,15 @@ cdef class Backend:
             raise RuntimeError(f"rule {name}: is not in the compiled backend in use; make build, "
                                'or fastgd.set_backend("numpy")')
         cdef bytes fused = self.fused[name]
-        cdef tuple loops = self.rules[name]
-        cdef int j
+        cdef tuple loops = self.rules[name], first = self.first.get(name, (0, 0))
+        cdef tuple over
+        cdef int j, k
         for j in range(2):
             group_step.rule[j] = <void*> <size_t> loops[j]
+            group_step.first[j] = <void*> <size_t> first[j]
+            for k in range(3):
+                over = self.lines[k].get(name, (0, 0))
+                group_step.lines[j][k] = <void*> <size_t> over[j]
         memcpy(&group_step.fused[0], <const char*> fused, sizeof(group_step.fused))
 
 

@@ -1,24 +1,58 @@
 # A step by the specification itself.  Included by _engine.pyx.
 
-cdef int step_by_reference(Layout layout, list arrays, list configured, tuple average) except -1:
-    """What the sweep does, in NumPy; of gradients that are arrays, by what each group's step is."""
+cdef int step_by_reference(Layout layout, list arrays, list configured, tuple average,
+                           combine_sums) except -1:
+    """What the sweeps do, in NumPy; of gradients that are arrays, by what each group's step is."""
     cdef Py_ssize_t i
+    cdef int j
     cdef Tensor* t
+    cdef list steps = [None] * layout.n
+    cdef Batch whole = layout.whole()
     for i in range(layout.n):
         t = &layout.tensors[i]
-        *states, p = layout.coded[i]
         if t.g != NULL:
-            name, coefficients, stages = configured[t.group_step]
-            stages = reference.Stages(t.factor, *stages[1:])
-            keys = [layout.codings[i].key[k] for k in range(t.n_words)]
-            g = coded_array.as_coded(arrays[i])
-            units = None
-            if t.flags & SCALE_UNITS:
-                units = np.array([t.factors[k] for k in range(t.n_units)])
-            reference.step_coded(name, p, g, states, coefficients, stages, keys, units)
+            steps[i] = tensor_step(layout, i, arrays[i], configured[t.group_step])
+            steps[i].begin()
+            steps[i].lines()
+            steps[i].first()
+            if t.own != NULL:
+                for j in range(t.info.first.n_terms):
+                    t.own.sums[j] = steps[i].sums[j]
+    if combine_sums is not None and layout.n_summed:
+        combine_terms(layout, &whole, combine_sums)
+    if layout.shares:
+        add_up_tensors(layout)
+    for i in range(layout.n):
+        t = &layout.tensors[i]
+        if t.g != NULL:
+            if t.own != NULL:
+                for j in range(t.info.first.n_terms):
+                    steps[i].sums[j] = t.own.sums[j]
+            steps[i].settle()
+            steps[i].last()
+        *_, p = layout.coded_of(i)
         if t.flags & AVERAGE:
             reference.average(layout.averages[i], p, *average)
         if t.flags & COPY:
             reference.copy(coded_array.as_coded(layout.copies[i]), p)
         if t.flags & ZERO_GRADIENT:
             arrays[i][...] = 0
+    if layout.shares:
+        share_numbers(layout)
+
+
+cdef object tensor_step(Layout layout, Py_ssize_t i, g, tuple row):
+    """The step of one tensor by the specification."""
+    cdef Tensor* t = &layout.tensors[i]
+    cdef Py_ssize_t k
+    *states, p = layout.coded_of(i)
+    name, coefficients, stages = row
+    units = None
+    if t.flags & SCALE_UNITS:
+        units = np.array([t.factors[k] for k in range(t.n_units)])
+    keys = [layout.codings[i].key[k] for k in range(t.n_words)]
+    numbers = dict(zip(reference.RULES[name].numbers, layout.numbers_of(i), strict=True))
+    axes = None if layout.axes is None else layout.axes[i]
+    return reference.TensorStep(name, p, coded_array.as_coded(g), states, coefficients,
+                                reference.Stages(t.factor, *stages[1:]), keys, units, numbers,
+                                t.size, layout.matrix_of(i), axes)

@@ -27,19 +27,13 @@ cdef class Gradients:
     cdef list bound             # the gradients' arrays, None where there is none, or None
     cdef list borrowed          # what keeps borrowed memory from going away
     cdef KnownGrad* known
-    cdef size_t* written        # start, end of each range that a step writes, by address
-    cdef Py_ssize_t n_written
 
     def __cinit__(self, Layout layout, structure, grads):
         cdef Py_ssize_t i
         self.layout, self.structure = layout, structure
-        self.n_written = len(layout.written)
         self.known = <KnownGrad*> calloc(layout.n, sizeof(KnownGrad))
-        self.written = <size_t*> calloc(2 * self.n_written + 1, sizeof(size_t))
-        if self.known == NULL or self.written == NULL:
+        if self.known == NULL:
             raise MemoryError
-        for i in range(self.n_written):
-            self.written[2 * i], self.written[2 * i + 1] = layout.written[i][:2]
         if grads is not None:
             self.bound = self.read(grads)
             for i in range(layout.n):
@@ -50,7 +44,6 @@ cdef class Gradients:
 
     def __dealloc__(self):
         free(self.known)
-        free(self.written)
 
     cdef list take(self, grads, bint arrays):
         """Note the pointers of a step's gradients, given or bound.
@@ -120,16 +113,17 @@ cdef class Gradients:
 
     cdef int check_overlap(self, Py_ssize_t i, size_t start, size_t size) except -1:
         """Refuse a gradient that shares memory with anything that a step writes."""
-        cdef Py_ssize_t low = 0, high = self.n_written, middle
+        cdef const Range* written = self.layout.written
+        cdef Py_ssize_t low = 0, high = self.layout.n_written, middle
         while low < high:      # the first range that ends after the gradient starts
             middle = (low + high) // 2
-            if self.written[2 * middle + 1] <= start:
+            if written[middle].end <= start:
                 low = middle + 1
             else:
                 high = middle
-        if size and low < self.n_written and self.written[2 * low] < start + size:
+        if size and low < self.layout.n_written and written[low].start < start + size:
             raise ValueError(f"grads{self.layout.labels[i]}: shares memory with "
-                             f"{self.layout.written[low][2]}, which the step writes; pass a "
+                             f"{self.layout.name_of(&written[low])}, which the step writes; pass a "
                              "gradient in memory of its own")
 
     cdef int take_pointers(self, const GradPointer* grads) except -1:
@@ -159,22 +153,33 @@ cdef class Gradients:
         cdef KnownGrad* known
         if self.bound is None:
             raise TypeError("step() needs gradients, as no gradients were bound with grads=...")
+        self.check_unmoved()
         for i in range(self.layout.n):
             t, known = &self.layout.tensors[i], &self.known[i]
-            if self.bound[i] is not None and not is_unmoved(
-                    <cnp.ndarray> self.bound[i], known.bound, t.n, known.bound_codec):
-                raise ValueError(f"grads{self.layout.labels[i]}: was given another dtype, shape or "
-                                 "memory after it was bound")
             if t.g_codec != known.bound_codec:
                 known.disjoint = known.zeroable = NULL
             t.g, t.g_codec = known.bound, known.bound_codec
         return self.bound
 
+    cdef int check_unmoved(self) except -1:
+        """Refuse bound gradients that were given other memory since the plan."""
+        cdef Py_ssize_t i
+        cdef KnownGrad* known
+        if self.bound is None:
+            return 0
+        for i in range(self.layout.n):
+            known = &self.known[i]
+            if self.bound[i] is not None and not is_unmoved(
+                    <cnp.ndarray> self.bound[i], known.bound, self.layout.tensors[i].n,
+                    known.bound_codec):
+                raise ValueError(f"grads{self.layout.labels[i]}: was given another dtype, shape or "
+                                 "memory after it was bound")
+
     cdef int check_zeroable(self, list arrays) except -1:
         """Refuse gradients that can't be zeroed: read-only ones, and two in the same memory."""
         cdef Py_ssize_t i
         cdef bint known = True
-        cdef list labels = self.layout.labels
+        labels = self.layout.labels
         for i in range(self.layout.n):
             if arrays[i] is not None:
                 if not cnp.PyArray_ISWRITEABLE(<cnp.ndarray> arrays[i]):
@@ -182,11 +187,30 @@ cdef class Gradients:
                                      "zero_grads zeroes, found a read-only one")
                 known = known and self.known[i].zeroable == self.layout.tensors[i].g
         if not known:
-            checks.check_disjoint([(arrays[i], f"grads{labels[i]}") for i in range(self.layout.n)
-                                   if arrays[i] is not None])
+            if not self.are_disjoint():
+                checks.check_disjoint([(arrays[i], f"grads{labels[i]}")
+                                       for i in range(self.layout.n) if arrays[i] is not None])
             # Valid for this very set of gradients.
             for i in range(self.layout.n):
                 self.known[i].zeroable = self.layout.tensors[i].g
+
+    cdef bint are_disjoint(self) except -1:
+        """Whether no gradient overlaps another."""
+        cdef Py_ssize_t i, n = 0, size
+        cdef Tensor* t
+        cdef bint disjoint
+        cdef Range* ranges = <Range*> malloc(self.layout.n * sizeof(Range))
+        if ranges == NULL:
+            raise MemoryError
+        for i in range(self.layout.n):
+            t = &self.layout.tensors[i]
+            size = t.n * codec_rows[t.g_codec].size
+            if t.g != NULL and size:
+                ranges[n] = Range(<size_t> t.g, <size_t> t.g + size, i, 0)
+                n += 1
+        disjoint = are_disjoint(ranges, n)
+        free(ranges)
+        return disjoint
 
     cdef void zero(self) noexcept:
         cdef Py_ssize_t i

@@ -1,27 +1,38 @@
-# A group's step: what `configure` says of it, for the compiled loops.  Included by _engine.pyx.
+# A group's step: what its hyper-parameters make of it, for the compiled loops.
+# Included by _engine.pyx.
 
-cdef int read_row(GroupStep* group_step, Backend backend, tuple row) except -1:
+cdef int read_row(GroupStep* group_step, tuple row) except -1:
     """Fill in a group's step from what `configure` returned."""
     cdef Py_ssize_t j
     name, coefficients, stages = row
     rule = reference.RULES[name]
-    if len(coefficients) != len(rule.coefficients) or len(coefficients) > MAX_COEFFICIENTS:
-        raise RuntimeError(f"rule {name} takes {len(rule.coefficients)} coefficients "
-                           f"of at most {MAX_COEFFICIENTS}, not {len(coefficients)}")
+    group_step.info = &row_of(name).info
+    if len(coefficients) != len(rule.coefficients):
+        raise RuntimeError(f"rule {name} takes {len(rule.coefficients)} coefficients, not "
+                           f"{len(coefficients)}")
     for j in range(len(coefficients)):
         group_step.c64[j] = coefficients[j]
-        group_step.c32[j] = <float> group_step.c64[j]
-    group_step.n_states = <int> len(rule.states)
     (group_step.factor, group_step.stages.weight_decay, group_step.stages.decoupled,
      group_step.stages.clip_value, group_step.clip_norm, group_step.clip_ratio) = stages
+
+
+cdef void complete(GroupStep* group_step) noexcept:
+    """Round coefficients, and note what follows from them and from the stages."""
+    cdef int j
     group_step.in_float_range = (not is_lost(group_step.factor)
                                  and isfinite(<float> group_step.stages.weight_decay)
                                  and isfinite(<float> group_step.stages.decoupled))
-    for j in range(len(coefficients)):
-        group_step.in_float_range &= isfinite(group_step.c32[j])
+    for j in range(group_step.info.n_given):
+        group_step.c32[j] = <float> group_step.c64[j]
+        if group_step.info.rounded >> j & 1:
+            group_step.in_float_range &= isfinite(group_step.c32[j])
     group_step.stages.flags = flags_of_stages(&group_step.stages)
-    if backend.compiled:
-        backend.take_loops(name, group_step)
+
+
+cdef tuple stages_of(const GroupStep* group_step):
+    """The stages of a group's step as `configure` returns them."""
+    return (group_step.factor, group_step.stages.weight_decay, group_step.stages.decoupled,
+            group_step.stages.clip_value, group_step.clip_norm, group_step.clip_ratio)
 
 
 cdef inline bint is_lost(double factor) noexcept:
@@ -29,13 +40,18 @@ cdef inline bint is_lost(double factor) noexcept:
     return <float> factor == 0 or not isfinite(<float> factor)
 
 
-cdef str out_of_range(tuple row):
-    """Name what float32 can't hold of a group's step, and its value."""
+cdef str out_of_range(const GroupStep* group_step, str name):
+    """Name what float32 can't hold of a group's step by a rule, and its value."""
     cdef double value
-    name, coefficients, (factor, weight_decay, decoupled, *_) = row
+    factor, weight_decay, decoupled, *_ = stages_of(group_step)
+    coefficients = [group_step.c64[j] for j in range(MAX_COEFFICIENTS)]
     if is_lost(factor):
         return f"the factor of the gradient {factor!r}"
     named = {"weight_decay": weight_decay, "the factor of decoupled decay": decoupled}
+    rule = reference.RULES[name]
+    taken = {key for part in (rule.before, rule.matrix, rule.after) if part
+             for key in part.coefficients}
+    taken.add("lr")
     named |= {f"{name}'s {key}": value
-              for key, value in zip(reference.RULES[name].coefficients, coefficients)}
+              for key, value in zip(rule.coefficients, coefficients) if key in taken}
     return next(f"{key} {value!r}" for key, value in named.items() if not isfinite(<float> value))

@@ -7,50 +7,118 @@ cdef class Layout:
     `Plan` says what the arguments are.
     """
 
-    cdef list params, labels
-    cdef list coded             # of each parameter, its states and itself as `CodedArray`
+    cdef list params, rules
+    cdef object labels
+    cdef list arrays            # of each parameter, its states and itself: plain or `CodedArray`
     cdef list averages, copies
-    cdef list written           # (start, end, label) of all that a step writes, by address
-    cdef Py_ssize_t n, n_chunks, n_groups
+    cdef list numbers
+    cdef list matrices          # what each parameter is as a matrix, or None: as its array
+    cdef list workspaces        # of each tensor whose rule has a matrix step, else None
+    cdef Range* written         # all that a step writes, by address
+    cdef Py_ssize_t n, n_written, n_chunks, n_groups
+    cdef Py_ssize_t n_own       # tensors with coefficients of their own,
+    cdef Py_ssize_t n_summed    # and of these those whose rules have two sweeps,
+    cdef Py_ssize_t n_matrices  # and those whose term is kept for a matrix step
+    cdef bint shares            # whether sums go over all tensors, or numbers are the same for all
     cdef Tensor* tensors
     cdef Coding* codings
     cdef Chunk* chunks
+    cdef Batch* batches         # all tensors, in order
+    cdef Py_ssize_t n_batches
+    cdef OwnStep* own
+    cdef double* totals         # of terms, of all chunks of two sweeps
+    cdef bint torn              # whether a step ended between its sweeps
+    cdef Py_ssize_t n_lined     # tensors whose rules have states of rows and columns
+    cdef Py_ssize_t n_pieces
+    cdef Lines* lines           # of these tensors,
+    cdef double* line_room      # and room for the sums of their lines
+    cdef LinePiece* pieces
+    cdef list axes
     cdef bint prefetch          # whether the arrays are too large to stay in cache
 
-    def __cinit__(self, params, list labels, list groups, states, list state_names, list averages,
-                  copies, list unit_lengths):
+    def __cinit__(self, params, labels, list groups, states, list rules, list averages,
+                  copies, list unit_lengths, list numbers, list sizes, list matrices, list axes):
         cdef Py_ssize_t i
-        self.labels = labels
-        self.coded = [(*map(coded_array.as_coded, states[i]), coded_array.as_coded(params[i]))
-                      for i in range(len(params))]
-        self.params = [coded_array.as_coded(p).code for p in params]
+        cdef dict alike = {}
+        self.labels, self.rules = labels, rules
         self.averages, self.copies = averages, None if copies is None else list(copies)
+        self.numbers, self.matrices, self.axes = numbers, matrices, axes
         self.n, self.n_groups = len(params), max(groups) + 1
+        self.arrays, self.params = [], []
         self.tensors = <Tensor*> calloc(self.n, sizeof(Tensor))
         self.codings = <Coding*> calloc(self.n, sizeof(Coding))
         if self.tensors == NULL or self.codings == NULL:
             raise MemoryError
-        arrays = []
         for i in range(self.n):
-            arrays += self.arrays_of(i, state_names[i])
+            self.plan_storage(i, states[i], params[i], alike)
+            if not self.fits_plainly(i):
+                self.arrays_of(i)
             self.plan_tensor(i, groups[i])
             self.tensors[i].unit_length = (max(self.tensors[i].n, 1) if unit_lengths is None
                                            else unit_lengths[i])
+            self.tensors[i].size = self.tensors[i].n if sizes is None else sizes[i]
         self.cut_chunks()
-        self.written = checks.check_disjoint(arrays)
+        self.make_own_steps()
+        if self.n_matrices:
+            self.make_workspaces()
+        make_lines(self, axes)
+        self.make_batches()
+        self.note_written()
 
     def __dealloc__(self):
         free(self.tensors)
         free(self.codings)
         free(self.chunks)
+        free(self.batches)
+        free(self.own)
+        free(self.totals)
+        free(self.lines)
+        free(self.line_room)
+        free(self.pieces)
+        free(self.written)
 
-    cdef list arrays_of(self, Py_ssize_t i, names):
+    cdef bint fits_plainly(self, Py_ssize_t i) except -1:
+        """Whether all arrays of a parameter are what they have to be, at a glance.
+
+        If not, `arrays_of` takes the long look, and says what is wrong.
+        """
+        cdef cnp.ndarray p = self.params[i]
+        cdef int order = order_of(p), is_double
+        cdef Py_ssize_t j
+        if row_of(self.rules[i]).info.rows >= 0:
+            return False
+        for j in range(self.tensors[i].n_states + 1):
+            a = self.arrays[self.codings[i].first + j]
+            if not is_coded_like(code_of(a), aux_of(a), &codec_rows[codec_in(a)], p, order):
+                return False
+        if self.numbers is not None and self.numbers[i]:
+            return False
+        if self.averages is None:
+            return True
+        is_double = cnp.PyArray_TYPE(p) == <int> cnp.NPY_DOUBLE
+        return (codec_of_type(cnp.PyArray_TYPE(<cnp.ndarray> self.averages[i])) == is_double
+                and is_coded_like(self.averages[i], None, &codec_rows[is_double], p, order))
+
+    cdef list coded_of(self, Py_ssize_t i):
+        """The states of a parameter and itself, as `CodedArray`."""
+        cdef Py_ssize_t first = self.codings[i].first
+        return list(map(coded_array.as_coded,
+                        self.arrays[first:first + self.tensors[i].n_states + 1]))
+
+    cdef list arrays_of(self, Py_ssize_t i):
         """All arrays of a parameter that a step writes, checked, with what to call them."""
-        p, label = self.params[i], self.labels[i]
+        p, label, rule = self.params[i], self.labels[i], reference.RULES[self.rules[i]]
         arrays = []
-        for name, a in zip((*names, None), self.coded[i], strict=True):
+        for name, a in zip((*rule.states, None), self.coded_of(i), strict=True):
             own = f"params{label}" if name is None else checks.state_label(label, name)
-            checks.check_coded(a, p, own)
+            if name in rule.line_states:
+                axes = None if self.axes is None else self.axes[i]
+                if axes is None:
+                    raise RuntimeError(f"params{label}: its axes are not known")
+                length = getattr(axes, rule.line_states[name]).length
+                checks.check_lines(a.code, p, length, own)
+            else:
+                checks.check_coded(a, p, own)
             arrays.append((a.code, own))
             if a.aux is not None:
                 arrays.append((a.aux, own))
@@ -60,49 +128,186 @@ cdef class Layout:
             arrays.append((average, own))
         if self.copies is not None and self.copies[i] is not None:
             arrays.append((self.copies[i], f"copy_to{label}"))
+        for name, a in zip(rule.numbers, self.numbers_of(i), strict=True):
+            own = checks.state_label(label, name)
+            checks.check_number(a, own)
+            arrays.append((a, own))
         return arrays
 
+    cdef tuple numbers_of(self, Py_ssize_t i):
+        return () if self.numbers is None else self.numbers[i]
+
+    cdef int note_written(self) except -1:
+        """Note the memory of all arrays that a step writes; refuse what overlaps."""
+        cdef Py_ssize_t i, j, most = 2 * len(self.arrays) + (2 + MAX_NUMBERS) * self.n
+        cdef int place
+        self.written = <Range*> malloc(max(most, 1) * sizeof(Range))
+        if self.written == NULL:
+            raise MemoryError
+        for i in range(self.n):
+            place = 0     # in the order of `arrays_of`
+            for j in range(self.tensors[i].n_states + 1):
+                a = self.arrays[self.codings[i].first + j]
+                place = self.note_range(code_of(a), i, place)
+                if aux_of(a) is not None:
+                    place = self.note_range(aux_of(a), i, place)
+            if self.averages is not None:
+                place = self.note_range(self.averages[i], i, place)
+            if self.copies is not None and self.copies[i] is not None:
+                place = self.note_range(self.copies[i], i, place)
+            for a in self.numbers_of(i):
+                place = self.note_range(a, i, place)
+        if not are_disjoint(self.written, self.n_written):
+            checks.check_disjoint([a for i in range(self.n) for a in self.arrays_of(i)])
+
+    cdef int note_range(self, cnp.ndarray a, Py_ssize_t i, int place) noexcept:
+        """Note the memory of an array, if it has any; returns the place of the next one."""
+        cdef size_t start = <size_t> cnp.PyArray_BYTES(a)
+        if cnp.PyArray_SIZE(a):
+            self.written[self.n_written] = Range(start, start + cnp.PyArray_NBYTES(a), i, place)
+            self.n_written += 1
+        return place + 1
+
+    cdef str name_of(self, const Range* range):
+        """What to call an array that a step writes."""
+        return self.arrays_of(range.tensor)[range.array][1]
+
+    cdef int plan_storage(self, Py_ssize_t i, tuple states, own, dict alike) except -1:
+        """Note how a parameter and its states are stored.
+
+        `alike` has a parameter for each way to store that was noted before.
+        """
+        cdef Py_ssize_t first = len(self.arrays), way = 1, j
+        if len(states) > MAX_STATES:
+            raise ValueError(f"a rule may have at most {MAX_STATES} states")
+        self.params.append(code_of(own))
+        for j in range(len(states) + 1):
+            a = states[j] if j < len(states) else own
+            self.arrays.append(a)
+            way = 2 * N_CODECS * way + 2 * codec_in(a) + is_stochastic(a)
+        before = alike.setdefault(way, i)
+        if before == i:
+            self.codings[i].first = first
+            self.plan_way(i, len(states))
+        else:
+            self.tensors[i] = self.tensors[<Py_ssize_t> before]
+            self.codings[i] = self.codings[<Py_ssize_t> before]
+            self.codings[i].first = first
+
+    cdef int plan_way(self, Py_ssize_t i, int n_states) except -1:
+        """Note what follows from the codecs of a parameter and its states."""
+        cdef Tensor* t = &self.tensors[i]
+        cdef Coding* coding = &self.codings[i]
+        cdef Py_ssize_t j
+        t.n_states = n_states
+        *states, own = self.coded_of(i)
+        *offsets, p_offset = coded_array.random_bit_offsets([*states, own])
+        t.p_codec = CODEC_OF[own.codec]
+        t.is_double = t.p_codec == FLOAT64
+        t.coded = t.p_codec != t.is_double
+        coding.p_bit_offset = p_offset
+        for j in range(n_states):
+            t.s_codec[j] = CODEC_OF[states[j].codec]
+            t.coded |= t.s_codec[j] != t.is_double
+            coding.s_bit_offset[j] = offsets[j]
+        t.n_words = (max(p_offset, *offsets, -1) + 32) // 32
+        t.fusable, t.fusable_in_tile = fusable(own.codec, p_offset, states, offsets)
+
     cdef int plan_tensor(self, Py_ssize_t i, Py_ssize_t group) except -1:
+        """Note where a parameter and its arrays are."""
         cdef Tensor* t = &self.tensors[i]
         cdef Coding* coding = &self.codings[i]
         cdef cnp.ndarray p = self.params[i]
         cdef Py_ssize_t j
-        *states, own = self.coded[i]
-        if len(states) > MAX_STATES:
-            raise ValueError(f"a rule may have at most {MAX_STATES} states")
-        *offsets, p_offset = coded_array.random_bit_offsets(self.coded[i])
         learn_bfloat16(p)     # as check_unmoved asks for its type
         t.p = cnp.PyArray_BYTES(p)
-        t.p_codec = CODEC_NAMES.index(own.codec)
-        t.n = p.size
+        t.n = cnp.PyArray_SIZE(p)
         t.group = group
-        t.is_double = t.p_codec == FLOAT64
-        t.order = (cnp.NPY_ARRAY_C_CONTIGUOUS if cnp.PyArray_IS_C_CONTIGUOUS(p)
-                   else cnp.NPY_ARRAY_F_CONTIGUOUS)
-        t.n_states = <int> len(states)
-        t.coded = t.p_codec != t.is_double
-        coding.p_aux, coding.p_bit_offset = address_of(own.aux), p_offset
-        coding.origin = own.origin
+        t.order = order_of(p)
+        t.info = &row_of(self.rules[i]).info
+        if t.n_states != t.info.n_states or len(self.numbers_of(i)) != t.info.n_numbers:
+            raise RuntimeError(f"params{self.labels[i]}: its states do not fit the rule")
+        self.n_own += t.info.works_out
+        self.n_summed += t.info.first.n_terms > 0
+        self.n_matrices += t.info.matrix != NULL
+        self.shares |= t.info.shared | t.info.totals
+        self.n_lined += t.info.rows >= 0
+        t.lines = NULL
         for j in range(t.n_states):
-            t.s[j] = cnp.PyArray_BYTES(<cnp.ndarray> states[j].code)
-            t.s_codec[j] = CODEC_NAMES.index(states[j].codec)
-            t.coded |= t.s_codec[j] != t.is_double
-            coding.s_aux[j], coding.s_bit_offset[j] = address_of(states[j].aux), offsets[j]
-        t.n_words = (max(p_offset, *offsets, -1) + 32) // 32
-        t.fusable, t.fusable_in_tile = fusable(own.codec, p_offset, states, offsets)
+            a = self.arrays[coding.first + j]
+            t.s[j] = cnp.PyArray_BYTES(code_of(a))
+            coding.s_aux[j] = address_of(aux_of(a))
+        a = self.arrays[coding.first + t.n_states]
+        coding.p_aux, coding.origin = address_of(aux_of(a)), origin_of(a)
+        t.average = t.copy = NULL
         if self.averages is not None:
             t.average = cnp.PyArray_BYTES(<cnp.ndarray> self.averages[i])
         if self.copies is not None and self.copies[i] is not None:
             t.copy = cnp.PyArray_BYTES(<cnp.ndarray> self.copies[i])
             t.copy_codec = codec_of(<cnp.ndarray> self.copies[i])
 
+    cdef int make_own_steps(self) except -1:
+        """Make room for the coefficients of tensors that have their own, and for their sums."""
+        cdef Py_ssize_t i, j, k = 0, blocks = 0
+        cdef Tensor* t
+        for i in range(self.n):
+            if self.tensors[i].info.first.n_terms:
+                blocks += n_blocks(self.tensors[i].n)
+        self.own = <OwnStep*> calloc(max(self.n_own, 1), sizeof(OwnStep))
+        self.totals = <double*> calloc(max(blocks, 1), MAX_SUMS * sizeof(double))
+        if self.own == NULL or self.totals == NULL:
+            raise MemoryError
+        blocks = 0
+        for i in range(self.n):
+            t = &self.tensors[i]
+            if not t.info.works_out:
+                continue
+            t.own = &self.own[k]
+            t.own.totals = self.totals + blocks * MAX_SUMS
+            for j in range(t.info.n_numbers):
+                t.own.numbers[j] = <double*> address_of(self.numbers_of(i)[j])
+            blocks += n_blocks(t.n) if t.info.first.n_terms else 0
+            k += 1
+
+    cdef object matrix_of(self, Py_ssize_t i):
+        """What a parameter is as a matrix."""
+        if self.matrices is not None:
+            return self.matrices[i]
+        *_, p = self.coded_of(i)
+        return matrix_of(p.code.shape, p.order)
+
+    cdef int make_workspaces(self) except -1:
+        """Make room for matrix steps: what the largest takes, as they come one by one."""
+        cdef Py_ssize_t i
+        cdef Tensor* t
+        cdef dict alike = {}
+        cdef Workspace w
+        self.workspaces = [None] * self.n
+        wanted = [(self.matrix_of(i), 8 if self.tensors[i].is_double else 4)
+                  for i in range(self.n) if self.tensors[i].info.matrix != NULL]
+        sections = sections_for(wanted)
+        for i in range(self.n):
+            t = &self.tensors[i]
+            if t.info.matrix == NULL:
+                continue
+            key = (self.matrix_of(i), t.is_double)
+            if key not in alike:
+                alike[key] = Workspace(key[0], np.dtype(np.float64 if t.is_double else np.float32),
+                                       sections)
+            w = self.workspaces[i] = alike[key]
+            t.kept = cnp.PyArray_BYTES(w.kept)
+
     cdef int cut_chunks(self) except -1:
         """Cut each tensor into equal chunks of at most CHUNK elements, whole tiles each.
+
+        Those of tensors whose terms are summed up are blocks, wherever the tensor lies.
 
         All but the first chunk of a large tensor start on a cache line, the first has what is left
         over: 64-byte loads that straddle two lines cost AVX-512 a third of its speed.
         """
-        cdef Py_ssize_t i, n, chunks, size, head
+        cdef Py_ssize_t i, j, n, chunks, size, head
+        cdef Tensor* t
+        cdef bint scales
         cdef Py_ssize_t most = 0, bytes_in_all = 0
         for i in range(self.n):
             most += self.tensors[i].n // CHUNK + 2
@@ -110,12 +315,21 @@ cdef class Layout:
         if self.chunks == NULL:
             raise MemoryError
         for i in range(self.n):
-            n, head = self.tensors[i].n, 0
-            bytes_in_all += sum([a.code.nbytes for a in self.coded[i]])
+            t = &self.tensors[i]
+            t.first_chunk = self.n_chunks
+            n, head, scales = t.n, 0, self.codings[i].p_aux != NULL
+            bytes_in_all += n * codec_rows[t.p_codec].size
+            for j in range(t.n_states):
+                if j != t.info.rows and j != t.info.columns:
+                    bytes_in_all += n * codec_rows[t.s_codec[j]].size
+                scales |= self.codings[i].s_aux[j] != NULL
+            if t.info.first.n_terms:
+                self.add_chunks(i, 0, n, BLOCK)
+                continue
             # Where tiles have scales, chunks are of whole tiles from the start.
-            if n >= ALIGN_FROM and all(a.aux is None for a in self.coded[i]):
-                size = codec_rows[self.tensors[i].p_codec].size
-                head = <Py_ssize_t> ((64 - <size_t> self.tensors[i].p % 64) % 64) // size
+            if n >= ALIGN_FROM and not scales:
+                size = codec_rows[t.p_codec].size
+                head = <Py_ssize_t> ((64 - <size_t> t.p % 64) % 64) // size
             self.add_chunks(i, 0, head, TILE)
             chunks = (n - head + CHUNK - 1) // CHUNK
             if chunks:
@@ -133,6 +347,40 @@ cdef class Layout:
             chunk.before = (chunk - 1).before + (chunk - 1).n if self.n_chunks else 0
             offset += size
             self.n_chunks += 1
+
+    cdef int make_batches(self) except -1:
+        """Cut the tensors into batches, if any of their rules has two sweeps.
+
+        A tensor with a matrix step has one for itself.  Where tensors are shards the whole ones
+        count, so that batches are the same in all processes.
+        """
+        cdef Py_ssize_t i, chunk = 0, piece = 0
+        cdef double elements = 0
+        cdef bint alone = False
+        cdef Batch* batch
+        self.batches = <Batch*> calloc(max(self.n, 1), sizeof(Batch))
+        if self.batches == NULL:
+            raise MemoryError
+        batch = self.batches
+        self.n_batches = 1
+        for i in range(self.n):
+            alone = self.tensors[i].info.matrix != NULL or alone
+            if i and self.n_summed and not self.shares and (
+                    alone or elements + self.tensors[i].size > BATCH):
+                batch += 1
+                batch.tensor, batch.chunk, batch.piece, elements = i, chunk, piece, 0
+                self.n_batches += 1
+            alone = self.tensors[i].info.matrix != NULL
+            while chunk < self.n_chunks and self.chunks[chunk].tensor == i:
+                chunk += 1
+            while piece < self.n_pieces and self.pieces[piece].tensor == i:
+                piece += 1
+            batch.end, batch.chunk_end, batch.piece_end = i + 1, chunk, piece
+            elements += self.tensors[i].size
+
+    cdef Batch whole(self) noexcept:
+        """All tensors as one batch."""
+        return Batch(0, self.n, 0, self.n_chunks, 0, self.n_pieces)
 
     cdef int check_unmoved(self) except -1:
         """Refuse parameters that were made read-only or given other memory since the plan."""

@@ -1,6 +1,41 @@
 # The records of a step, which the sweep reads without a Python object in sight.
 # Included by _engine.pyx.
 
+# Works out numbers and coefficients, in place, from these, from sums, and the tensor's elements.
+ctypedef void (*arithmetic)(double*, double*, const double*, double) noexcept nogil
+
+# Transforms the kept term in a `Workspace`, given the sum of its squares and coefficients.
+ctypedef void (*matrix_step)(void*, double, const double*)
+
+# What a rule is made of, besides its loops.
+cdef struct RuleInfo:
+    Sweep first                # without terms: there is none
+    Sweep last
+    int last_flags             # the stages that the last sweep may have
+    int n_states
+    int n_given                # coefficients that the optimizer's class returns,
+    int n_coefficients         # and those with what is worked out
+    int rounded                # the coefficients that loops take, as bits: float32 has to hold them
+    int n_numbers
+    int shared                 # of these those that all tensors have alike, as bits
+    int totals                 # the terms whose sums go over all tensors, as bits
+    bint works_out             # whether each tensor has coefficients of its own
+    int rows                   # the place of the state of rows, or -1: there are none
+    int columns                # and that of columns
+    arithmetic begin           # or NULL
+    arithmetic settle          # or NULL
+    matrix_step matrix         # or NULL
+    int matrix_c[MAX_COEFFICIENTS]    # the places of its coefficients,
+    int n_matrix_c             # and how many
+
+# The step of a tensor whose rule works out coefficients for each tensor.
+cdef struct OwnStep:
+    float c32[MAX_COEFFICIENTS]
+    double c64[MAX_COEFFICIENTS]
+    double* numbers[MAX_NUMBERS]
+    double sums[MAX_SUMS]
+    double* totals             # of the terms of each chunk
+
 # A tensor of the layout, and what this step does with it.
 cdef struct Tensor:
     char* p
@@ -8,6 +43,10 @@ cdef struct Tensor:
     char* s[MAX_STATES]
     char* average              # of the parameter, or NULL
     char* copy                 # of the parameter, or NULL
+    char* kept                 # the kept term, where the rule has a matrix step, or NULL
+    const RuleInfo* info
+    OwnStep* own               # its own coefficients, or NULL: those of its group's step
+    const Lines* lines         # of a rule with states of rows and columns, or NULL
     int n_states
     int is_double              # what is computed with
     int order                  # the contiguity flag that parameter and gradient share
@@ -15,10 +54,13 @@ cdef struct Tensor:
     double factor              # of this step's gradient,
     double* factors            # or of each of its units, where SCALE_UNITS is on
     Py_ssize_t n
+    double size                # elements of the parameter, of which this may be a shard
     Py_ssize_t unit_length     # elements of each unit, or 0: units are not contiguous
     Py_ssize_t unit            # elements of what this step measures the norms of: a unit, or all,
     Py_ssize_t n_units         # and how many of these there are
+    Py_ssize_t first_chunk     # the place of its first chunk, which its others follow
     Py_ssize_t group
+    Py_ssize_t owner           # the group with one of its rules: whose coefficients it has
     Py_ssize_t group_step      # this step's
     unsigned char p_codec      # the codec of each array, as rows of `codec_rows`
     unsigned char g_codec
@@ -29,6 +71,13 @@ cdef struct Tensor:
     unsigned char fusable      # by a row of FUSED, counted from 1; 0: stage by stage; and the
     unsigned char fusable_in_tile   # same for a parameter loaded to float32
 
+# The memory of an array, by address, and whose it is.
+cdef struct Range:
+    size_t start
+    size_t end
+    Py_ssize_t tensor
+    int array                  # which one of the tensor's arrays
+
 # How a tensor's arrays are coded: aux arrays, and the random bits of stores; one for each tensor.
 cdef struct Coding:
     char* p_aux
@@ -36,6 +85,7 @@ cdef struct Coding:
     int p_bit_offset           # of the random bits of a store, or -1: to nearest
     int s_bit_offset[MAX_STATES]
     cnp.uint64_t key[MAX_WORDS]    # of this step's random words
+    Py_ssize_t first           # of its arrays among those of the layout
     Py_ssize_t origin          # what these count the first element as
 
 # A row of the backend's CODECS.
@@ -50,6 +100,9 @@ cdef struct Codec:
 # What the engine calls of a compiled backend, besides the rules.
 cdef struct Loops:
     void* staged[2]            # float32, float64
+    void* summed[2]            # float32, float64
+    void* squared[2]           # float32, float64
+    void* settled[2]           # float32, float64
     void* sum_of_squares[3]    # of float32, of float64, of what a codec stores
     Codec codecs[N_CODECS]
 
@@ -60,14 +113,26 @@ cdef struct Chunk:
     Py_ssize_t n
     Py_ssize_t before          # elements in all chunks before this one
 
-# What the tensors of one group at the same step count share.
+# Tensors that are stepped together: where rules have two sweeps, few enough to stay in cache
+# between them.
+cdef struct Batch:
+    Py_ssize_t tensor          # the first one,
+    Py_ssize_t end             # and the one after the last
+    Py_ssize_t chunk           # the same of their chunks
+    Py_ssize_t chunk_end
+    Py_ssize_t piece           # and of the pieces over whose lines is summed up
+    Py_ssize_t piece_end
+
+# What the tensors of one owner at the same step count share.
 cdef struct GroupStep:
+    const RuleInfo* info
+    void* first[2]             # float32, float64; or NULL
     void* rule[2]              # float32, float64
+    void* lines[2][3]          # float32, float64: over numbers of lines, of rows, of columns
     void* fused[N_FUSED][2]    # for gradients in float32 and bfloat16, or NULL: see FUSED
     float c32[MAX_COEFFICIENTS]
     double c64[MAX_COEFFICIENTS]
     Stages stages
-    int n_states               # that the rule has
     double factor              # of the gradient, before its norm is clipped
     double clip_norm           # infinite: not to be clipped
     double clip_ratio          # infinite: not to be clipped

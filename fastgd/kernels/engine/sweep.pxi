@@ -6,10 +6,10 @@ ctypedef fused real:
 
 
 cdef inline void run_plain(real* p, Tensor* t, Chunk* chunk, const real* c, void* rule,
-                           bint prefetch) noexcept nogil:
+                           const Sweep* sweep, bint prefetch) noexcept nogil:
     """The rule alone, in place on the caller's memory."""
     cdef real* s[MAX_STATES]
-    cdef const real* g = <const real*> t.g + chunk.offset
+    cdef const real* g = <const real*> (t.kept if sweep.kept else t.g) + chunk.offset
     cdef Py_ssize_t start = 0, length = HALF_TILE if prefetch else chunk.n, n
     cdef int j
     p += chunk.offset
@@ -19,7 +19,8 @@ cdef inline void run_plain(real* p, Tensor* t, Chunk* chunk, const real* c, void
         n = min(length, chunk.n - start)
         if prefetch and start + TILE + n <= chunk.n:
             fastgd_prefetch(<char*> (p + TILE), n * sizeof(real))
-            fastgd_prefetch(<char*> (g + TILE), n * sizeof(real))
+            if sweep.gradient or sweep.kept:
+                fastgd_prefetch(<char*> (g + TILE), n * sizeof(real))
             for j in range(t.n_states):
                 fastgd_prefetch(<char*> (s[j] + TILE), n * sizeof(real))
         if real is float:
@@ -52,9 +53,23 @@ cdef inline void describe_native(CodedPtr* a, char* code, int size,
     a.size, a.aux_size, a.per, a.bit_offset = size, 0, 1, -1
 
 
-cdef void run_staged(Tensor* t, Chunk* chunk, const GroupStep* group_step,
-                     const StepArgs* step) noexcept nogil:
-    """The rule and the stages around it."""
+cdef inline const float* floats_of(const Tensor* t, const GroupStep* group_step) noexcept nogil:
+    """The coefficients of a tensor: its own, or those of its group's step."""
+    if t.own != NULL:
+        return t.own.c32
+    return group_step.c32
+
+
+cdef inline const double* doubles_of(const Tensor* t, const GroupStep* group_step) noexcept nogil:
+    """The same in float64."""
+    if t.own != NULL:
+        return t.own.c64
+    return group_step.c64
+
+
+cdef void run_staged(Tensor* t, Chunk* chunk, const GroupStep* group_step, const StepArgs* step,
+                     bint first, int flags) noexcept nogil:
+    """The rule and the stages around it; or the first of its two sweeps."""
     cdef ChunkArgs args
     cdef const Codec* codecs = &step.loops.codecs[0]
     cdef const Coding* coding = step.codings + chunk.tensor
@@ -76,58 +91,91 @@ cdef void run_staged(Tensor* t, Chunk* chunk, const GroupStep* group_step,
         else:
             describe(&args.s[j], &codecs[t.s_codec[j]], t.s[j], coding.s_aux[j],
                      coding.s_bit_offset[j], kind, chunk.offset)
+    if t.lines != NULL:
+        describe_lines(&args, t)
     if t.copy != NULL:
         describe(&args.copy, &codecs[t.copy_codec], t.copy, NULL, -1, kind, chunk.offset)
     args.average, args.average_size = t.average + chunk.offset * size, 0
-    if t.flags & AVERAGE:
+    if flags & AVERAGE:
         args.average_size = size
+    if t.g != NULL:
+        args.sweep = group_step.info.first if first else group_step.info.last
+    args.kept = NULL if t.kept == NULL else t.kept + chunk.offset * size
     args.n_states = t.n_states
     args.fused = args.fused_in_tile = NULL
     if t.fusable and t.g != NULL and t.g_codec in (FLOAT32, BFLOAT16):
         args.fused = group_step.fused[t.fusable - 1][t.g_codec == BFLOAT16]
     if t.fusable_in_tile:
         args.fused_in_tile = group_step.fused[t.fusable_in_tile - 1][0]
-    args.n, args.flags, args.factor = chunk.n, t.flags, t.factor
+    args.n, args.flags, args.factor = chunk.n, flags, t.factor
     args.factors, args.unit = t.factors, t.unit
     args.beta, args.gamma, args.prefetch = step.beta, step.gamma, step.prefetch
     args.n_words, args.offset = t.n_words, coding.origin + chunk.offset
     for j in range(t.n_words):
         args.key[j] = coding.key[j]
-    if kind:
-        (<staged_f64> step.loops.staged[1])(group_step.rule[1], &args, group_step.c64,
-                                            &group_step.stages)
+    cdef const float* c32 = floats_of(t, group_step)
+    cdef const double* c64 = doubles_of(t, group_step)
+    cdef double* totals
+    if first:
+        totals = t.own.totals + chunk.offset // BLOCK * MAX_SUMS
+        if kind:
+            (<summed_f64> step.loops.summed[1])(group_step.first[1], &args, c64, &group_step.stages,
+                                                totals)
+        else:
+            (<summed_f32> step.loops.summed[0])(group_step.first[0], &args, c32, &group_step.stages,
+                                                totals)
+    elif kind:
+        (<staged_f64> step.loops.staged[1])(group_step.rule[1], &args, c64, &group_step.stages)
     else:
-        (<staged_f32> step.loops.staged[0])(group_step.rule[0], &args, group_step.c32,
-                                            &group_step.stages)
+        (<staged_f32> step.loops.staged[0])(group_step.rule[0], &args, c32, &group_step.stages)
 
 
 cdef void run(Tensor* tensors, const GroupStep* group_steps, const StepArgs* step, Chunk* chunk,
-              Chunk* end) noexcept nogil:
-    cdef Tensor* t
-    cdef const GroupStep* group_step
+              Chunk* end, bint first) noexcept nogil:
+    """The last sweep over some chunks, mostly the only one; or the first of two."""
     while chunk < end:
-        t = &tensors[chunk.tensor]
-        group_step = &group_steps[t.group_step]
-        if t.flags:
-            run_staged(t, chunk, group_step, step)
-        elif t.g != NULL:
-            if t.is_double:
-                run_plain[double](<double*> t.p, t, chunk, group_step.c64, group_step.rule[1],
-                                  step.prefetch)
-            else:
-                run_plain[float](<float*> t.p, t, chunk, group_step.c32, group_step.rule[0],
-                                 step.prefetch)
+        if first:
+            run_first(&tensors[chunk.tensor], group_steps, step, chunk)
+        else:
+            run_last(&tensors[chunk.tensor], group_steps, step, chunk)
         chunk += 1
+
+
+cdef inline void run_first(Tensor* t, const GroupStep* group_steps, const StepArgs* step,
+                           Chunk* chunk) noexcept nogil:
+    """The first of two sweeps of a chunk, if its tensor's rule has two."""
+    if t.g != NULL and t.info.first.n_terms:
+        run_staged(t, chunk, &group_steps[t.group_step], step, True,
+                   t.flags & (OF_GRADIENT | CODED))
+
+
+cdef inline void run_last(Tensor* t, const GroupStep* group_steps, const StepArgs* step,
+                          Chunk* chunk) noexcept nogil:
+    """The sweep of a chunk that writes the parameter."""
+    cdef const GroupStep* group_step = &group_steps[t.group_step]
+    cdef int flags = t.flags
+    if t.g != NULL:
+        flags &= t.info.last_flags
+    if flags or (t.lines != NULL and t.g != NULL):
+        run_staged(t, chunk, group_step, step, False, flags)
+    elif t.g != NULL:
+        if t.is_double:
+            run_plain[double](<double*> t.p, t, chunk, doubles_of(t, group_step),
+                              group_step.rule[1], &t.info.last, step.prefetch)
+        else:
+            run_plain[float](<float*> t.p, t, chunk, floats_of(t, group_step),
+                             group_step.rule[0], &t.info.last, step.prefetch)
 
 
 cdef inline Chunk* share_of(Chunk* chunks, Py_ssize_t n, Py_ssize_t k,
                             Py_ssize_t shares) noexcept nogil:
     """The first chunk of the k-th of as many equal shares of all elements."""
     cdef Chunk* last = &chunks[n - 1]
-    cdef Py_ssize_t elements = last.before + last.n, low = 0, high = n, middle
+    cdef Py_ssize_t start = chunks[0].before, elements = last.before + last.n - start
+    cdef Py_ssize_t low = 0, high = n, middle
     while low < high:
         middle = (low + high) // 2
-        if chunks[middle].before * shares < elements * k:
+        if (chunks[middle].before - start) * shares < elements * k:
             low = middle + 1
         else:
             high = middle

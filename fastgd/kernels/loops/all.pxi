@@ -1,6 +1,7 @@
 # All loops of a backend, in the order in which they use each other.
 from cython cimport floating
-from libc.math cimport sqrt, sqrtf
+from libc.float cimport DBL_EPSILON, FLT_EPSILON
+from libc.math cimport fabs, fabsf, sqrt, sqrtf
 
 from fastgd.kernels._types cimport *
 
@@ -11,3 +12,4 @@ include "_fused_rules.pxi"
 include "fused.pxi"
 include "_fused_table.pxi"
 include "stages.pxi"
+include "lines.pxi"

@@ -7,9 +7,34 @@ cdef inline floating root(floating x) noexcept nogil:
         return sqrt(x)
 
 
+cdef inline floating magnitude(floating x) noexcept nogil:
+    if floating is float:
+        return fabsf(x)
+    else:
+        return fabs(x)
+
+
 cdef inline floating sign(floating x) noexcept nogil:
     """-1, 0 or 1; NaN stays NaN."""
     return x if x != x else <floating> ((x > 0) - (x < 0))
+
+
+cdef inline floating at_most(floating x, floating high) noexcept nogil:
+    """x, or `high` where x is more; NaN stays NaN."""
+    return high if x > high else x
+
+
+cdef inline floating at_least(floating x, floating low) noexcept nogil:
+    """x, or `low` where x is less; NaN stays NaN."""
+    return low if x < low else x
+
+
+cdef inline floating epsilon(floating eps) noexcept nogil:
+    """eps, or the machine epsilon of its type where eps is negative."""
+    if floating is float:
+        return <float> FLT_EPSILON if eps < 0 else eps
+    else:
+        return DBL_EPSILON if eps < 0 else eps
 
 
 cdef inline floating positive_part(floating x) noexcept nogil:

@@ -8,7 +8,7 @@
 # `shift` 0 the lower ones, with 16 the upper ones.
 
 from libc.stdint cimport int16_t, int32_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 cdef extern from "codecs.h" nogil:
     const int FASTGD_NAN_SCALE

@@ -10,7 +10,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, NoReturn
+from typing import Any, NoReturn, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,25 @@ def label(path: Sequence[object]) -> str:
     return "".join(f"[{step!r}]" for step in path)
 
 
+class Labels(Sequence[str]):
+    """The labels of paths, each put into words when it is asked for: in errors."""
+
+    def __init__(self, paths: Sequence[Sequence[object]]) -> None:
+        self._paths = paths
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+
+    @overload
+    def __getitem__(self, i: slice) -> Labels: ...
+
+    def __getitem__(self, i: int | slice) -> str | Labels:
+        return Labels(self._paths[i]) if isinstance(i, slice) else label(self._paths[i])
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+
 def state_label(parameter: str, state: str) -> str:
     """What to call a state of a parameter."""
     return f'state{parameter or "[0]"}["{state}"]'
@@ -62,22 +81,31 @@ def check_parameter(obj: object, name: str, dtypes: Sequence[str] = COMPUTED) ->
     return p
 
 
-def check_like(obj: object, p: Array, name: str, writeable: bool = True) -> Array:
-    """The array of a state or gradient: like its parameter in dtype, shape and layout."""
+def check_like(obj: object, p: Array, name: str, shape: tuple[int, ...] | None = None) -> Array:
+    """The array of a state: like its parameter in dtype, shape if not another, and layout."""
     a = as_array(obj, name)
     if a.dtype.newbyteorder("=") != p.dtype:
         raise TypeError(
             f"{name}: expected dtype {p.dtype} as its parameter, found {a.dtype}; "
             f".astype(np.{p.dtype}) makes a fitting copy"
         )
-    _check_place(a, p, name, writeable, obj)
+    if shape is not None and a.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, found {a.shape}")
+    _check_place(a, p, name, writeable=True, obj=obj, shape=shape)
     return a
 
 
-def _check_place(a: Array, p: Array, name: str, writeable: bool, obj: object | None = None) -> None:
+def _check_place(
+    a: Array,
+    p: Array,
+    name: str,
+    writeable: bool,
+    obj: object | None = None,
+    shape: tuple[int, ...] | None = None,
+) -> None:
     """Check shape, layout and memory of an array, of `obj`, that goes with a parameter."""
     _check_memory(a, name)
-    if a.shape != p.shape:
+    if a.shape != (p.shape if shape is None else shape):
         raise ValueError(f"{name}: expected shape {p.shape} as its parameter, found {a.shape}")
     order = "C" if p.flags.c_contiguous else "F"
     if not (a.flags.c_contiguous if order == "C" else a.flags.f_contiguous):
@@ -116,6 +144,30 @@ def check_average(a: Array, p: Array, name: str) -> None:
     if a.dtype != dtype:
         raise TypeError(f"{name}: expected dtype {dtype}, found {a.dtype}")
     _check_place(a, p, name, writeable=True)
+
+
+def check_lines(a: Array, p: Array, length: int, name: str) -> None:
+    """Check the numbers of a parameter's rows or columns, which have so many elements each."""
+    dtype = computed(p.dtype)
+    if a.dtype != dtype:
+        raise TypeError(f"{name}: expected dtype {dtype}, found {a.dtype}")
+    _check_memory(a, name)
+    if p.size and a.size != p.size // length:
+        raise ValueError(f"{name}: expected {p.size // length} numbers, found {a.size}")
+    order = "C" if p.flags.c_contiguous else "F"
+    if not (a.flags.c_contiguous if order == "C" else a.flags.f_contiguous):
+        raise ValueError(
+            f"{name}: expected contiguous memory in {order} order as its parameter, found strides "
+            f"{a.strides} for shape {a.shape}"
+        )
+    _check_writeable(a, name)
+
+
+def check_number(a: Array, name: str) -> None:
+    """Check an array that holds one number that is kept for a parameter."""
+    if a.dtype != np.float64 or a.shape != () or not a.flags.aligned:
+        raise TypeError(f"{name}: expected one float64, found {a.dtype} of shape {a.shape}")
+    _check_writeable(a, name)
 
 
 def check_coded(a: CodedArray, p: Array, name: str) -> CodedArray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -49,6 +50,7 @@ class CodedArray(NamedTuple):
             CODECS[self.codec].store(code, self.aux, x, words, shift)
 
 
+@lru_cache(64)  # NumPy puts a dtype's name together anew each time
 def codec_of(dtype: np.dtype[Any]) -> str | None:
     """The codec of an array of some dtype, or None; uint16 counts as the bits of bfloat16."""
     if dtype.kind == "f" and dtype.name in CODECS:
@@ -56,6 +58,7 @@ def codec_of(dtype: np.dtype[Any]) -> str | None:
     return "bfloat16" if dtype.name in {"bfloat16", "uint16"} else None
 
 
+@lru_cache(64)
 def computed(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The dtype that parameters of a dtype are computed with."""
     return np.dtype(np.float64 if dtype == np.float64 else np.float32)

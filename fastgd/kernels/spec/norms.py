@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from math import prod
 
 import numpy as np
@@ -13,7 +14,14 @@ from fastgd.kernels.spec.sizes import BLOCK, LANES
 
 
 def sums_of_squares(x: Array | CodedArray, factor: float = 1.0, unit: int = 0) -> Array:
-    """The sum of (factor·x)² over each block of an array, in the order of memory, in float64.
+    """The sum of (factor·x)² over each block of an array, in float64; see `sums_of`."""
+    with np.errstate(all="ignore"):
+        y = factor * as_coded(x).load(np.float64)
+        return sums_of(y * y, unit)
+
+
+def sums_of(x: Array | CodedArray, unit: int = 0) -> Array:
+    """The sum of each block of an array, in the order of memory, in float64.
 
     A block's elements go to its lanes in turn, and lanes are added up as a binary tree: so the bits
     depend on neither vectors nor threads.  Each `unit` elements, by default all, have blocks of
@@ -24,11 +32,12 @@ def sums_of_squares(x: Array | CodedArray, factor: float = 1.0, unit: int = 0) -
     sums = np.empty((len(rows), -(-rows.shape[1] // BLOCK)))
     with np.errstate(all="ignore"):
         for k in range(sums.shape[1]):
-            y = factor * rows[:, k * BLOCK : (k + 1) * BLOCK]
+            y = rows[:, k * BLOCK : (k + 1) * BLOCK]
             turns = -(-y.shape[1] // LANES)
-            square = np.zeros((len(y), turns * LANES))
-            square[:, : y.shape[1]] = y * y
-            lane = np.add.accumulate(square.reshape(len(y), turns, LANES), axis=1)[:, -1]
+            # A lane starts from 0, to which the first element is added: −0 becomes 0.
+            padded = np.zeros((len(y), (turns + 1) * LANES))
+            padded[:, LANES : LANES + y.shape[1]] = y
+            lane = np.add.accumulate(padded.reshape(len(y), turns + 1, LANES), axis=1)[:, -1]
             while lane.shape[1] > 1:
                 middle = lane.shape[1] // 2
                 lane = lane[:, :middle] + lane[:, middle:]
@@ -36,6 +45,7 @@ def sums_of_squares(x: Array | CodedArray, factor: float = 1.0, unit: int = 0) -
     return sums.ravel()
 
 
+@lru_cache(4096)
 def unit_length(shape: Sequence[int], strides: Sequence[int], itemsize: int = 1) -> int:
     """How many elements each unit of a contiguous array has; 0 if units are not contiguous.
 

@@ -8,27 +8,67 @@ never negative.  Arrays are updated in place.  Whatever depends on the step coun
 first step) was worked out in double precision and arrives as a coefficient, rounded once to the
 type of ``p``.
 
+A rule that has to see all of a tensor before it can write the parameter takes **two sweeps**: in
+the first one the function given as ``before`` updates states and returns terms, whose sums over the
+tensor go to ``settle``, which works out further coefficients in double precision; the rule itself
+is the second sweep.  ``begin`` works out coefficients before the first sweep, from numbers that are
+kept for each parameter.  What either works out is named by `sets`.
+
+A rule may have a **matrix step** between the sweeps.  Then ``before`` returns one term, which is
+kept; ``matrix`` is given it as a matrix, as it lies in memory, to be changed in place; and the rule
+gets it, annotated `Kept`, in the gradient's place.
+
+A number may be `Shared`, the same for all parameters, and the sum of a term a `Total` over all
+parameters that have a gradient.  Each parameter then works out the shared numbers by itself, from
+arguments that are the same for all; those that have no gradient get the others'.
+
+States annotated `Rows` and `Columns` have one number for each row and each column of a matrix, and
+of each matrix along the last two axes where there are more.  They are updated before any sweep:
+``lines`` gets each of the two as ``p``, and as ``g`` the mean squares of the gradient's rows or
+columns.  Sweeps only read what ``rows`` and ``columns`` make of copies of them, each number at all
+its elements; ``rows`` is given the mean of the rows' numbers over their matrix as ``g``.
+
 The rules stand in the modules of `fastgd.optimizers`, and that of averages in
 `fastgd.kernels.spec.average`; the compiled twin of ``family.py`` is ``family.pxi`` in its folder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple, overload
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Squares = Annotated[Array, "never negative"]  # of a state
-Update = Callable[..., None]
+Read = Annotated[Array, "only read in this sweep"]  # of a state
+Kept = Annotated[Array, "the term of the sweep before, after the matrix step"]
+FullWidth = Annotated[Array, "kept in the type that is computed with"]  # of a state
+Rows = Annotated[Array, "a state: one number a row, never negative"]
+Columns = Annotated[Array, "a state: one number a column, never negative"]
+Update = Callable[..., Any]
 Scalar = Any  # a NumPy scalar of the arrays' type
+# What `begin` and `settle` are given beside coefficients, each a float64.
+Number = Annotated[Any, "a state: one number a parameter"]
+Shared = Annotated[Any, "a number that all parameters have alike"]
+Sum = Annotated[Any, "of a term of the sweep before"]
+Total = Annotated[Any, "the sum of such a term over all parameters"]
+SumOfSquares = Annotated[Any, "of the squares of such a term"]
+Size = Annotated[Any, "the elements of the tensor"]
 
-
-# What a rule may annotate a state with, as an object or, by a postponed annotation, in words.
+# What functions of a rule may annotate an argument with, as an object or, by a postponed
+# annotation, in words.
 STATE_KINDS: dict[Any, str] = {
-    Array: "signed", "Array": "signed", Squares: "squares", "Squares": "squares"
+    Array: "signed", "Array": "signed", Squares: "squares", "Squares": "squares",
+    Read: "read", "Read": "read", Kept: "kept", "Kept": "kept",
+    FullWidth: "full_width", "FullWidth": "full_width",
+    Rows: "rows", "Rows": "rows", Columns: "columns", "Columns": "columns",
+}  # fmt: skip
+ARITHMETIC_KINDS: dict[Any, str] = {
+    Number: "number", "Number": "number", Shared: "shared", "Shared": "shared",
+    Sum: "sum", "Sum": "sum", Total: "total", "Total": "total",
+    SumOfSquares: "squares", "SumOfSquares": "squares", Size: "size", "Size": "size",
 }  # fmt: skip
 
 
@@ -52,15 +92,76 @@ class Fused(NamedTuple):
     gain: str
 
 
+class Sweep(NamedTuple):
+    """What one sweep of a rule does to each element."""
+
+    name: str
+    update: Update
+    gradient: bool  # whether it takes the gradient
+    states: tuple[str, ...]  # that it loads, in order,
+    written: tuple[str, ...]  # and of these those that it stores
+    coefficients: tuple[str, ...]
+    kept: str | None = None  # what it calls the kept term, if it takes it in the gradient's place
+
+
+class MatrixStep(NamedTuple):
+    """What is done with the kept term, as a matrix, between the sweeps."""
+
+    name: str
+    transform: Update
+    coefficients: tuple[str, ...]
+
+
+class Arithmetic(NamedTuple):
+    """What is worked out for a tensor before a sweep, in double precision."""
+
+    name: str
+    work_out: Update
+    arguments: tuple[tuple[str, str], ...]  # (name, kind) of numbers, sums and the size
+    coefficients: tuple[str, ...]  # that it takes
+    sets: tuple[str, ...]  # numbers and coefficients, in the order in which it returns them
+
+
 class Rule(NamedTuple):
     """A row of `RULES`."""
 
     name: str
     states: tuple[str, ...]
-    coefficients: tuple[str, ...]
-    update: Update
+    coefficients: tuple[str, ...]  # as the optimizer's class returns them
     squares: frozenset[str]
     fused: Fused | None
+    before: Sweep | None
+    after: Sweep  # the only one, if there is none before
+    begin: Arithmetic | None
+    settle: Arithmetic | None
+    settled: tuple[str, ...]  # the coefficients that these set; they follow the others
+    numbers: tuple[str, ...]  # states of one number a parameter
+    sums: tuple[str, ...]  # "sum", "squares" or "total" for each term of the sweep before
+    shared: frozenset[str]  # the numbers that all parameters have alike
+    full_width: frozenset[str]  # the states that aren't kept in fewer bits unless named
+    shards: bool = True  # whether it can step a shard of a parameter by itself
+    exact: bool = True  # whether its bits are the same on all machines
+    matrix: MatrixStep | None = None
+    lines: Sweep | None = None  # what updates the states of rows and columns,
+    rows: Sweep | None = None  # and makes what sweeps see of rows,
+    columns: Sweep | None = None  # and of columns
+    line_states: Mapping[str, str] = {}  # which these are: "rows" or "columns"
+
+    @property
+    def update(self) -> Update:
+        """The function of the last sweep, which the rule is named by."""
+        return self.after.update
+
+    @property
+    def sweeps(self) -> tuple[Sweep, ...]:
+        """Its sweeps, in order, after those over numbers of rows and columns."""
+        every = (self.lines, self.rows, self.columns, self.before, self.after)
+        return tuple(sweep for sweep in every if sweep is not None)
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """All its coefficients: the given ones, then those that are worked out."""
+        return (*self.coefficients, *self.settled)
 
     @property
     def summary(self) -> str:
@@ -70,43 +171,206 @@ class Rule(NamedTuple):
 
 RULES: dict[str, Rule] = {}
 
+F = TypeVar("F", bound=Update)
+
+
+def sets(*names: str) -> Callable[[F], F]:
+    """Name what the arithmetic of a rule returns, a tuple: numbers of its, or coefficients."""
+
+    def named(function: F) -> F:
+        function.sets = names  # type: ignore[attr-defined]
+        return function
+
+    return named
+
 
 @overload
 def rule(update: Update) -> Update: ...
 
 
 @overload
-def rule(*, fused: Fused) -> Callable[[Update], Update]: ...
+def rule(
+    *,
+    fused: Fused | None = None,
+    before: Update | None = None,
+    begin: Update | None = None,
+    settle: Update | None = None,
+    shards: bool = True,
+    exact: bool = True,
+    matrix: Update | None = None,
+    lines: Update | None = None,
+    rows: Update | None = None,
+    columns: Update | None = None,
+) -> Callable[[Update], Update]: ...
 
 
-def rule(update: Update | None = None, *, fused: Fused | None = None) -> Any:
+def rule(update: Update | None = None, **parts: Any) -> Any:
     """Enter a function in `RULES`, reading states and coefficients off its signature.
+
+    Parameters
+    ----------
+    update : callable
+        The last sweep, or the only one; the rule gets its name.
+    fused : Fused, optional
+        Which fused loops there are.
+    before : callable, optional
+        The sweep before it, which returns a tuple of arrays: the terms that are summed up.
+    begin, settle : callable, optional
+        What is worked out before the first sweep, and between the two.
+    shards : bool
+        Whether a shard of a parameter can be stepped where the rest of it isn't; with states of
+        rows and columns none can.
+    exact : bool
+        Whether the bits follow from the formula alone; else also from the machine.
+    matrix : callable, optional
+        The step between the sweeps, ``matrix(update, rows, columns, squares, *, ...)``: the term
+        as it lies in memory, a matrix of (rows, columns) in C order or its transpose; the
+        parameter's rows and columns; the sum of the term's squares; and coefficients.
+    lines, rows, columns : callable, optional
+        What updates the states of rows and columns, and makes what sweeps see of them.
 
     Raises
     ------
     ValueError
         If there is a rule of that name already.
     TypeError
-        If a state isn't annotated as `Array` or `Squares`.
+        If an argument isn't annotated as it has to be, or a part is missing.
     """
     if update is None:
-        return lambda function: _entered(function, fused)
-    return _entered(update, fused)
+        return lambda function: _entered(function, **parts)
+    return _entered(update, **parts)
 
 
-def _entered(update: Update, fused: Fused | None) -> Update:
-    code = update.__code__
-    if code.co_name in RULES:
-        raise ValueError(f"rule {code.co_name}: there is one of that name already")
+def _arguments(function: Update, known: dict[Any, str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The positional arguments of a function with their kinds, and the keyword-only ones."""
+    code = function.__code__
     positional, total = code.co_argcount, code.co_argcount + code.co_kwonlyargcount
     names = code.co_varnames
-    states, coefficients = names[2:positional], names[positional:total]
-    kinds = {key: update.__annotations__.get(key) for key in states}
-    if unknown := [key for key, kind in kinds.items() if kind not in STATE_KINDS]:
-        raise TypeError(f"rule {code.co_name}: expected {unknown[0]}: Array or Squares")
-    squares = frozenset(key for key, kind in kinds.items() if STATE_KINDS[kind] == "squares")
-    RULES[code.co_name] = Rule(code.co_name, states, coefficients, update, squares, fused)
+    kinds = {}
+    for key in names[:positional]:
+        if key in ("p", "g"):
+            continue
+        kind = known.get(function.__annotations__.get(key))
+        if kind is None:
+            words = [word for word in known if isinstance(word, str)]
+            raise TypeError(f"rule {code.co_name}: expected {key}: {' or '.join(words)}")
+        kinds[key] = kind
+    return kinds, names[positional:total]
+
+
+def _sweep(name: str, function: Update) -> tuple[Sweep, dict[str, str]]:
+    """A sweep, and the kinds of its states."""
+    kinds, coefficients = _arguments(function, STATE_KINDS)
+    code = function.__code__
+    kept = [key for key, kind in kinds.items() if kind == "kept"]
+    kinds = {key: kind for key, kind in kinds.items() if kind != "kept"}
+    only_read = ("read", "rows", "columns")
+    written = tuple(key for key, kind in kinds.items() if kind not in only_read)
+    takes = "g" in code.co_varnames[: code.co_argcount]
+    sweep = Sweep(
+        name, function, takes, tuple(kinds), written, coefficients, next(iter(kept), None)
+    )
+    return sweep, kinds
+
+
+def _arithmetic(name: str, function: Update) -> Arithmetic:
+    kinds, coefficients = _arguments(function, ARITHMETIC_KINDS)
+    return Arithmetic(name, function, tuple(kinds.items()), coefficients, function.sets)  # type: ignore[attr-defined]
+
+
+def _matrix_step(function: Update) -> MatrixStep:
+    code = function.__code__
+    n = code.co_argcount
+    expected = ("update", "rows", "columns", "squares")
+    if code.co_varnames[:n] != expected:
+        raise TypeError(f"rule {code.co_name}: expected the arguments {', '.join(expected)}")
+    coefficients = code.co_varnames[n : n + code.co_kwonlyargcount]
+    return MatrixStep(code.co_name, function, coefficients)
+
+
+def _entered(
+    update: Update,
+    fused: Fused | None = None,
+    before: Update | None = None,
+    begin: Update | None = None,
+    settle: Update | None = None,
+    shards: bool = True,
+    exact: bool = True,
+    matrix: Update | None = None,
+    lines: Update | None = None,
+    rows: Update | None = None,
+    columns: Update | None = None,
+) -> Update:
+    name = update.__code__.co_name
+    if name in RULES:
+        raise ValueError(f"rule {name}: there is one of that name already")
+    first, states = (None, {}) if before is None else _sweep(f"{name}_before", before)
+    after, more = _sweep(name, update)
+    states |= {key: kind for key, kind in more.items() if key not in states or kind != "read"}
+    start = None if begin is None else _arithmetic(f"{name}_begin", begin)
+    end = None if settle is None else _arithmetic(f"{name}_settle", settle)
+    worked_out = [part for part in (start, end) if part is not None]
+    between = None if matrix is None else _matrix_step(matrix)
+    line_states = {key: kind for key, kind in states.items() if kind in ("rows", "columns")}
+    beforehand = {
+        key: None if part is None else _sweep(f"{name}_{key}", part)[0]
+        for key, part in {"lines": lines, "rows": rows, "columns": columns}.items()
+    }
+    wanted = ["columns", "rows"] if None not in beforehand.values() else []
+    if sorted(line_states.values()) != wanted:
+        raise TypeError(
+            f"rule {name}: expected Rows, Columns, lines, rows and columns, or none of them"
+        )
+    named = (*beforehand.values(), first, *worked_out, between, after)
+    given = dict.fromkeys(key for part in named if part is not None for key in part.coefficients)
+    numbers: dict[str, str] = {}
+    sums = [] if between is None else ["squares"]
+    for part in worked_out:
+        numbers |= {key: kind for key, kind in part.arguments if kind in ("number", "shared")}
+        sums += [kind for _, kind in part.arguments if kind in ("sum", "squares", "total")]
+    shared = frozenset(key for key, kind in numbers.items() if kind == "shared")
+    if shared and set(sums) - {"total"}:
+        raise TypeError(f"rule {name}: shares {sorted(shared)}: expected sums that are totals")
+    settled = tuple(key for part in worked_out for key in part.sets if key not in numbers)
+    RULES[name] = Rule(
+        name,
+        tuple(states),
+        tuple(key for key in given if key not in settled),
+        frozenset(key for key, kind in states.items() if kind == "squares"),
+        fused,
+        first,
+        after,
+        start,
+        end,
+        settled,
+        tuple(numbers),
+        tuple(sums),
+        shared,
+        frozenset(key for key, kind in states.items() if kind == "full_width"),
+        shards and not line_states,
+        exact,
+        between,
+        line_states=line_states,
+        **beforehand,
+    )
     return update
+
+
+def at_most(x: Array, high: Scalar) -> Array:
+    """x, or `high` where x is more; NaN stays NaN."""
+    lowered: Array = np.where(x > high, high, x)
+    return lowered
+
+
+def at_least(x: Array, low: Scalar) -> Array:
+    """x, or `low` where x is less; NaN stays NaN."""
+    raised: Array = np.where(x < low, low, x)
+    return raised
+
+
+def epsilon(eps: Scalar) -> Scalar:
+    """ε, or the machine epsilon of its type where ε is negative: where none was given."""
+    return np.finfo(eps.dtype).eps if eps < 0 else eps
 
 
 def positive_part(x: Array) -> Array:

@@ -13,6 +13,11 @@ TILE = 256
 LANES = 16
 BLOCK = 32768
 
+# Sums over an axis whose elements are apart in memory run over blocks of so many of them.
+SLICES = 64
+
 # The most that a rule may have of each; the engine refuses more.
 MAX_STATES = 4
-MAX_COEFFICIENTS = 8
+MAX_COEFFICIENTS = 20
+MAX_SUMS = 2
+MAX_NUMBERS = 4

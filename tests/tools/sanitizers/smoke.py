@@ -6,6 +6,8 @@ compiled backend that runs there; each result against the NumPy backend's, bit f
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 
 import fastgd
@@ -15,8 +17,15 @@ from fastgd.kernels.reference import RULES
 from fastgd.optimizers import OPTIMIZERS
 
 SIZES = (0, 1, 3, 17, 255, 257, 1025, 33_000)
-# Every rule, by a class and the hyper-parameters that pick it.
-MADE = [(cls, changes) for cls in OPTIMIZERS.values() for changes in rules_of(cls).values()]
+# Every rule, by a class and the hyper-parameters and shape that pick it.
+MADE = [(cls, pick) for cls in OPTIMIZERS.values() for pick in rules_of(cls).values()]
+# The classes with rules that keep or work out something of their own for each tensor, once each.
+STORED = {fastgd.AdamW: {}} | {
+    cls: changes
+    for cls in OPTIMIZERS.values()
+    for rule, (changes, _) in rules_of(cls).items()
+    if RULES[rule].numbers or RULES[rule].begin or RULES[rule].before
+}
 
 
 def results(backend, dtype):
@@ -24,27 +33,28 @@ def results(backend, dtype):
     fastgd.set_backend(backend)
     rng = np.random.default_rng(0)
     found, seen = [], set()
-    for k, (cls, changes) in enumerate(MADE):
-        params = [rng.standard_normal(n).astype(dtype) for n in SIZES]
+    for k, (cls, (changes, shape)) in enumerate(MADE):
+        shapes = [(n,) if shape is None else (*[1] * (len(shape) - 1), n) for n in SIZES]
+        params = [rng.standard_normal(n).astype(dtype) for n in shapes]
         around = {}
         if k % 2 == 0:
-            around = {"copy_to": [np.zeros(n, np.float32) for n in SIZES], "average": 0.9}
+            around = {"copy_to": [np.zeros(n, np.float32) for n in shapes], "average": 0.9}
             around |= {"clip_norm": 0.1, "clip_value": 0.01, "zero_grads": True}
             around |= {"clip_ratio": 0.01} if k % 4 == 0 else {}
             around |= {"nonfinite": "skip", "clip_by": ("all", "group", "tensor")[k // 2 % 3]}
         opt = cls(params, **changes, **around)
-        seen.add(opt.stepper.rules[0])
+        seen |= set(opt.stepper.rules)
         if k % 4 == 0:  # bfloat16, which NumPy has no type for
-            around["copy_to"] = opt.stepper.copies = [np.zeros(n, np.uint16) for n in SIZES]
+            around["copy_to"] = opt.stepper.copies = [np.zeros(n, np.uint16) for n in shapes]
             opt.stepper.lay_out(opt.param_groups, opt.stepper.steps)
         for t in range(2):
-            grads = [rng.standard_normal(n).astype(dtype) for n in SIZES]
+            grads = [rng.standard_normal(n).astype(dtype) for n in shapes]
             grads[t] = None
             found.append(repr(opt.step(grads)))
-        opt.accumulate([rng.standard_normal(n).astype(dtype) for n in SIZES])
+        opt.accumulate([rng.standard_normal(n).astype(dtype) for n in shapes])
         found.append(repr(opt.step(grad_scale=2.0)))
-        grads = [rng.standard_normal(n).astype(dtype) for n in SIZES]
-        grads[-1][-1] = np.nan
+        grads = [rng.standard_normal(n).astype(dtype) for n in shapes]
+        grads[-1][..., -1] = np.nan
         found.append(fastgd.functional.global_norm(grads[:-1]))
         if k % 2 == 0:
             found.append(repr(opt.step(grads)))
@@ -69,12 +79,13 @@ def stored_results(rng, dtype):
         for kind in (np.uint16, np.float16):
             choices += [(kind, {"master": True}), (kind, {"rounding": "stochastic"})]
             choices.append((kind, {"rounding": "stochastic", "state_dtype": "8bit", "seed": 3}))
-    for kind, choice in choices:
+    for (kind, choice), (cls, changes) in product(choices, STORED.items()):
         params = [rng.standard_normal(n).astype(dtype) for n in SIZES]
         if kind == np.uint16:
             params = [(p.view(np.uint32) >> 16).astype(kind) for p in params]
         params = [p.astype(kind) for p in params]
-        opt = fastgd.AdamW(params, clip_norm=1.0, average=0.9, zero_grads=True, **choice)
+        around = {"clip_norm": 1.0, "average": 0.9, "zero_grads": True}
+        opt = cls(params, **changes, **around, **choice)
         for _ in range(2):
             grads = [rng.standard_normal(n).astype(dtype) for n in SIZES]
             found.append(repr(opt.step(grads)))

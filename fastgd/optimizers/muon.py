@@ -1,0 +1,157 @@
+"""Muon: momentum whose matrices are made orthogonal."""
+
+from __future__ import annotations
+
+from math import sqrt
+
+import numpy as np
+
+from fastgd.core.contract import Hyper, hyper
+from fastgd.core.domains import adjustment, count, flag, nonnegative, three_numbers
+from fastgd.core.optimizer import Optimizer
+from fastgd.kernels.spec.registry import Array, Kept, Scalar, rule
+
+
+class Muon(Optimizer):
+    r"""Momentum whose matrices are brought close to orthogonal ones, for hidden layers.
+
+    .. math::
+        B_t &= \mu B_{t-1} + (1 - \mu) g_t, \\
+        u_t &= \mu B_t + (1 - \mu) g_t, \\
+        W_t &= (1 - \alpha \lambda) W_{t-1} - \alpha f \, \mathrm{NS}(u_t)
+
+    NS does `ns_steps` iterations of Newton and Schulz, :math:`X \leftarrow a X + (b A + c A^2) X`
+    with :math:`A = X X^\top`, from :math:`X = u / \max(\|u\|_F, \epsilon)`: they bring all singular
+    values near 1, to between about 0.7 and 1.2.  :math:`f = \sqrt{\max(1, r / s)}` for a matrix of
+    r rows and s columns.
+
+    Parameters
+    ----------
+    params, lr, maximize, **options
+        As for `SGD`; each parameter a matrix.  Biases, gains, embeddings and the last layer are
+        for an optimizer of their own, as `AdamW`.
+    weight_decay : float
+        λ.
+    momentum : float
+        μ.
+    nesterov : bool
+        False takes :math:`u_t = B_t`.
+    ns_coefficients : (float, float, float)
+        a, b, c.
+    eps : float
+        ε.
+    ns_steps : int
+        The number of iterations, below 100.
+    adjust_lr_fn : {None, "original", "match_rms_adamw"}
+        The last takes :math:`f = 0.2 \sqrt{\max(r, s)}`, with which steps are about as large as
+        those of `AdamW`; None is "original".
+
+    Notes
+    -----
+    NS computes in float32 for float32 and 16-bit parameters and in float64 for float64;
+    `torch.optim.Muon` does so in bfloat16, and differs by about a hundredth of a step.  The
+    products of matrices are NumPy's, by BLAS: other than the rest of fastgd, they may differ in the
+    last bits from machine to machine, as ``RULES["muon"].exact`` says.  A shard of a matrix can't
+    be stepped.
+
+    References
+    ----------
+    Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024.
+    Liu et al., "Muon is scalable for LLM training", 2025 ("match_rms_adamw").
+
+    Examples
+    --------
+    >>> import numpy as np, fastgd
+    >>> W = np.zeros((2, 2))
+    >>> opt = fastgd.Muon(W, lr=1.0, weight_decay=0.0)
+    >>> _ = opt.step(np.array([[3.0, 0.0], [0.0, 0.3]]))
+    >>> W.round(1)  # both directions count alike
+    array([[-0.7,  0. ],
+           [ 0. , -0.7]])
+    """
+
+    year = 2024
+    decoupled = True
+    lr = hyper(nonnegative, 1e-3)
+    weight_decay = hyper(nonnegative, 0.1)
+    momentum = hyper(nonnegative, 0.95)
+    nesterov = hyper(flag, True)
+    ns_coefficients = hyper(three_numbers, (3.4445, -4.775, 2.0315))
+    eps = hyper(nonnegative, 1e-7)
+    ns_steps = hyper(count, 5)
+    adjust_lr_fn = hyper(adjustment, None)
+
+    @staticmethod
+    def rule(h: Hyper, shape: tuple[int, ...]) -> str:
+        if len(shape) != 2:
+            raise ValueError(
+                f"expected a matrix, found shape {shape}; put other parameters into an optimizer "
+                "of their own, as AdamW"
+            )
+        return "muon"
+
+    @staticmethod
+    def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
+        gamma = 1.0 - h["momentum"]
+        a, b, c = h["ns_coefficients"]
+        return (
+            gamma,
+            gamma if h["nesterov"] else 0.0,
+            a,
+            b,
+            c,
+            h["eps"],
+            h["ns_steps"],
+            0.2 if h["adjust_lr_fn"] == "match_rms_adamw" else 0.0,
+            h["lr"],
+        )
+
+
+# ---------------------------------------------------------------------------------------- the rule
+
+
+def muon_before(
+    p: Array, g: Array, momentum_buffer: Array, *, gamma: Scalar, nu: Scalar
+) -> tuple[Array]:
+    """B ← B + γ(g − B); returns u = B + ν(g − B).  ν = γ looks ahead as Nesterov does."""
+    B = momentum_buffer
+    B[...] = B + gamma * (g - B)
+    return (B + nu * (g - B),)
+
+
+def newton_schulz(
+    update: Array,
+    rows: int,
+    columns: int,
+    squares: Scalar,
+    *,
+    a: Scalar,
+    b: Scalar,
+    c: Scalar,
+    eps: Scalar,
+    steps: Scalar,
+    rms: Scalar,
+) -> None:
+    """u ← f NS(u), whose singular values are f or near it.
+
+    ``rms`` is what the root mean square of f NS(u) would be if they all were f; 0 takes
+    f = √max(1, rows/columns).
+    """
+    to = update.dtype.type
+    norm = np.sqrt(squares)
+    update /= to(eps if norm < eps else norm)
+    lines, length = update.shape
+    for _ in range(int(steps)):
+        # On the shorter side, where it is cheaper; BLAS sees that this is symmetric.
+        gram = update @ update.T if lines <= length else update.T @ update
+        factor = c * (gram @ gram.T) + b * gram
+        factor[np.diag_indices_from(factor)] += a
+        update[...] = factor @ update if lines <= length else update @ factor
+    match, plain = float(rms) * sqrt(max(rows, columns)), sqrt(max(1.0, rows / columns))
+    update *= to(match if rms != 0.0 else plain)
+
+
+@rule(before=muon_before, matrix=newton_schulz, shards=False, exact=False)
+def muon(p: Array, update: Kept, *, alpha: Scalar) -> None:
+    """p ← p − αO, O a matrix of singular values near f (Jordan et al., 2024)."""
+    p[...] = p - alpha * update
