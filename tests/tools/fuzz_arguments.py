@@ -43,7 +43,6 @@ else:
     import fastgd
 
 from fastgd.core.domains import flag
-from fastgd.core.storage import every_state
 from fastgd.kernels.reference import RULES
 
 OPTIMIZERS = tuple(fastgd.optimizers.OPTIMIZERS)
@@ -68,6 +67,7 @@ FINE |= {
 }
 # States of one number.
 NUMBERS = tuple(dict.fromkeys(key for row in RULES.values() for key in row.numbers))
+STATES = {key for row in RULES.values() for key in row.states}
 
 # What may be raised, beside what odd arguments raise themselves.  No subclasses: these are others'
 # errors, say NumPy's, or Python's that its stack is full.
@@ -79,7 +79,7 @@ NAMES = {"params", "grads", "state", "state_dict", "copy_to", "metadata", "path"
          "grad_scale times weight", "weight", "averages", "average", "swapped", "update", "backend", "n", "p", "g",
          "sum", "out", "x", "axis", "initial", "beta", "window", "arrays", "shape", "dtype", "layout", "seed",
          "accumulate() needs gradients", "step() needs gradients", "add_param_group", "a parameter group always",
-         *OPTIMIZERS, *map(str.lower, OPTIMIZERS), *OPTIONS, *HYPERS, *NUMBERS, *every_state()}  # fmt: skip
+         *OPTIMIZERS, *map(str.lower, OPTIMIZERS), *OPTIONS, *HYPERS, *NUMBERS, *STATES}  # fmt: skip
 PYTHONS = re.compile(r"[\w.<>]+\(\) (got|missing|takes)|.* object is not|.* argument")
 
 
