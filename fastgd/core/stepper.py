@@ -254,9 +254,8 @@ class Stepper:
         numbers: list[tuple[Array, ...]] = []
         axes: list[Axes | None] = []
         recall = storage.recall()
-        known = self._shared_numbers(rules)
-        for k, (group, h) in enumerate(zip(self.param_groups, hypers, strict=True)):
-            start = {**kind.initial(h), **known}
+        starts = self._starts(hypers, rules, self._shared_numbers(rules))
+        for k, (group, start) in enumerate(zip(self.param_groups, starts, strict=True)):
             for name, p in zip(self.names[k], group["params"], strict=True):
                 i = len(params)
                 rule = rules[i]
@@ -317,6 +316,15 @@ class Stepper:
         keys = {key for rule in set(rules) for key in RULES[rule].shared}
         entries = self.state.values() if keys else ()
         return {key: float(entry[key]) for entry in entries for key in keys & entry.keys()}
+
+    def _starts(
+        self, hypers: Sequence[Hyper], rules: list[str], known: Mapping[str, float]
+    ) -> list[dict[str, float]]:
+        """What each group's states start from; shared numbers, unless known, as in the first."""
+        keys = {key for rule in set(rules) for key in RULES[rule].shared}
+        first = self.kind.initial(hypers[0]) if keys else {}
+        shared = {**{key: first[key] for key in keys & first.keys()}, **known}
+        return [{**self.kind.initial(h), **shared} for h in hypers]
 
     def _hyper_rows(self) -> HyperRows | None:
         """The groups' hyper-parameters for C, if it works out what `configure` does."""
@@ -559,9 +567,10 @@ class Stepper:
                 self.lay_out(hypers, self.steps, self.bound())
             # All fits: from here on nothing fails.
             kinds, rules = self.storage.recall(), iter(self.rules)
-            for group, change, names, own in zip(groups, changes, self.names, entries, strict=True):
+            starts = self._starts(hypers, self.rules, shared)
+            rows = zip(groups, changes, starts, self.names, entries, strict=True)
+            for group, change, start, names, own in rows:
                 group.update(change)
-                start = {**kind.initial(group), **shared}
                 for name, p, (_, arrays) in zip(names, group["params"], own, strict=True):
                     rule = next(rules)
                     self.storage.fill(p, rule, kinds(p, rule), self.state[name], arrays, start)

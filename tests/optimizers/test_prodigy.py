@@ -491,3 +491,15 @@ def test_torch_step_in_backward_is_refused():
     opt = fastgd.torch.Prodigy(model.parameters())
     with pytest.raises(ValueError, match="^opt: step_in_backward excludes Prodigy"):
         fastgd.torch.step_in_backward(model, opt)
+
+
+@pytest.mark.parametrize("load", [False, True], ids=["made", "loaded"])
+def test_groups_whose_d0_differ_start_from_the_first(load):
+    groups = [{"params": np.ones(2), "d0": 1e-3}, {"params": np.ones(2), "d0": 1e-5}]
+    opt = fastgd.Prodigy(groups)
+    if load:
+        fastgd.Prodigy(groups).load_state_dict(opt.state_dict())
+        opt.load_state_dict({**opt.state_dict(), "state": {}})
+    assert [float(entry["d"]) for entry in opt.state.values()] == [1e-3, 1e-3]
+    with pytest.raises(ValueError, match="d0: expected the same in all groups"):
+        opt.step([np.ones(2), np.ones(2)])

@@ -44,3 +44,12 @@ def test_a_whole_run_has_the_product(monkeypatch):
     monkeypatch.setattr(sampling, "HOW_MUCH", "whole")
     rows = sampling.sampled({"a": range(3), "b": range(4), "c": range(2)}).args[1]
     assert len({p.values for p in rows}) == 24
+
+
+def test_a_whole_run_draws_from_large_products(monkeypatch):
+    monkeypatch.setattr(sampling, "HOW_MUCH", "whole")
+    axes = {"a": range(20), "b": range(30), "c": range(4)}
+    rows = [p.values for p in sampling.sampled(axes).args[1]]
+    assert rows == [p.values for p in sampling.sampled(axes).args[1]]
+    assert sampling.MOST <= len({*rows}) == len(rows) < 2400
+    assert {row[:2] for row in rows} == {(a, b) for a in range(20) for b in range(30)}

@@ -2,7 +2,8 @@
 
 ``quick``: one rule for each shape of rule, and every value of an axis once (`make quick`);
 ``pairs``, the default: every value, and every pair of values of two axes;
-``whole``: the product of all axes (`make test-all`).
+``whole``: the product of all axes (`make test-all`), or where that has more than `MOST` rows, every
+pair and `MOST` rows drawn from the product, the same in every run.
 
 What isn't chosen is no test at all, rather than a skipped one.  The choice is the same in every
 process, as workers of pytest-xdist have to collect the same tests.
@@ -11,6 +12,7 @@ process, as workers of pytest-xdist have to collect the same tests.
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from itertools import combinations, product
 from math import prod
@@ -26,6 +28,8 @@ from fastgd.optimizers import GENERAL, OPTIMIZERS
 HOW_MUCH = os.environ.get("FASTGD_TESTS", "pairs")
 if HOW_MUCH not in ("quick", "pairs", "whole"):
     raise pytest.UsageError(f"FASTGD_TESTS: expected quick, pairs or whole, found {HOW_MUCH!r}")
+
+MOST = 600
 
 
 def by_level(quick: Any, pairs: Any, whole: Any) -> Any:
@@ -91,7 +95,7 @@ def optimizers(names: Iterable[str] = tuple(GENERAL)) -> list[str]:
 def optimizers_by_kind() -> list[str]:
     """An optimizer of each kind of rule, in whole runs all: for what takes seconds for each."""
     if HOW_MUCH == "whole":
-        return list(OPTIMIZERS)
+        return list(GENERAL)
     firsts: dict[object, str] = {}
     for name in optimizers():
         firsts.setdefault(picked_shape(name, {})[0], name)
@@ -125,7 +129,12 @@ def sampled(axes: Mapping[str, Iterable[Any]]) -> pytest.MarkDecorator:
     in a whole product alone: elsewhere one combination has it, so that no pair depends on it.
     """
     choices = [[_param(value, "," in names) for value in values] for names, values in axes.items()]
-    rows = product(*choices) if HOW_MUCH == "whole" else _chosen(choices)
+    if HOW_MUCH != "whole":
+        rows = _chosen(choices)
+    elif prod(map(len, choices)) <= MOST:
+        rows = product(*choices)
+    else:
+        rows = _drawn(choices)
     params = [
         pytest.param(
             *(value for p in row for value in p.values),
@@ -185,6 +194,17 @@ def _chosen(choices: list[list[Any]]) -> Iterable[tuple[Any, ...]]:
         for skipped in filter(_skipped, axis):
             others = [(kept or whole)[0] for kept, whole in zip(able, choices, strict=True)]
             yield (*others[:i], skipped, *others[i + 1 :])
+
+
+def _drawn(choices: list[list[Any]]) -> Iterable[tuple[Any, ...]]:
+    """The rows of every pair, and `MOST` of the product."""
+    sizes = [len(axis) for axis in choices]
+    chance = random.Random(0)
+    drawn = {*covering(sizes)}
+    for i in chance.sample(range(prod(sizes)), MOST):
+        drawn.add(tuple(map(int, np.unravel_index(i, sizes))))
+    for row in sorted(drawn):
+        yield tuple(axis[k] for axis, k in zip(choices, row, strict=True))
 
 
 def _param(value: Any, several: bool) -> Any:
