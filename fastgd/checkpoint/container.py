@@ -90,12 +90,11 @@ def write(file: FileIO, content: Mapping[str, list[str]], arrays: Mapping[str, S
         If the system refuses.
     """
     ordered = _in_order({name: kind for name, (_, kind, _, _) in arrays.items()})
-    places = _places(ordered)
+    places = _places(ordered).encode()
     # Checksums are known once the arrays are written, but the header's size is now: the content is
     # in ASCII, and what is escaped in it are quotes and backslashes.
     text = _joined(content)
-    size = len(f"{_metadata('')}{places}".encode())
-    size += len(text) + text.count('"') + text.count("\\")
+    size = len(_metadata("")) + len(text) + text.count('"') + text.count("\\") + len(places)
     size += -size % 8
     file.seek(8 + size)
     buffer = np.empty(WRITE, np.uint8)
@@ -104,12 +103,12 @@ def write(file: FileIO, content: Mapping[str, list[str]], arrays: Mapping[str, S
 
     def flush() -> None:
         nonlocal small, waiting
-        data = [block for block, _, _ in small]
+        blocks = [block for block, _, _ in small]
         # All checksums in one text, which costs less than to write one after the other.
-        sums = np.fromiter(map(zlib.crc32, data), ">u4", len(data)).tobytes().hex()
+        sums = np.fromiter(map(zlib.crc32, blocks), ">u4", len(blocks)).tobytes().hex()
         for k, (_, parts, gap) in enumerate(small):
             parts[gap] = sums[8 * k : 8 * k + 8]
-        write_all(file, memoryview(b"".join(data)))
+        write_all(file, memoryview(b"".join(blocks)))
         small, waiting = [], 0
 
     for name in ordered:
@@ -130,14 +129,19 @@ def write(file: FileIO, content: Mapping[str, list[str]], arrays: Mapping[str, S
             write_all(file, block.data)
         parts[gap] = f"{crc:08x}"
     flush()
-    head = f"{_metadata(_joined(content))}{places}".encode().ljust(size)
-    assert len(head) == size
+    metadata = _metadata(_joined(content))
+    padded = places.ljust(size - len(metadata))
+    assert len(metadata) + len(padded) == size
     file.seek(0)
-    write_all(file, memoryview(size.to_bytes(8, "little") + head))
+    for data in (size.to_bytes(8, "little"), metadata, padded):
+        write_all(file, memoryview(data))
 
 
 def _in_order(kinds: Mapping[str, Kind]) -> dict[str, Kind]:
     """The widest items first: so each array begins at a multiple of its item size."""
+    widths = [kind.dtype.itemsize for kind in kinds.values()]
+    if len({*widths}) == 1:
+        return dict(kinds)
     return dict(sorted(kinds.items(), key=lambda item: -item[1].dtype.itemsize))
 
 
@@ -155,10 +159,10 @@ def _joined(content: Mapping[str, list[str]]) -> str:
     return f"{{{','.join(entries)}}}"
 
 
-def _metadata(text: str) -> str:
+def _metadata(text: str) -> bytes:
     """The header's begin, up to the places."""
-    crc32 = checksum(text.encode())
-    return _START + _JSON({"format": FORMAT, "version": VERSION, "content": text, "crc32": crc32})
+    metadata = {"format": FORMAT, "version": VERSION, "content": text}
+    return _START.encode() + _JSON({**metadata, "crc32": checksum(text.encode())}).encode()
 
 
 def check(path: str, name: str, safetensors: Any) -> None:
@@ -246,9 +250,10 @@ def _as_written(file: BufferedReader) -> Any:
         text = "NaN".join(parts[::4])
         names, dtypes = json.loads(f"[{','.join(parts[1::4])}]"), parts[2::4]
         known = {dtype: _described(dtype) for dtype in {*dtypes}}
-        items = [(name, known[dtype][1]) for name, dtype in zip(names, dtypes, strict=True)]
+        own = [known[dtype][1] for dtype in dtypes]
         last = sum([name.startswith("opt") for name in names])  # first in the text, packed last
-        kinds = _in_order(dict(items[last:] + items[:last]))
+        packed = zip(names[last:] + names[:last], own[last:] + own[:last], strict=True)
+        kinds = _in_order(dict(packed))
         if (
             not head.startswith(_START)
             or len(metadata) != 4
