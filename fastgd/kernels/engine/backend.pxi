@@ -59,6 +59,7 @@ cdef class Backend:
         for j in range(2):
             self.loops.staged[j] = <void*> <size_t> module.STAGED[j]
             self.loops.summed[j] = <void*> <size_t> module.SUMMED[j]
+            self.loops.summed_tile[j] = <void*> <size_t> module.SUMMED_TILE[j]
             self.loops.squared[j] = <void*> <size_t> module.SQUARED[j]
             self.loops.settled[j] = <void*> <size_t> module.SETTLED[j]
         self.rules, self.first = module.RULES, module.FIRST

@@ -9,9 +9,9 @@ cdef void begin(Layout layout, const GroupStep* group_steps, const Batch* batch)
         if t.own == NULL or t.g == NULL:
             continue
         memcpy(t.own.c64, group_steps[t.group_step].c64, sizeof(t.own.c64))
+        memcpy(t.own.c32, group_steps[t.group_step].c32, sizeof(t.own.c32))
         if t.info.begin != NULL:
             work_out(t, t.info.begin)
-        round_own(t)
 
 
 cdef void settle(Layout layout, const Batch* batch) noexcept:
@@ -23,11 +23,10 @@ cdef void settle(Layout layout, const Batch* batch) noexcept:
         if t.own == NULL or t.g == NULL or t.info.settle == NULL:
             continue
         work_out(t, t.info.settle)
-        round_own(t)
 
 
 cdef void work_out(Tensor* t, arithmetic function) noexcept:
-    """Numbers and coefficients of a tensor, in place."""
+    """Numbers and coefficients of a tensor, in place; given coefficients stay."""
     cdef double numbers[MAX_NUMBERS]
     cdef int j
     for j in range(t.info.n_numbers):
@@ -35,11 +34,7 @@ cdef void work_out(Tensor* t, arithmetic function) noexcept:
     function(t.own.c64, numbers, t.own.sums, t.size)
     for j in range(t.info.n_numbers):
         t.own.numbers[j][0] = numbers[j]
-
-
-cdef void round_own(Tensor* t) noexcept:
-    cdef int j
-    for j in range(t.info.n_coefficients):
+    for j in range(t.info.n_given, t.info.n_coefficients):
         t.own.c32[j] = <float> t.own.c64[j]
 
 

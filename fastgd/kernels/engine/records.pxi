@@ -101,6 +101,7 @@ cdef struct Codec:
 cdef struct Loops:
     void* staged[2]            # float32, float64
     void* summed[2]            # float32, float64
+    void* summed_tile[2]       # float32, float64
     void* squared[2]           # float32, float64
     void* settled[2]           # float32, float64
     void* sum_of_squares[3]    # of float32, of float64, of what a codec stores

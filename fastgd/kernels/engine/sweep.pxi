@@ -34,6 +34,22 @@ cdef inline void run_plain(real* p, Tensor* t, Chunk* chunk, const real* c, void
         start += n
 
 
+cdef inline void run_tile(Tensor* t, Chunk* chunk, const real* c, void* rule,
+                          void* summed_tile) noexcept nogil:
+    """The first of two sweeps of a chunk of at most a tile, without stages."""
+    cdef real* s[MAX_STATES]
+    cdef const real* p = <const real*> t.p + chunk.offset
+    cdef const real* g = <const real*> t.g + chunk.offset
+    cdef double* totals = t.own.totals + chunk.offset // BLOCK * MAX_SUMS
+    cdef int j
+    for j in range(t.n_states):
+        s[j] = <real*> t.s[j] + chunk.offset
+    if real is float:
+        (<tile_f32> summed_tile)(rule, &t.info.first, p, g, s, chunk.n, c, totals)
+    else:
+        (<tile_f64> summed_tile)(rule, &t.info.first, p, g, s, chunk.n, c, totals)
+
+
 cdef inline void describe(CodedPtr* a, const Codec* codec, char* code, char* aux, int bit_offset,
                           int is_double, Py_ssize_t offset) noexcept nogil:
     """Where a chunk of a coded array is, and which loops load and store it."""
@@ -144,9 +160,17 @@ cdef void run(Tensor* tensors, const GroupStep* group_steps, const StepArgs* ste
 cdef inline void run_first(Tensor* t, const GroupStep* group_steps, const StepArgs* step,
                            Chunk* chunk) noexcept nogil:
     """The first of two sweeps of a chunk, if its tensor's rule has two."""
-    if t.g != NULL and t.info.first.n_terms:
-        run_staged(t, chunk, &group_steps[t.group_step], step, True,
-                   t.flags & (OF_GRADIENT | CODED))
+    cdef const GroupStep* group_step = &group_steps[t.group_step]
+    if t.g == NULL or t.info.first.n_terms == 0:
+        return
+    if chunk.n > TILE or t.flags & (OF_GRADIENT | CODED) or t.lines != NULL or t.kept != NULL:
+        run_staged(t, chunk, group_step, step, True, t.flags & (OF_GRADIENT | CODED))
+    elif t.is_double:
+        run_tile[double](t, chunk, doubles_of(t, group_step), group_step.first[1],
+                         step.loops.summed_tile[1])
+    else:
+        run_tile[float](t, chunk, floats_of(t, group_step), group_step.first[0],
+                        step.loops.summed_tile[0])
 
 
 cdef inline void run_last(Tensor* t, const GroupStep* group_steps, const StepArgs* step,

@@ -370,8 +370,33 @@ cdef void summed(const void* rule, const ChunkArgs* chunk, const floating* c,
         totals[k] = add_lanes(lane[k])
 
 
+cdef void summed_tile(const void* rule, const Sweep* sweep, const floating* p, const floating* g,
+                      floating** s, Py_ssize_t n, const floating* c,
+                      double* totals) noexcept nogil:
+    """What `summed` does to at most a tile without stages: of small tensors there are many."""
+    cdef double lane[LANES]
+    cdef floating room[MAX_SUMS][TILE]
+    cdef floating* terms[MAX_SUMS]
+    cdef Py_ssize_t j, k
+    for k in range(sweep.n_terms):
+        terms[k] = room[k]
+    if floating is float:
+        (<first_f32> rule)(p, g, s, n, c, terms)
+    else:
+        (<first_f64> rule)(p, g, s, n, c, terms)
+    for k in range(sweep.n_terms):
+        for j in range(LANES):
+            lane[j] = 0.0
+        if sweep.squares >> k & 1:
+            add_squares(lane, terms[k], n, 1.0)
+        else:
+            add_terms(lane, terms[k], n)
+        totals[k] = add_lanes(lane)
+
+
 # (float32 loop, float64 loop), as addresses, like a row of RULES; the sum also of coded arrays.
 STAGED = (<size_t> <void*> staged[float], <size_t> <void*> staged[double])
 SUMMED = (<size_t> <void*> summed[float], <size_t> <void*> summed[double])
+SUMMED_TILE = (<size_t> <void*> summed_tile[float], <size_t> <void*> summed_tile[double])
 SUM_OF_SQUARES = (<size_t> <void*> sum_of_squares[float], <size_t> <void*> sum_of_squares[double],
                   <size_t> <void*> sum_of_coded)
