@@ -479,26 +479,28 @@ cdef class Plan:
     cdef int sweep(self, combine_sums) except -1:
         """The sweeps over all tensors, and what is worked out before each."""
         cdef Py_ssize_t k
+        self.args.at_once = combine_sums is None
         for k in range(self.layout.n_batches):
             self.sweep_batch(&self.layout.batches[k], combine_sums)
 
     cdef int sweep_batch(self, const Batch* batch, combine_sums) except -1:
         """The same of some of the tensors."""
-        if self.layout.n_own:
-            begin(self.layout, self.group_steps, batch)
+        cdef bint apart = self.layout.n_apart or (self.layout.n_own and not self.args.at_once)
+        if apart:
+            begin(self.layout, self.group_steps, &self.args, batch)
         if self.layout.n_pieces:
             self.sweep_lines(batch)
-        if self.layout.n_summed:
+        if self.layout.n_summed and apart:
             self.run_threads(batch, True)
-            add_up_terms(self.layout, batch)
+            add_up_terms(self.layout, &self.args, batch)
             if combine_sums is not None:
                 combine_terms(self.layout, batch, combine_sums)
             if self.layout.n_matrices:
                 matrix_steps(self.layout, batch)
         if self.layout.shares:
             add_up_tensors(self.layout)
-        if self.layout.n_own:
-            settle(self.layout, batch)
+        if apart:
+            settle(self.layout, &self.args, batch)
         if self.layout.shares:
             share_numbers(self.layout)
         self.run_threads(batch, False)

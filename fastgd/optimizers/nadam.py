@@ -92,8 +92,12 @@ class NAdam(Optimizer):
 def nadam_begin(
     mu_product: Number, *, lr: Scalar, mu: Scalar, mu_next: Scalar
 ) -> tuple[Scalar, ...]:
-    """Π ← Πμₜ; α_g = α(1 − μₜ)/(1 − Π), α_m = αμₜ₊₁/(1 − Πμₜ₊₁)."""
-    product = mu_product * mu
+    """Π ← Πμₜ; α_g = α(1 − μₜ)/(1 − Π), α_m = αμₜ₊₁/(1 − Πμₜ₊₁).
+
+    Π becomes 0 once 1 − Π is 1, before it is subnormal: with that, processors take their time.
+    """
+    smaller = mu_product * mu
+    product = smaller if smaller > 1e-20 or smaller != smaller else 0.0
     return product, lr * (1.0 - mu) / (1.0 - product), lr * mu_next / (1.0 - product * mu_next)
 
 

@@ -17,7 +17,8 @@ cdef class Layout:
     cdef Range* written         # all that a step writes, by address
     cdef Py_ssize_t n, n_written, n_chunks, n_groups
     cdef Py_ssize_t n_own       # tensors with coefficients of their own,
-    cdef Py_ssize_t n_summed    # and of these those whose rules have two sweeps,
+    cdef Py_ssize_t n_apart     # and of these those that can't be done at once,
+    cdef Py_ssize_t n_summed    # tensors whose rules have two sweeps,
     cdef Py_ssize_t n_matrices  # and those whose term is kept for a matrix step
     cdef bint shares            # whether sums go over all tensors, or numbers are the same for all
     cdef Tensor* tensors
@@ -263,6 +264,10 @@ cdef class Layout:
             if not t.info.works_out:
                 continue
             t.own = &self.own[k]
+            # Not what follows from other tensors, or is made of all of it by other loops.
+            t.at_once = (t.n and self.chunks[t.first_chunk].n == t.n and t.info.matrix == NULL
+                         and t.info.rows < 0 and t.info.shared == 0 and t.info.totals == 0)
+            self.n_apart += not t.at_once
             t.own.totals = self.totals + blocks * MAX_SUMS
             for j in range(t.info.n_numbers):
                 t.own.numbers[j] = <double*> address_of(self.numbers_of(i)[j])

@@ -1,31 +1,47 @@
 # What is worked out for each tensor before a sweep, where rules want it.  Included by _engine.pyx.
 
-cdef void begin(Layout layout, const GroupStep* group_steps, const Batch* batch) noexcept:
-    """Give each tensor the coefficients of its group, and work out those known beforehand."""
+cdef void begin(Layout layout, const GroupStep* group_steps, const StepArgs* step,
+                const Batch* batch) noexcept:
+    """Do `begin_own` to those tensors of a batch that want it."""
     cdef Py_ssize_t i
-    cdef Tensor* t
     for i in range(batch.tensor, batch.end):
-        t = &layout.tensors[i]
-        if t.own == NULL or t.g == NULL:
-            continue
-        memcpy(t.own.c64, group_steps[t.group_step].c64, sizeof(t.own.c64))
-        memcpy(t.own.c32, group_steps[t.group_step].c32, sizeof(t.own.c32))
-        if t.info.begin != NULL:
-            work_out(t, t.info.begin)
+        if is_apart(&layout.tensors[i], step):
+            begin_own(&layout.tensors[i], group_steps)
 
 
-cdef void settle(Layout layout, const Batch* batch) noexcept:
+cdef void settle(Layout layout, const StepArgs* step, const Batch* batch) noexcept:
+    """Do `settle_own` to those tensors of a batch that want it."""
+    cdef Py_ssize_t i
+    for i in range(batch.tensor, batch.end):
+        if is_apart(&layout.tensors[i], step):
+            settle_own(&layout.tensors[i])
+
+
+cdef inline bint is_at_once(const Tensor* t, const StepArgs* step) noexcept nogil:
+    """Whether all that this step does to a tensor is done at once."""
+    return t.at_once and step.at_once and t.g != NULL
+
+
+cdef inline bint is_apart(const Tensor* t, const StepArgs* step) noexcept nogil:
+    """Whether this step works out coefficients of a tensor between sweeps over all tensors."""
+    return t.own != NULL and t.g != NULL and not is_at_once(t, step)
+
+
+cdef inline void begin_own(Tensor* t, const GroupStep* group_steps) noexcept nogil:
+    """Give a tensor the coefficients of its group, and work out those known beforehand."""
+    memcpy(t.own.c64, group_steps[t.group_step].c64, sizeof(t.own.c64))
+    memcpy(t.own.c32, group_steps[t.group_step].c32, sizeof(t.own.c32))
+    if t.info.begin != NULL:
+        work_out(t, t.info.begin)
+
+
+cdef inline void settle_own(Tensor* t) noexcept nogil:
     """Work out what follows from the sums."""
-    cdef Py_ssize_t i
-    cdef Tensor* t
-    for i in range(batch.tensor, batch.end):
-        t = &layout.tensors[i]
-        if t.own == NULL or t.g == NULL or t.info.settle == NULL:
-            continue
+    if t.info.settle != NULL:
         work_out(t, t.info.settle)
 
 
-cdef void work_out(Tensor* t, arithmetic function) noexcept:
+cdef void work_out(Tensor* t, arithmetic function) noexcept nogil:
     """Numbers and coefficients of a tensor, in place; given coefficients stay."""
     cdef double numbers[MAX_NUMBERS]
     cdef int j
@@ -38,17 +54,15 @@ cdef void work_out(Tensor* t, arithmetic function) noexcept:
         t.own.c32[j] = <float> t.own.c64[j]
 
 
-cdef void add_up_terms(Layout layout, const Batch* batch) noexcept:
+cdef void add_up_terms(Layout layout, const StepArgs* step, const Batch* batch) noexcept:
     """Add up the totals of each tensor's blocks, in order."""
     cdef Py_ssize_t i
-    cdef Tensor* t
     for i in range(batch.tensor, batch.end):
-        t = &layout.tensors[i]
-        if t.own != NULL and t.g != NULL:
-            add_up_own(t)
+        if is_apart(&layout.tensors[i], step):
+            add_up_own(&layout.tensors[i])
 
 
-cdef void add_up_own(Tensor* t) noexcept:
+cdef void add_up_own(Tensor* t) noexcept nogil:
     """Add up the totals of a tensor's blocks, in order."""
     cdef Py_ssize_t k
     cdef int j

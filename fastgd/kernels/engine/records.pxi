@@ -49,6 +49,7 @@ cdef struct Tensor:
     const Lines* lines         # of a rule with states of rows and columns, or NULL
     int n_states
     int is_double              # what is computed with
+    bint at_once               # whether all that it wants is done at once, chunk by chunk
     int order                  # the contiguity flag that parameter and gradient share
     int flags                  # this step's stages
     double factor              # of this step's gradient,
@@ -142,6 +143,7 @@ cdef struct GroupStep:
 # What all tensors share in a step.
 cdef struct StepArgs:
     bint prefetch              # whether to prefetch: the arrays don't all stay in cache
+    bint at_once               # whether tensors that allow it are done at once
     double beta                # of the weights' average
     double gamma
     const Loops* loops

@@ -150,18 +150,32 @@ cdef void run(Tensor* tensors, const GroupStep* group_steps, const StepArgs* ste
               Chunk* end, bint first) noexcept nogil:
     """The last sweep over some chunks, mostly the only one; or the first of two."""
     while chunk < end:
-        if first:
-            run_first(&tensors[chunk.tensor], group_steps, step, chunk)
+        if not first and is_at_once(&tensors[chunk.tensor], step):
+            run_at_once(&tensors[chunk.tensor], group_steps, step, chunk)
+        elif first:
+            if is_apart(&tensors[chunk.tensor], step):
+                run_first(&tensors[chunk.tensor], group_steps, step, chunk)
         else:
             run_last(&tensors[chunk.tensor], group_steps, step, chunk)
         chunk += 1
+
+
+cdef void run_at_once(Tensor* t, const GroupStep* group_steps, const StepArgs* step,
+                      Chunk* chunk) noexcept nogil:
+    """All of a chunk that is a whole tensor, while it is in cache."""
+    begin_own(t, group_steps)
+    if t.info.first.n_terms:
+        run_first(t, group_steps, step, chunk)
+        add_up_own(t)
+    settle_own(t)
+    run_last(t, group_steps, step, chunk)
 
 
 cdef inline void run_first(Tensor* t, const GroupStep* group_steps, const StepArgs* step,
                            Chunk* chunk) noexcept nogil:
     """The first of two sweeps of a chunk, if its tensor's rule has two."""
     cdef const GroupStep* group_step = &group_steps[t.group_step]
-    if t.g == NULL or t.info.first.n_terms == 0:
+    if t.info.first.n_terms == 0:
         return
     if chunk.n > TILE or t.flags & (OF_GRADIENT | CODED) or t.lines != NULL or t.kept != NULL:
         run_staged(t, chunk, group_step, step, True, t.flags & (OF_GRADIENT | CODED))

@@ -117,7 +117,7 @@ cdef inline double norm_of(Sum* total) noexcept:
     return sqrt(total.plain)
 
 
-cdef inline Py_ssize_t n_blocks(Py_ssize_t unit) noexcept:
+cdef inline Py_ssize_t n_blocks(Py_ssize_t unit) noexcept nogil:
     """How many blocks a unit of so many elements has."""
     return (unit + BLOCK - 1) // BLOCK
 
