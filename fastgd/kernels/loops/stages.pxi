@@ -341,7 +341,7 @@ cdef void summed(const void* rule, const ChunkArgs* chunk, const floating* c,
         if chunk.kept != NULL:
             terms[0] = <floating*> chunk.kept + start
         if chunk.prefetch:
-            prefetch_tile(chunk, start + TILE, n)
+            prefetch_tile(chunk, start + TILE, n // 2)
         p = load[floating](&chunk.p, <floating*> scratch.tile[2], start, n)
         if chunk.sweep.gradient:
             g = ready_gradient[floating](chunk, p, &scratch, start, n, factor, stages)
@@ -354,6 +354,8 @@ cdef void summed(const void* rule, const ChunkArgs* chunk, const floating* c,
             (<first_f32> rule)(p, g, s, n, c, terms)
         else:
             (<first_f64> rule)(p, g, s, n, c, terms)
+        if chunk.prefetch:
+            prefetch_tile(chunk, start + TILE + n // 2, n // 2)
         for k in range(chunk.sweep.n_terms):
             if chunk.sweep.squares >> k & 1:
                 add_squares(lane[k], terms[k], n, 1.0)
