@@ -22,8 +22,8 @@ class Adam(Optimizer):
         W_t &= W_{t-1} - \alpha \hat m_t / (\sqrt{\hat v_t + \epsilon_{root}} + \epsilon)
 
     ``amsgrad`` takes the largest :math:`v` so far for :math:`v_t` in the last two lines;
-    ``nesterov`` takes :math:`\beta_1 m_t + (1 - \beta_1) g_t` for :math:`m_t` there, one step ahead of
-    it: the NAdamW of timm, and not `NAdam`, whose β₁ grows.
+    ``nesterov`` takes :math:`\beta_1 m_t + (1 - \beta_1) g_t` for :math:`m_t` there, a step ahead
+    of it: the NAdamW of timm, and not `NAdam`, whose β₁ grows.
 
     Parameters
     ----------

@@ -11,7 +11,7 @@ from fastgd.kernels.spec.registry import Array, Scalar, Squares, larger, rule
 
 
 class Adamax(Optimizer):
-    r"""Adam whose steps are divided by a maximum of gradients that decays, in the norm :math:`L^\infty`.
+    r"""Adam whose steps are divided by a decaying maximum of gradients.
 
     .. math::
         m_t &= \beta_1 m_{t-1} + (1 - \beta_1) g_t, &

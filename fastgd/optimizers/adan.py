@@ -113,11 +113,11 @@ def adan(
     proximal: Scalar,
     first: Scalar,
 ) -> None:
-    """m, d, n of g, of g − g₋₁ and of (g + β₂(g − g₋₁))²; p ← p − (αm + α_d d)/(√n + ε) (Xie et al.).
+    """p ← p − (αm + α_d d)/(√n + ε), by m of g, d of changes, n of (g + β₂ change)² (Xie, 2022).
 
-    γ = 1 − β.  The α, which have β₂ in one, and ε carry the bias corrections of the step.  Weight
-    decay is what p is multiplied by before or after.  −g₋₁ is `neg_pre_grad`; at the first step the
-    difference is 0.
+    Each is an average: m ← β₁m + γ₁g, where γ = 1 − β.  The α, which have β₂ in one, and ε carry
+    the bias corrections of the step.  Weight decay is what p is multiplied by before or after.  The
+    gradient before is −`neg_pre_grad`; at the first step the change is 0.
     """
     m, v, d = exp_avg, exp_avg_sq, exp_avg_diff
     change = np.zeros_like(g) if first != 0 else g + neg_pre_grad

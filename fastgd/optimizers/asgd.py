@@ -97,9 +97,7 @@ def asgd_begin(
 
 
 @rule(begin=asgd_begin)
-def asgd(
-    p: Array, g: Array, ax: Array, *, alpha: Scalar, shrink: Scalar, weight: Scalar
-) -> None:
+def asgd(p: Array, g: Array, ax: Array, *, alpha: Scalar, shrink: Scalar, weight: Scalar) -> None:
     """p ← (1 − λα)p − αg; ax ← ax + μ(p − ax), or p where μ = 1 (Polyak and Juditsky, 1992)."""
     p[...] = shrink * p - alpha * g
     ax[...] = ax + weight * (p - ax) if weight != 1 else p

@@ -21,13 +21,14 @@ from fastgd.kernels.spec.registry import (
 
 
 class StableAdamW(Optimizer):
-    r"""AdamW with Adafactor's clipping of updates: a spike in a tensor's gradient shortens its step.
+    r"""AdamW with Adafactor's clipping: a spike in a tensor's gradient shortens its step.
 
     .. math::
         \hat\beta &= (\beta^t - \beta) / (\beta^t - 1), \\
         m_t &= \hat\beta_1 m_{t-1} + (1 - \hat\beta_1) g_t, &
         v_t &= \hat\beta_2 v_{t-1} + (1 - \hat\beta_2) g_t^2, \\
-        \alpha_t &= \alpha / \max\big(1, \sqrt{\operatorname{mean}(g_t^2 / \max(v_t, \epsilon^2))}\big), &
+        q_t &= \operatorname{mean}\big(g_t^2 / \max(v_t, \epsilon^2)\big), &
+        \alpha_t &= \alpha / \max(1, \sqrt{q_t}), \\
         W_t &= (1 - \alpha_t \lambda) W_{t-1} - \alpha_t m_t / (\sqrt{v_t} + \epsilon)
 
     The mean is each tensor's own; where it is NaN the step is not shortened.  m and v are free of

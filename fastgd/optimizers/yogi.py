@@ -21,8 +21,8 @@ class Yogi(Optimizer):
         v_t &= v_{t-1} - (1 - \beta_2) \operatorname{sign}(v_{t-1} - g_t^2) \, g_t^2, \\
         W_t &= W_{t-1} - \alpha \hat m_t / (\sqrt{\hat v_t} + \epsilon)
 
-    with :math:`\hat m_t` and :math:`\hat v_t` as in `Adam`.  Small gradients, however many, shrink v
-    only slowly, so that step sizes don't explode.
+    with :math:`\hat m_t` and :math:`\hat v_t` as in `Adam`.  Small gradients, however many, shrink
+    v only slowly, so that step sizes don't explode.
 
     Use it where gradients are sparse or bursts of them come after silence, and Adam forgets their
     size too soon.
@@ -79,7 +79,8 @@ class Yogi(Optimizer):
 
     @staticmethod
     def initial(h: Hyper) -> Mapping[str, float]:
-        return dict.fromkeys(("exp_avg", "exp_avg_sq"), h["initial_accumulator_value"])
+        value = h["initial_accumulator_value"]
+        return {"exp_avg": value, "exp_avg_sq": value}
 
 
 # ---------------------------------------------------------------------------------------- the rule
