@@ -165,6 +165,7 @@ def shrink_and_grow(value: Any, name: str) -> tuple[float, float]:
     return shrink, grow
 
 
+@schedulable
 def bounds(value: Any, name: str) -> tuple[float, float]:
     """Two finite numbers of at least 0, the second no less than the first."""
     first, second = two(value, name)
@@ -218,7 +219,7 @@ ANNOTATIONS: dict[Domain, tuple[str, str]] = {
     two_fractions: ("Pair", "tuple[float, float]"),
     three_fractions: ("Triple", "tuple[float, float, float]"),
     shrink_and_grow: ("tuple[float, float]", "tuple[float, float]"),
-    bounds: ("tuple[float, float]", "tuple[float, float]"),
+    bounds: ("Pair", "tuple[float, float]"),
     limit: ("Scalar | None", "float | None"),
     some_fraction: ("Scalar | None", "float | None"),
     positive: ("float", "float"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastgd.core.contract import Hyper, hyper
-from fastgd.core.domains import bounds, nonnegative, shrink_and_grow, start
+from fastgd.core.domains import bounds, nonnegative, shrink_and_grow
 from fastgd.core.optimizer import Optimizer
 from fastgd.kernels.spec.registry import Array, Scalar, Squares, at_least, at_most, rule
 
@@ -31,9 +31,10 @@ class Rprop(Optimizer):
     params, maximize, **options
         As for `SGD`.
     lr : float
-        Δ₀, the step size that each element starts from, at its first step; never a schedule.
+        Δ₀, the step size that each element starts from.  It counts at a parameter's first step
+        alone, as in torch: later values, and those of a schedule, change nothing.
     etas : (float, float)
-        η⁻ and η⁺, below and above 1.
+        η⁻ and η⁺, below and above 1; never a schedule.
     step_sizes : (float, float)
         Δ_min and Δ_max.
     weight_decay : float
@@ -61,7 +62,7 @@ class Rprop(Optimizer):
     """
 
     year = 1993
-    lr = hyper(start, 1e-2)
+    lr = hyper(nonnegative, 1e-2)
     etas = hyper(shrink_and_grow, (0.5, 1.2))
     step_sizes = hyper(bounds, (1e-6, 50.0))
     weight_decay = hyper(nonnegative, 0.0, keyword=True)

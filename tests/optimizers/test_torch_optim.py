@@ -153,7 +153,7 @@ def test_rprops_first_step_is_within_the_bounds():
         ({"etas": 0.5}, TypeError, "^etas: expected two numbers"),
         ({"step_sizes": (1.0, 0.5)}, ValueError, "^step_sizes: expected numbers as a <= b, found"),
         ({"step_sizes": (-1.0, 0.5)}, ValueError, r"^step_sizes\[0\]: expected a number of at"),
-        ({"lr": lambda t: 0.1}, TypeError, "^lr: expected a number"),
+        ({"etas": lambda t: (0.5, 1.2)}, TypeError, "^etas: expected two numbers"),
     ],
 )
 def test_rprop_refuses(wrong, error, message):
