@@ -34,6 +34,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "Adam": {"lr": 2e-3},
     "AdamW": {"lr": 2e-3, "weight_decay": 0.05},
     "LARS": {"lr": 0.5, "momentum": 0.9},
+    "ASGD": {"lr": 0.3},
+    # In mini-batches signs turn by chance: the steps are kept from dying away.
+    "Rprop": {"lr": 1e-3, "step_sizes": (7e-4, 2e-3)},
+    "Adamax": {"lr": 4e-3},
+    "RAdam": {"lr": 2e-3},
+    "AdaBelief": {"lr": 2e-3},
+    "Adan": {"lr": 3e-3},
+    "LaProp": {"lr": 1e-3},
+    "StableAdamW": {"lr": 2e-3},
 }
 
 
@@ -160,7 +169,7 @@ def table_of(outcomes: list[Outcome]) -> Table:
         title_justify="left",
         caption_justify="left",
     )
-    table.add_column("optimizer")
+    table.add_column("optimizer", no_wrap=True)
     for column in ("test accuracy", "final loss", "µs", "NumPy µs", "ratio"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("same bits")

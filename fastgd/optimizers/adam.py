@@ -21,7 +21,9 @@ class Adam(Optimizer):
         \hat m_t &= m_t / (1 - \beta_1^t), & \hat v_t &= v_t / (1 - \beta_2^t), \\
         W_t &= W_{t-1} - \alpha \hat m_t / (\sqrt{\hat v_t + \epsilon_{root}} + \epsilon)
 
-    ``amsgrad`` takes the largest :math:`v` so far for :math:`v_t` in the last two lines.
+    ``amsgrad`` takes the largest :math:`v` so far for :math:`v_t` in the last two lines;
+    ``nesterov`` takes :math:`\beta_1 m_t + (1 - \beta_1) g_t` for :math:`m_t` there, a step ahead
+    of it: the NAdamW of timm, and not `NAdam`, whose β₁ grows.
 
     Parameters
     ----------
@@ -33,11 +35,14 @@ class Adam(Optimizer):
         Added to the corrected root, and inside it.
     amsgrad : bool
         Divide by the root of the largest v so far, so that step sizes never grow again.
+    nesterov : bool
+        Nesterov's momentum; excludes ``amsgrad``.
 
     References
     ----------
     Kingma and Ba, "Adam: a method for stochastic optimization", 2015.
     Reddi, Kale and Kumar, "On the convergence of Adam and beyond", 2018 (amsgrad).
+    Dozat, "Incorporating Nesterov momentum into Adam", 2016 (nesterov).
 
     Examples
     --------
@@ -56,10 +61,18 @@ class Adam(Optimizer):
     weight_decay = hyper(nonnegative, 0.0)
     amsgrad = hyper(flag, False)
     eps_root = hyper(nonnegative, 0.0, keyword=True)
+    nesterov = hyper(flag, False, keyword=True)
 
     @staticmethod
     def rule(h: Hyper, shape: tuple[int, ...]) -> str:
+        if h["nesterov"]:
+            return "adam_nesterov"
         return "amsgrad" if h["amsgrad"] else "adam"
+
+    @staticmethod
+    def consistent(h: Hyper) -> None:
+        if h["nesterov"] and h["amsgrad"]:
+            raise ValueError("nesterov: excludes amsgrad")
 
     @staticmethod
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
@@ -84,7 +97,7 @@ class AdamW(Adam):
 
     Parameters
     ----------
-    params, lr, betas, eps, amsgrad, eps_root, maximize, **options
+    params, lr, betas, eps, amsgrad, eps_root, nesterov, maximize, **options
         As for `Adam`.
     weight_decay : float
         λ, which is not added to the gradient here.
@@ -155,3 +168,25 @@ def amsgrad(
     v[...] = beta2 * v + gamma2 * (g * g)
     largest[...] = np.where(largest > v, largest, v)  # a NaN in v wins
     p[...] = p - alpha * m / (np.sqrt(largest + eps_root) + eps)
+
+
+@rule
+def adam_nesterov(
+    p: Array,
+    g: Array,
+    exp_avg: Array,
+    exp_avg_sq: Squares,
+    *,
+    alpha: Scalar,
+    beta1: Scalar,
+    gamma1: Scalar,
+    beta2: Scalar,
+    gamma2: Scalar,
+    eps: Scalar,
+    eps_root: Scalar,
+) -> None:
+    """Adam with Nesterov's momentum: p ← p − α(β₁m + γ₁g) / (√(v + ε_root) + ε) (Dozat, 2016)."""
+    m, v = exp_avg, exp_avg_sq
+    m[...] = beta1 * m + gamma1 * g
+    v[...] = beta2 * v + gamma2 * (g * g)
+    p[...] = p - alpha * (beta1 * m + gamma1 * g) / (np.sqrt(v + eps_root) + eps)
