@@ -191,13 +191,13 @@ def proper_fractions(value: Any, name: str) -> tuple[float, float]:
     return proper_fraction(first, f"{name}[0]"), fraction(second, f"{name}[1]")
 
 
-def three(value: Any, name: str) -> Sequence[Any]:
+def three(value: Any, name: str) -> tuple[Any, ...]:
     """Three values of any kind."""
     if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, str):
         raise TypeError(f"{name}: expected three numbers, found {shown(value)}")
     if len(value) != 3:
         raise ValueError(f"{name}: expected three numbers, found {len(value)}")
-    return value
+    return tuple(value)
 
 
 def three_numbers(value: Any, name: str) -> tuple[float, ...]:

@@ -64,7 +64,7 @@ class FTRL(Optimizer):
     >>> for _ in range(3):
     ...     _ = opt.step(np.array([1.0, 0.1, 0.0]))
     >>> W.round(3)
-    array([-0.114,  0.   ,  0.   ])
+    array([-0.126,  0.   ,  0.   ])
     """
 
     year = 2013

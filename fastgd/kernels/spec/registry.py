@@ -392,6 +392,7 @@ def cube_root(x: Array) -> Array:
     the bits of a first guess, which four steps of Newton's make as good as rounding lets them.
     Subnormal numbers are scaled by 2⁵⁴ first.  Infinity, NaN and 0 are their own roots.
     """
+    shifts: tuple[int, ...]
     bits: Any
     bits, offset, shifts = np.uint64, 0x2A9F7893782DA1CE, (4, 8, 16, 32)
     if x.dtype == np.float32:
