@@ -205,7 +205,7 @@ class Method:
             opt.step(g)
             if box is not None:
                 box.project(x)
-                if ema is not None:
+                if isinstance(ema, EMA):
                     ema.update()
             nit += 1
             f, g = objective(wants_value)

@@ -185,14 +185,54 @@ def floors(value: Any, name: str) -> tuple[float | None, float]:
     )
 
 
-def three_numbers(value: Any, name: str) -> tuple[float, float, float]:
-    """Three finite numbers."""
+@schedulable
+def three_fractions(value: Any, name: str) -> tuple[float, ...]:
+    """The weights of three exponential averages."""
+    return tuple(fraction(v, f"{name}[{k}]") for k, v in enumerate(three(value, name)))
+
+
+@schedulable
+def share(value: Any, name: str) -> float:
+    """A number from 0 to 1."""
+    result = number(value, name)
+    if not 0 <= result <= 1:
+        raise ValueError(f"{name}: expected a number from 0 to 1, found {value}")
+    return result
+
+
+@schedulable
+def two_shares(value: Any, name: str) -> tuple[float, float]:
+    """Two numbers from 0 to 1."""
+    first, second = two(value, name)
+    return share(first, f"{name}[0]"), share(second, f"{name}[1]")
+
+
+def proper_fraction(value: Any, name: str) -> float:
+    """A number above 0 and below 1, the same at all steps."""
+    result = number(value, name)
+    if not 0 < result < 1:
+        raise ValueError(f"{name}: expected a number above 0 and below 1, found {value}")
+    return result
+
+
+def proper_fractions(value: Any, name: str) -> tuple[float, float]:
+    """A number above 0 and below 1, and the weight of an exponential average."""
+    first, second = two(value, name)
+    return proper_fraction(first, f"{name}[0]"), fraction(second, f"{name}[1]")
+
+
+def three(value: Any, name: str) -> tuple[Any, ...]:
+    """Three values of any kind."""
     if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, str):
         raise TypeError(f"{name}: expected three numbers, found {shown(value)}")
-    values = tuple(number(v, f"{name}[{k}]") for k, v in enumerate(value))
-    if len(values) != 3:
-        raise ValueError(f"{name}: expected three numbers, found {len(values)}")
-    return values
+    if len(value) != 3:
+        raise ValueError(f"{name}: expected three numbers, found {len(value)}")
+    return tuple(value)
+
+
+def three_numbers(value: Any, name: str) -> tuple[float, ...]:
+    """Three finite numbers."""
+    return tuple(number(v, f"{name}[{k}]") for k, v in enumerate(three(value, name)))
 
 
 def count(value: Any, name: str) -> int:
@@ -229,6 +269,11 @@ ANNOTATIONS: dict[Domain, tuple[str, str]] = {
     floors: ("Floors", "tuple[float | None, float]"),
     start: ("float", "float"),
     flag: ("bool", "bool"),
+    three_fractions: ("Triple", "tuple[float, float, float]"),
+    share: ("Scalar", "float"),
+    two_shares: ("Pair", "tuple[float, float]"),
+    proper_fraction: ("float", "float"),
+    proper_fractions: ("tuple[float, float]", "tuple[float, float]"),
     three_numbers: ("tuple[float, float, float]", "tuple[float, float, float]"),
     count: ("int", "int"),
     adjustment: ("str | None", "str | None"),
@@ -249,6 +294,11 @@ OTHER: dict[Domain, Any] = {
     at_least_one: 1.5,
     floors: (1e-4, 0.01),
     start: 0.1,
+    three_fractions: (0.8, 0.95, 0.99),
+    share: 0.4,
+    two_shares: (0.6, 0.3),
+    proper_fraction: 0.75,
+    proper_fractions: (0.8, 0.95),
     three_numbers: (2.0, -1.5, 0.5),
     count: 3,
     adjustment: "match_rms_adamw",

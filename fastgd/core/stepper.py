@@ -19,6 +19,7 @@ from fastgd.core import storage as _storage
 from fastgd.core.accumulated import Accumulated
 from fastgd.core.contract import Contract, Hyper
 from fastgd.core.groups import Changes, ParamGroup
+from fastgd.core.iterates import IterateAverage
 from fastgd.core.storage import Piece
 from fastgd.core.trees import Name, Path, Structure, flatten, name_of, unflatten
 from fastgd.kernels import reference
@@ -79,6 +80,8 @@ class Stepper:
         The keys in `state` of each group's parameters.
     rules, picks, owners, steps, plan, seen
         See `Layout`.
+    iterates : IterateAverage or None
+        The average that a schedule-free optimizer has by itself.
     copies : list of ndarray or None
         What parameters are copied to.
     accumulated : Accumulated or None
@@ -136,6 +139,7 @@ class Stepper:
                 copies, self.structure, [*self.params().values()], self._paths
             )
         self.average = _options.as_average(options.get("average"), self.params())
+        self.iterates = IterateAverage(self) if kind.averages() else None
         self._share_lock()
         if steps is None:
             steps = np.zeros(len(self._paths), np.int64)
@@ -150,6 +154,17 @@ class Stepper:
         if self.average is not None:
             self.lock = self.average.lock
         fork_locks.guard(self, "lock", self.kind.__name__)
+
+    @property
+    def is_swapped(self) -> bool:
+        """Whether that average is in the place of the parameters, while the lock is held."""
+        return self.iterates is not None and self.iterates.is_swapped
+
+    def refuse_swapped(self, what: str) -> None:
+        """Raise RuntimeError while averages are in the place of the parameters."""
+        for average in (self.average, self.iterates):
+            if average is not None:
+                average.refuse_swapped(what)
 
     def params(self) -> dict[Name, Array]:
         """All parameters by name, in order."""
@@ -400,8 +415,7 @@ class Stepper:
     def _refuse_pending(self, what: str) -> None:
         if self.pending:
             raise RuntimeError(f"{what}: gradients were accumulated that no step has taken yet")
-        if self.average is not None:
-            self.average.refuse_swapped(what)
+        self.refuse_swapped(what)
 
     # ------------------------------------------------------------------------ following the rules
 
@@ -463,6 +477,8 @@ class Stepper:
             before = self.follow() if self._changes.latest is not self.seen else None
             try:
                 average = None
+                if self.iterates is not None:
+                    self.iterates.refuse_swapped("step")
                 if self.average is not None:
                     self.average.refuse_swapped("step")
                     average = self.average.weights(self.average.step + 1)
@@ -590,7 +606,9 @@ class Stepper:
     def __getstate__(self) -> dict[str, Any]:
         """All but the plan, which holds addresses, and the lock."""
         with self.following():
-            content = {key: self.__dict__[key] for key in self.__dict__.keys() - {"plan", "lock"}}
+            self.refuse_swapped("copy")
+            own = self.__dict__.keys() - {"plan", "lock", "iterates"}
+            content = {key: self.__dict__[key] for key in own}
             content["options"] = dict(self.options)
             content["state"] = {name: dict(entry) for name, entry in self.state.items()}
             return {**content, "bound": self.bound()}
@@ -599,6 +617,7 @@ class Stepper:
         grads = content.pop("bound")
         saved = content.pop("state")
         self.__dict__.update(content, lock=RLock())
+        self.iterates = IterateAverage(self) if self.kind.averages() else None
         self.options = MappingProxyType(content["options"])
         pieces = (self.storage.pieces or {}).values()  # by ids of the arrays that were pickled
         self.storage = self.storage._replace(pieces=None).with_pieces(pieces)
