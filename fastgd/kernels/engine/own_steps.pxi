@@ -38,9 +38,9 @@ cdef void work_out(Tensor* t, arithmetic function) noexcept:
 
 
 cdef void round_own(Tensor* t) noexcept:
-    cdef int j
-    for j in range(t.info.n_coefficients):
-        t.own.c32[j] = <float> t.own.c64[j]
+    cdef const RuleInfo* info = t.info
+    round_all[float](t.own.c32, t.own.c64, info.n_coefficients, info.denominators)
+    round_all[double](t.own.c64, t.own.c64, info.n_coefficients, info.denominators)
 
 
 cdef void add_up_terms(Layout layout, const Batch* batch) noexcept:
