@@ -35,7 +35,7 @@ def test_elements_without_a_gradient_stand_still(name, backend):
     fastgd.set_backend(backend)
     for dtype in (np.float32, np.float64):
         for eps in (0.0, 1e-44, 5e-324):
-            if eps == 0.0 and name == "Prodigy" or eps == 5e-324 and dtype == np.float32:
+            if (eps == 0.0 and name == "Prodigy") or (eps == 5e-324 and dtype == np.float32):
                 continue  # they are refused
             for stored in STORED if eps == 0.0 else STORED[:1]:
                 p = walk(name, dtype, eps, **stored)

@@ -176,10 +176,11 @@ class Rule(NamedTuple):
 RULES: dict[str, Rule] = {}
 
 
-def rounded(key: str, value: Any, to: type[np.floating]) -> np.floating:
+def rounded(key: str, value: Any, to: type[Any]) -> Any:
     """A coefficient of that name in the type that is computed with."""
     x, least = to(value), np.finfo(to).tiny
     return least if key == DENOMINATOR and 0 <= x < least else x
+
 
 F = TypeVar("F", bound=Update)
 
