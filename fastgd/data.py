@@ -24,7 +24,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgd.core.domains import flag, integer
+from fastgd.core.domains import flag, integer, two
 from fastgd.core.seeds import Seed, generator
 from fastgd.kernels.memory import checks
 
@@ -32,6 +32,8 @@ __all__ = ["Batches", "batches"]
 
 Array = NDArray[Any]
 Form = TypeVar("Form")
+
+NONE = -2, 0  # as the epoch that was begun last: before any that may be next
 
 
 def batches(
@@ -42,6 +44,7 @@ def batches(
     drop_last: bool = False,
     *,
     copy: bool = False,
+    part: tuple[int, int] = (0, 1),
 ) -> Batches[Form]:
     """The samples of one or several arrays in batches; each iteration is one epoch.
 
@@ -63,6 +66,10 @@ def batches(
         Leave out a last batch of fewer samples than the others.
     copy : bool
         Copy each batch to new arrays, for programs that keep or change batches.
+    part : (int, int)
+        (k, n) gives only the k-th of every n batches, counted from 0: for worker or rank k of n,
+        which all take the same `seed`.  All get as many, so that they stay in step; what is left
+        over of an epoch is left out.
 
     Returns
     -------
@@ -76,7 +83,7 @@ def batches(
         If something in `arrays` is not an array, or an option is of the wrong type.
     ValueError
         If there are no arrays or no samples, their numbers differ, or an option's value is out of
-        range; also if `drop_last` would leave no batch at all.
+        range; also if `drop_last` or `part` would leave no batch at all.
 
     Notes
     -----
@@ -95,7 +102,7 @@ def batches(
     [1 0] [1 0]
     [3 2] [3 2]
     """
-    return Batches(arrays, batch_size, shuffle, seed, drop_last, copy=copy)
+    return Batches(arrays, batch_size, shuffle, seed, drop_last, copy=copy, part=part)
 
 
 class Batches(Generic[Form]):
@@ -107,7 +114,21 @@ class Batches(Generic[Form]):
         The seed of the orders, also where none was given: enough to repeat a run.
     epoch : int
         The number of the next epoch, counted from 0.  ``iter`` takes it and adds 1, whether or not
-        its epoch is then read to the end.  Set it to resume.
+        its epoch is then read to the end.  Set it to begin with another epoch; `state_dict` says
+        where in an epoch a run is, and `load_state_dict` goes on there.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastgd.data import batches
+    >>> data = batches(np.arange(8), batch_size=2, seed=0)
+    >>> epoch = iter(data)
+    >>> _ = next(epoch)
+    >>> state = data.state_dict()  # may go to fastgd.save(metadata=…), or JSON
+    >>> again = batches(np.arange(8), batch_size=2, seed=0)
+    >>> again.load_state_dict(state)
+    >>> [b.tolist() for b in again] == [b.tolist() for b in epoch]
+    True
     """
 
     def __init__(
@@ -119,6 +140,7 @@ class Batches(Generic[Form]):
         drop_last: bool = False,
         *,
         copy: bool = False,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         self._pack, self._arrays = _unpack(arrays)
         self._samples = len(self._arrays[0])
@@ -134,7 +156,18 @@ class Batches(Generic[Form]):
                 f"batch_size: expected at most {self._samples}, the number of samples, with "
                 f"drop_last, found {self._size}"
             )
+        own, parts = two(part, "part")
+        self._parts = integer(parts, "part[1]", 1)
+        self._part = integer(own, "part[0]", end=self._parts)
+        if self._batches < self._parts:
+            raise ValueError(
+                f"part: expected at most {self._batches} parts, the number of batches, "
+                f"found {self._parts}"
+            )
+        self._batches //= self._parts
         self.epoch = 0
+        self._resumed = (0, 0)  # an epoch, and the batches of it to leave out
+        self._latest = list(NONE)  # the epoch that was begun last, and the batches given of it
         if seed is None or isinstance(seed, np.random.Generator):
             self.seed = int(generator(seed).integers(2**63))
         else:
@@ -149,24 +182,73 @@ class Batches(Generic[Form]):
         """One epoch.  Each has its own buffers, so that several may be read at once."""
         epoch = integer(self.epoch, "epoch")
         self.epoch = epoch + 1
+        given = self._resumed[1] if self._resumed[0] == epoch else 0
+        self._resumed = (0, 0)
+        self._latest = latest = [epoch, given]
+        step = self._parts * self._size
+        starts = range(self._part * self._size, self._batches * step, step)[given:]
         if not self._shuffle:
-            return self._views(range(0, self._batches * self._size, self._size))
+            return self._views(starts, latest)
         sequence = np.random.SeedSequence(self.seed, spawn_key=(epoch,))
         order = np.random.default_rng(sequence).permutation(self._samples)
-        return self._views(map(int, order)) if self._size == 1 else self._gathered(order)
+        if self._size == 1:
+            return self._views(map(int, order[starts.start : starts.stop : starts.step]), latest)
+        return self._gathered(order, starts, latest)
 
-    def _views(self, starts: Iterable[int]) -> Iterator[Form]:
+    def state_dict(self) -> dict[str, int | bool]:
+        """Where a run is in the epoch that was begun last, in numbers that JSON can hold.
+
+        A batch counts as soon as it is given.  After the last one, it is the next epoch's start.
+        """
+        epoch, given = self._latest
+        if self.epoch != epoch + 1 or given >= self._batches:  # set by hand, or at an end
+            epoch, given = self.epoch, self._resumed[1] if self._resumed[0] == self.epoch else 0
+        return {
+            "epoch": epoch,
+            "batch": given,
+            "seed": self.seed,
+            "samples": self._samples,
+            "batch_size": self._size,
+            "shuffle": self._shuffle,
+            "parts": self._parts,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Let the next iteration go on where `state_dict` was called, in the same order.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it isn't of as many samples in batches of the same size; nothing is changed then.
+        """
+        own = self.state_dict()
+        if not isinstance(state_dict, Mapping) or state_dict.keys() != own.keys():
+            raise ValueError(
+                f"state_dict: expected a dict of {', '.join(own)}, found {checks.shown(state_dict)}"
+            )
+        for key in ("samples", "batch_size", "shuffle", "parts"):
+            if state_dict[key] != own[key]:
+                raise ValueError(f"{key}: expected {own[key]}, found {state_dict[key]}")
+        epoch, seed = (integer(state_dict[key], key) for key in ("epoch", "seed"))
+        given = integer(state_dict["batch"], "batch", end=self._batches)
+        self.epoch, self.seed, self._resumed, self._latest = epoch, seed, (epoch, given), list(NONE)
+
+    def _views(self, starts: Iterable[int], latest: list[int]) -> Iterator[Form]:
         """The batches that begin at these samples and follow the order of the arrays."""
         for start in starts:
+            latest[1] += 1
             samples = slice(start, start + self._size)
             views = [a[samples] for a in self._arrays]
             yield self._pack([view.copy() for view in views] if self._copy else views)
 
-    def _gathered(self, order: NDArray[np.int64]) -> Iterator[Form]:
-        """The batches of the samples in this order."""
+    def _gathered(
+        self, order: NDArray[np.int64], starts: range, latest: list[int]
+    ) -> Iterator[Form]:
+        """The batches of the samples in this order that begin at these places."""
         size = min(self._size, self._samples)
         gathers = [_gatherer(a, size, self._copy) for a in self._arrays]
-        for start in range(0, self._batches * self._size, self._size):
+        for start in starts:
+            latest[1] += 1
             samples = order[start : start + self._size]
             yield self._pack([gather(samples) for gather in gathers])
 

@@ -10,9 +10,11 @@
 There is a method for every optimizer, by its name in lower case.  The arguments of `minimize`:
 
 - ``jac``: True (the function returns value and gradient), a callable, or left out for forward
-  differences.  With a callable the function itself is called only where its value is needed, so
-  that stochastic gradients cost nothing else.
-- ``bounds``: every step is followed by the projection onto them, as is the start.
+  differences, whose steps suit the precision that the function computes in.  With a callable the
+  function itself is called only where its value is needed, so that stochastic gradients cost
+  nothing else.
+- ``bounds``: every step is followed by the projection onto them, as is the start; differences
+  are taken within them, and none of a variable that equal bounds fix.
 - ``callback``: called after each step with ``x``, or with ``intermediate_result`` if that is what
   its one argument is called; ends the descent by raising StopIteration.
 - ``tol``: the value of `gtol` if that isn't among the options.
@@ -33,10 +35,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, OptimizeResult, OptimizeWarning
-from scipy.optimize._numdiff import approx_derivative
 from scipy.optimize._optimize import MemoizeJac
 
 from fastgd.adapters import registry
+from fastgd.adapters.differences import Differences
 from fastgd.averages import EMA
 from fastgd.core.domains import flag, integer, nonnegative
 from fastgd.core.optimizer import Optimizer
@@ -245,10 +247,10 @@ class Objective:
         self, fun: Any, jac: Any, args: Any, x: Array, box: Box | None, step: Any, copy: bool
     ) -> None:
         self._args = args if isinstance(args, tuple) else (args,)
-        self._x, self._copy, self._step = x, copy, step
-        self._shown = x.view()
-        self._shown.flags.writeable = False
-        self._box = (-np.inf, np.inf) if box is None else (box.low, box.high)
+        self._x, self._copy = x, copy
+        low, high = (-np.inf, np.inf) if box is None else (box.low, box.high)
+        self._differences = Differences(self._value_at, x, low, high, step)
+        self._precision = 0.0  # the coarsest of the values so far
         self.nfev = self.njev = 0
         # minimize(jac=True) passes a memo of the function, which compares and copies all of x at
         # each call, and would keep a stochastic function from being called twice at one point.
@@ -260,32 +262,40 @@ class Objective:
         if self._both is not None:
             self.nfev += 1
             self.njev += 1
-            value, g = self._both(self._at(), *self._args)
-            return number(value), self._gradient(g)
+            value, g = self._call(self._both, "fun", self._x)
+            return number(value)[0], self._gradient(g)
         if callable(self._jac):
             f = self.value() if wants_value else None
             self.njev += 1
-            return f, self._gradient(self._jac(self._at(), *self._args))
+            return f, self._gradient(self._call(self._jac, "jac", self._x))
         f = self.value()
         self.njev += 1
-        absolute = None if self._step is not None else np.sqrt(np.finfo(self._x.dtype).eps)
-        g = approx_derivative(
-            self._counted, self._x.copy(), "2-point", self._step, absolute, f, self._box
-        )
-        return f, self._gradient(g)
+        return f, self._differences(self._x, f, self._precision)
 
     def value(self) -> float:
         """The value alone."""
         if self._both is not None:
             return self(True)[0]  # type: ignore[return-value]
-        return self._counted(self._at())
+        return self._value_at(self._x)
 
-    def _counted(self, x: Array) -> float:
+    def _value_at(self, x: Array) -> float:
         self.nfev += 1
-        return number(self._fun(x, *self._args))
+        value, precision = number(self._call(self._fun, "fun", x))
+        self._precision = max(self._precision, precision)
+        return value
 
-    def _at(self) -> Array:
-        return self._x.copy() if self._copy else self._shown
+    def _call(self, function: Callable[..., Any], name: str, x: Array) -> Any:
+        shown = x.copy() if self._copy else x.view()
+        shown.flags.writeable = self._copy
+        try:
+            return function(shown, *self._args)
+        except ValueError as error:
+            if self._copy or not str(error).endswith("read-only"):
+                raise
+            raise ValueError(
+                f"{name}: expected a function that leaves its x as it is, found one that writes "
+                f"({error}); with options={{'copy': True}} each call gets an array of its own"
+            ) from error
 
     def _gradient(self, given: Any) -> Array:
         """The gradient as an array that doesn't alias x, to which the step writes."""
@@ -380,14 +390,14 @@ class Reporter:
             self._callback(x.copy())
 
 
-def number(value: Any) -> float:
-    """The function's result as a float, which may be infinite or NaN."""
+def number(value: Any) -> tuple[float, float]:
+    """The function's result as a float, which may be infinite or NaN, and its type's precision."""
     a = np.asarray(value)
     if a.dtype.kind not in "fiub":
         raise TypeError(f"fun: expected a number, found {value!r}")
     if a.size != 1:
         raise ValueError(f"fun: expected one number, found {a.size}")
-    return float(a.reshape(()))
+    return float(a.reshape(())), float(np.finfo(a.dtype if a.dtype.kind == "f" else float).eps)
 
 
 def __getattr__(name: str) -> Method:

@@ -40,15 +40,16 @@ class Accumulated:
         self._make_plan()
 
     def _make_plan(self) -> None:
-        # To the engine the sums are the parameters, updated by the rule `ema` with weights 1 and w.
+        # To the engine the sums are the parameters.
         n = len(self.sums)
+        rules = ["weighted_sum"] * n
         self._plan = Plan(
-            self._structure, self.sums, self._labels, [0] * n, [()] * n, ["ema"] * n, self.counts
+            self._structure, self.sums, self._labels, [0] * n, [()] * n, rules, self.counts
         )
 
     def add(self, grads: object, weight: float) -> None:
         """Add gradients times a weight; changes nothing if they don't fit."""
-        row = "ema", (1.0, weight), Stages()
+        row = "weighted_sum", (weight,), Stages()
         self._plan.step(grads, lambda *_: row, 1.0, tally=self.weight, amount=weight)
 
     def grads(self) -> Any:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Hyper = Mapping[str, Any]
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
+FLOAT32_LOST = 2.0**-150  # float32 rounds this and all that is less to 0
 
 
 class HyperParameter(NamedTuple):
@@ -175,6 +176,7 @@ class Contract:
     def fits(cls, h: Hyper) -> None:
         """Raise ValueError if a group's hyper-parameters contradict each other or don't fit it."""
         cls.consistent(h)
+        cls._kept_by_float32(h)
         if h["clip_ratio"] is not None:
             for name, p in zip(h["param_names"], h["params"], strict=True):
                 if not unit_length(p.shape, p.strides, p.itemsize):
@@ -188,6 +190,22 @@ class Contract:
                 for p in h["params"]:
                     if p.dtype != np.float64:
                         raise ValueError(f"{key}: can't start from {start} in {p.dtype}")
+
+    @classmethod
+    def _kept_by_float32(cls, h: Hyper) -> None:
+        """Raise ValueError if a parameter is computed in float32, which would make a number 0.
+
+        But for a learning rate, which may decay to nothing.
+        """
+        for key in cls.domains.keys() - {"lr"}:
+            for value in h[key] if isinstance(h[key], tuple) else (h[key],):
+                if isinstance(value, float) and 0 < abs(value) <= FLOAT32_LOST:
+                    for name, p in zip(h["param_names"], h["params"], strict=True):
+                        if p.dtype != np.float64:
+                            raise ValueError(
+                                f"{key}: expected 0 or a number that float32 can hold, in which "
+                                f"params{checks.label((name,))} is computed, found {value}"
+                            )
 
     @classmethod
     def agree(cls, groups: Sequence[Hyper]) -> None:

@@ -144,6 +144,13 @@ class EMA(Weighting):
     TypeError, ValueError
         If a parameter or `decay` is not valid; the message names it.
 
+    Notes
+    -----
+    Each update is a step from the nearer side, :math:`A + (1 - \beta)(W - A)` or
+    :math:`W + \beta (A - W)`, as ``torch.lerp`` takes it.  So a level is kept, which β and 1 − β
+    rounded apart would leave; but what is nearer to A than half its last bit over 1 − β no longer
+    moves it: 6e-3 of A in float32 for β = 0.99999, 6e-5 for 0.999.
+
     Examples
     --------
     >>> import numpy as np

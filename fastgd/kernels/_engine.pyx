@@ -28,6 +28,7 @@ from fastgd.kernels import reference
 from fastgd.kernels.memory import buffers, checks
 from fastgd.kernels.spec import codecs, coded_array
 from fastgd.kernels.spec.matrices import matrix_of
+from fastgd.kernels.spec.registry import DENOMINATOR
 
 cdef extern from "codecs.h" nogil:
     cnp.uint64_t fastgd_random_key(cnp.uint64_t, cnp.uint64_t, cnp.uint64_t)
@@ -73,6 +74,7 @@ cdef dict NONFINITE = {"propagate": PROPAGATE, "skip": SKIP, "raise": RAISE}
 include "engine/arrays.pxi"
 include "loops/_fused_codecs.pxi"
 include "engine/records.pxi"
+include "engine/rounding.pxi"
 include "engine/matrices.pxi"
 include "engine/rules.pxi"
 include "engine/memory.pxi"

@@ -12,3 +12,13 @@ def ewma(
     beta: float,
     correct: bool,
 ) -> float: ...
+def ewma_of_observed(
+    x: NDArray[Any],
+    out: NDArray[Any],
+    v: NDArray[Any],
+    weights: NDArray[Any],
+    past: NDArray[Any],
+    gamma: float,
+    correct: bool,
+    ignore: bool,
+) -> None: ...

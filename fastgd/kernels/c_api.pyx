@@ -60,6 +60,7 @@ cdef void* loops_of_stages[2]
 cdef void* loops_of_sums[2]
 
 
+include "engine/rounding.pxi"
 include "engine/stage_flags.pxi"
 
 
@@ -72,21 +73,15 @@ cdef inline int read_stages(const double* stages, Stages* given) noexcept nogil:
     return given.flags | flag_of_scale(stages[0])
 
 
-cdef inline void round_all(floating* c, const double* coefficients, int n) noexcept nogil:
-    cdef int j
-    for j in range(n):
-        c[j] = <floating> coefficients[j]
-
-
 cdef inline void run(const void* rule, floating* p, const floating* g, floating** s, int n_states,
                      Py_ssize_t n, const double* coefficients, int n_coefficients,
-                     const double* stages) noexcept nogil:
+                     int denominators, const double* stages) noexcept nogil:
     """A step of one tensor: coefficients rounded once, then the rule, or the loop around it."""
     cdef floating c[MAX_COEFFICIENTS]
     cdef Stages given
     cdef ChunkArgs chunk
     cdef int flags = read_stages(stages, &given)
-    round_all[floating](c, coefficients, n_coefficients)
+    round_all[floating](c, coefficients, n_coefficients, denominators)
     if g == NULL:
         flags &= ~OF_GRADIENT
     if flags:
@@ -103,19 +98,20 @@ cdef inline void run(const void* rule, floating* p, const floating* g, floating*
 
 cdef inline void run_kept(const void* rule, floating* p, const floating* update, floating** s,
                           int n_states, Py_ssize_t n, const double* coefficients,
-                          int n_coefficients, const double* stages) noexcept nogil:
+                          int n_coefficients, int denominators,
+                          const double* stages) noexcept nogil:
     """The last sweep of a rule with a matrix step, whose result is no gradient to be scaled."""
     cdef double own[4]
     if stages != NULL:
         own[0], own[1], own[2], own[3] = 1.0, 0.0, stages[2], INFINITY
         stages = own
-    run(rule, p, update, s, n_states, n, coefficients, n_coefficients, stages)
+    run(rule, p, update, s, n_states, n, coefficients, n_coefficients, denominators, stages)
 
 
 cdef void run_first(const void* rule, floating* p, const floating* g, floating** s, int n_states,
                     Py_ssize_t n, const double* coefficients, int n_coefficients,
-                    const double* stages, int n_terms, int squares, floating* kept,
-                    double* sums) noexcept nogil:
+                    int denominators, const double* stages, int n_terms, int squares,
+                    floating* kept, double* sums) noexcept nogil:
     """The first of two sweeps over one tensor, block by block, and the sums of its terms.
 
     One that is kept is written to an array, unless that is NULL.
@@ -127,7 +123,7 @@ cdef void run_first(const void* rule, floating* p, const floating* g, floating**
     cdef ChunkArgs chunk
     cdef Py_ssize_t start = 0
     cdef int j, flags = read_stages(stages, &given)
-    round_all[floating](c, coefficients, n_coefficients)
+    round_all[floating](c, coefficients, n_coefficients, denominators)
     for j in range(n_terms):
         sums[j] = 0.0
     while start < n:

@@ -30,6 +30,7 @@ from fastgd.kernels.spec.registry import positive_part as positive_part
 from fastgd.kernels.spec.registry import rule as rule
 from fastgd.kernels.spec.registry import sets as sets
 from fastgd.kernels.spec.series import ewma as ewma
+from fastgd.kernels.spec.series import ewma_of_observed as ewma_of_observed
 from fastgd.kernels.spec.sizes import BLOCK as BLOCK
 from fastgd.kernels.spec.sizes import LANES as LANES
 from fastgd.kernels.spec.stages import Stages as Stages

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from generate.families import SIZES, Arithmetic, Family, Optimizer, Rule, Sweep
+from generate.families import DENOMINATOR, SIZES, Arithmetic, Family, Optimizer, Rule, Sweep
 
 FLOATS = {"f32": "float", "f64": "double"}
 # What coefficients may call, by the same name in Python's math and in C's.
@@ -76,6 +76,7 @@ def _sweep(rule: Rule, sweep: Sweep, row: int, suffix: str) -> Function:
             "n",
             "coefficients",
             str(len(order)),
+            str(sum(1 << k for k, key in enumerate(order) if key == DENOMINATOR)),
             "stages",
         ]
     )

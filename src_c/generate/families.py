@@ -36,6 +36,9 @@ FUSED = {
 READ = ("Read", "Rows", "Columns")
 LINES = ("Rows", "Columns")
 
+# What a coefficient is called that is added to a denominator, as spec/registry.py has it.
+DENOMINATOR = "eps"
+
 # What a rule declares that is no function.
 OPTIONS = ("fused", "shards", "exact")
 

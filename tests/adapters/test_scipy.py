@@ -193,6 +193,53 @@ def test_differences_stand_in_for_a_gradient(dtype):
     assert not np.allclose(relative.x, exact.x, atol=1e-3)  # a step so wide is felt
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("room", [0.0, "an ulp", 1e-6, 1e-3])
+@pytest.mark.parametrize("at", [0.5, 2.0, 3e7])
+def test_differences_stay_within_bounds_however_near(at, room, dtype):
+    seen = []
+
+    def value(x):
+        seen.append(x.copy())
+        return (x[0] - 1) ** 2 + (x[1] - 5) ** 2
+
+    high = np.nextafter(dtype(at), dtype(np.inf)) if room == "an ulp" else dtype(at + room)
+    options = {"lr": 0.05, "maxiter": 500, "gtol": 1e-3}
+    result = minimize(
+        value, np.array([3, 2], dtype), method=fastgd.scipy.adam, options=options,
+        bounds=[(None, None), (at, high)],
+    )  # fmt: skip
+    seen = np.array(seen)
+    assert np.all((seen[:, 1] >= dtype(at)) & (seen[:, 1] <= high))
+    assert np.isfinite(result.x).all()
+    if at < 1e7:  # else the other square is so large that differences of the first one are lost
+        assert result.success
+        assert abs(result.x[0] - 1) < 2e-3
+        assert result.x[1] == (high if at < 5 else dtype(at))
+
+
+@pytest.mark.parametrize(
+    ("fun", "x0", "right", "within"),
+    [
+        (lambda x: np.float32(x[0]) ** 2, 1.0, 0.0, 4e-4),
+        (lambda x: np.float16(x[0]) ** 2, 1.0, 0.0, 0.02),
+        (lambda x: np.float32(1 + x[0] ** 2), 1.0, 0.0, 1e-3),
+        # Those that round their argument, and return a float that doesn't show it.
+        (lambda x: float(np.float32(x[0])) ** 2, 1.0, 0.0, 4e-4),
+        (lambda x: float(np.float16(x[0])) ** 2, 1.0, 0.0, 0.02),
+        (lambda x: (float(np.float32(x[0])) - 1e4 - 3) ** 2, 1e4, 1e4 + 3, 2),
+        # A flat place is still one, and takes no wider steps.
+        (lambda x: 1 + x[0] ** 2, 0.0, 0.0, 0.0),
+        (lambda x: 5.0, 1.0, 1.0, 0.0),
+    ],
+)
+def test_the_step_of_differences_follows_the_precision_of_the_function(fun, x0, right, within):
+    options = {"lr": 0.05, "maxiter": 1000}
+    result = minimize(fun, [x0], method=fastgd.scipy.adam, options=options)
+    assert result.success
+    assert abs(result.x[0] - right) <= within
+
+
 def test_unknown_options_are_warned_about_in_the_callers_line():
     with pytest.warns(
         OptimizeWarning, match="^Unknown solver options: mommentum, zero_grads$"
@@ -268,8 +315,11 @@ def test_the_function_sees_x_read_only_or_a_copy():
         x *= 2
         return 0.0, np.ones(4)
 
-    with pytest.raises(ValueError, match="read-only"):
+    with pytest.raises(ValueError, match="^fun: .* one that writes .*read-only.*'copy': True"):
         run(fun=careless)
+    with pytest.raises(ValueError, match="^jac: .*'copy': True"):
+        run(fun=lambda x: 0.0, jac=lambda x: np.multiply(x, 2, out=x))
+    assert run(fun=careless, options={"copy": True, "maxiter": 3}).nit == 3
     kept = []
 
     def keeping(x):

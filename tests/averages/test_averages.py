@@ -10,7 +10,7 @@ import pytest
 from support.helpers import same_bits
 
 import fastgd
-from fastgd.averages import EMA, Ewma, beta_of, ewma, window
+from fastgd.averages import EMA, Ewma, beta_of, beta_of_half_life, ewma, window
 from fastgd.kernels import reference
 
 SHAPES = [((50,), 0), ((3, 40), 1), ((40, 3), 0), ((17, 30), -1), ((2, 20, 5), 1), ((9, 1), 0),
@@ -75,6 +75,71 @@ def test_equals_pandas_in_both_modes(rng, beta):
 
 
 @pytest.mark.parametrize("correct", [False, True])
+@pytest.mark.parametrize("shape", [(400_000,), (9, 50_000), (50_000, 2)])
+def test_a_level_stays_where_it_is(rng, shape, correct):
+    axis = int(np.argmax(shape))
+    x = (1.5 + 0.1 * rng.standard_normal(shape)).astype(np.float32)
+    start = None if correct else np.take(x, 0, axis)
+    found, _ = ewma(x, 0.9999, correct, axis, initial=start)
+    exact, _ = ewma(x.astype(np.float64), 0.9999, correct, axis, initial=start)
+    assert np.abs(found - exact).max() < 1e-6
+    level, _ = ewma(np.full(shape, 1.5, np.float32), 0.99999, axis=axis)
+    assert np.all(level == 1.5)
+
+
+# pandas takes α = 0.5 for a sign of irregular times where adjust is False and places count.
+OBSERVED = [1.0, np.nan, 5.0, np.nan, np.nan, 2.0, 2.0, np.nan]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("timed", [False, True])
+@pytest.mark.parametrize("ignore_na", [False, True])
+@pytest.mark.parametrize("adjust", [False, True])
+def test_what_is_missing_is_left_out_as_in_pandas(rng, adjust, ignore_na, timed, dtype):
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    x = rng.standard_normal((8, 60)) + 3
+    x[rng.random(x.shape) < 0.4] = np.nan
+    x[0, :8], x[1, :5], x[2] = OBSERVED, np.nan, np.nan
+    x = x.astype(dtype)
+    frame = pandas.DataFrame(x.T.astype(np.float64))
+    ours = {"bias_correction": adjust, "initial": None if adjust else np.nan}
+    days = np.cumsum(rng.integers(1, 9, 60))
+    if timed:
+        if ignore_na:
+            with pytest.raises(ValueError, match="^times excludes ignore_na"):
+                ewma(x, 0.9, ignore_na=True, times=days)
+            return
+        given = {"halflife": "3 days", "times": pandas.to_datetime(days, unit="D")}
+        beta, ours = beta_of_half_life(3), {**ours, "times": days}
+    else:
+        given, beta, ours = {"alpha": 0.3}, 0.7, {**ours, "ignore_na": ignore_na}
+    right = frame.ewm(adjust=adjust, ignore_na=ignore_na, **given).mean().to_numpy().T
+    rtol = 1e-12 if dtype == np.float64 else 1e-6
+    for shaped, axis in ((x, 1), (np.ascontiguousarray(x.T), 0)):
+        found, _ = ewma(shaped, beta, axis=axis, **ours)
+        np.testing.assert_allclose(found if axis else found.T, right, rtol=rtol)
+    found, _ = ewma(x, beta, **ours)
+    fastgd.set_backend("numpy")
+    assert same_bits(ewma(x, beta, **ours)[0], found)
+    first = {key: value[:23] if key == "times" else value for key, value in ours.items()}
+    then = {key: value[23:] if key == "times" else value for key, value in ours.items()}
+    then.pop("initial")
+    one, state = ewma(x[:, :23], beta, **first)
+    two, _ = ewma(x[:, 23:], beta, **then, state=state)
+    assert same_bits(np.concatenate([one, two], 1), found)
+
+
+def test_the_four_ways_to_leave_out_one_value():
+    x, found = [1.0, np.nan, 5.0], []
+    for start in (np.nan, None):
+        for ignore_na in (False, True):
+            averages, _ = ewma(x, 0.5, start is None, initial=start, ignore_na=ignore_na)
+            found.append(averages[-1])
+    np.testing.assert_allclose(found, [11 / 3, 3, 4.2, 11 / 3], rtol=1e-15)
+    assert np.isnan(ewma(x, 0.5)[0][1:]).all()
+
+
+@pytest.mark.parametrize("correct", [False, True])
 def test_resumes_to_the_bit(rng, correct):
     x = rng.standard_normal((100, 4))
     whole, end = ewma(x, 0.95, correct, axis=0)
@@ -130,6 +195,18 @@ def test_layouts_and_out(rng):
         ({"initial": 1.0}, ValueError, "^initial excludes bias_correction"),
         ({"initial": [1, 2], "bias_correction": False}, ValueError, "^initial: expected shape"),
         ({"bias_correction": 1}, TypeError, "^bias_correction: expected True or False"),
+        ({"ignore_na": 1}, TypeError, "^ignore_na: expected True or False"),
+        ({"times": [1, 2]}, ValueError, r"^times: expected shape \(3,\) as the series"),
+        ({"times": [1, 3, 2]}, ValueError, "^times: expected numbers that don't decrease"),
+        ({"times": [1, np.nan, 2]}, ValueError, "^times: expected numbers that don't decrease"),
+        ({"times": "noon"}, TypeError, "^times: expected an array of numbers, found 'noon'"),
+        ({"state": Ewma(np.zeros(()), 0.0), "ignore_na": True}, ValueError, "^state: expected one"),
+        ({"state": Ewma(np.zeros(()), np.ones(()))}, ValueError, "^state: expected one of a call"),
+        (
+            {"state": Ewma(np.zeros(()), np.ones(())), "times": [1, 2, 3]},
+            ValueError,
+            "^state: expected one of a call with times",
+        ),
     ],
 )
 def test_bad_input(arguments, error, message):
@@ -205,6 +282,43 @@ def test_equals_the_numpy_backend(dtype):
         walk(params, ema, 5)
         results.append(ema.averages["W"])
     assert all(same_bits(r, results[-1]) for r in results)
+
+
+@pytest.mark.parametrize("correct", [False, True])
+@pytest.mark.parametrize("decay", [0.9999, 0.99999])
+def test_a_level_of_weights_stays_where_it_is(decay, correct):
+    p = np.full(300, 1.5, np.float32)
+    ema = EMA(p, decay, bias_correction=correct)
+    moving = fastgd.SGD(p, average=EMA(p, decay, bias_correction=correct), lr=1.0)
+    still = np.zeros_like(p)
+    for k in range(40_000):
+        p[...] = 1.6 if k % 2 else 1.4
+        moving.step(still)
+        ema.update()
+    for average in (ema, moving.average):
+        (values,) = average.averages.values()
+        # The last weight moved it by half of that.
+        assert np.abs(values - 1.5).max() < 0.1 * (1 - decay) / 2 + 2e-6
+    follows = EMA(p, 0.0, bias_correction=False)
+    p[...] = np.linspace(-1e8, 1, 300)
+    follows.update()
+    assert np.array_equal(*follows.averages.values(), p)  # the weights themselves
+
+
+@pytest.mark.parametrize("beta", [0.99, 0.999])
+def test_states_keep_torchs_bits_and_level(beta):
+    """What is averaged within rules is torch's to the bit, and level but for how β is rounded."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    p, g = np.ones(20, np.float32), np.linspace(0.5, 2, 20, dtype=np.float32)
+    theirs = torch.nn.Parameter(torch.ones(20))
+    theirs.grad = torch.from_numpy(g.copy())
+    ours, other = fastgd.RMSprop(p, alpha=beta), torch.optim.RMSprop([theirs], alpha=beta)
+    for _ in range(int(20 / (1 - beta))):
+        ours.step(g)
+        other.step()
+    state = next(iter(ours.state.values()))["square_avg"]
+    assert same_bits(state, other.state[theirs]["square_avg"].numpy())
+    assert np.abs(state / g**2 - 1).max() < {0.99: 1.5e-5, 0.999: 1.5e-4}[beta]
 
 
 def test_swapped_restores_even_on_an_exception():

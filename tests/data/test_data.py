@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import pickle
 import re
@@ -11,6 +13,7 @@ from collections import namedtuple
 import numpy as np
 import pytest
 
+import fastgd
 from fastgd.data import Batches, batches
 
 SIZES = [None, 1, 2, 3, 10, 11, 30]
@@ -294,3 +297,67 @@ def test_numpy_integers_and_the_class():
     assert isinstance(loader, Batches)
     assert (len(loader), loader.seed) == (3, 7)
     assert type(loader.seed) is int
+
+
+# --------------------------------------------------------------------- where a run is in an epoch
+
+
+@pytest.mark.parametrize("size", [1, 4, None])
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("taken", [0, 1, 2, 3, 6, 7])
+def test_a_run_goes_on_within_an_epoch(tmp_path, size, shuffle, taken):
+    x = np.arange(26)
+    whole, run, again = (batches(x, size, shuffle, seed=7) for _ in range(3))
+    expected = [b.tolist() for _ in range(9) for b in whole]
+    first, epoch = [], None
+    for _ in range(taken):
+        if epoch is None or len(first) % len(run) == 0:
+            epoch = iter(run)
+        first.append(next(epoch).tolist())
+    state = json.loads(json.dumps(run.state_dict()))
+    if taken == 2 and importlib.util.find_spec("safetensors"):
+        fastgd.save(tmp_path / "run", params={"w": np.zeros(1)}, metadata={"data": state})
+        state = fastgd.load(tmp_path / "run", params={"w": np.zeros(1)})["data"]
+    again.load_state_dict(state)
+    assert again.state_dict() == state
+    rest = [b.tolist() for b in again]
+    assert first + rest == expected[: len(first) + len(rest)]
+    assert (taken + len(rest)) % len(run) == 0
+    assert [b.tolist() for b in again] == expected[len(first) + len(rest) :][: len(run)]
+    if epoch is not None:  # and so does the run itself
+        assert [b.tolist() for b in epoch] == rest or taken % len(run) == 0
+
+
+def test_states_of_other_batches_are_refused():
+    loader = batches(np.arange(10), 2, seed=1)
+    state = loader.state_dict()
+    for key, bad in (("samples", 9), ("batch_size", 3), ("shuffle", False), ("parts", 2),
+                     ("epoch", -1), ("batch", 5), ("seed", 0.5)):  # fmt: skip
+        with pytest.raises((TypeError, ValueError), match=f"^{key}: expected"):
+            loader.load_state_dict({**state, key: bad})
+    for bad in (None, {}, {"epoch": 1}):
+        with pytest.raises(ValueError, match="^state_dict: expected a dict of epoch, batch, seed"):
+            loader.load_state_dict(bad)
+    assert loader.state_dict() == state
+    next(iter(loader))
+    loader.epoch = 5  # set by hand, it begins there
+    assert (loader.state_dict()["epoch"], loader.state_dict()["batch"]) == (5, 0)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_parts_share_an_epoch(size, shuffle):
+    x = np.arange(29)
+    order = [b.tolist() for b in batches(x, size, shuffle, seed=2)]
+    parts = [batches(x, size, shuffle, seed=2, part=(k, 3)) for k in range(3)]
+    taken = [[b.tolist() for b in part] for part in parts]
+    assert {len(own) for own in taken} == {len(order) // 3} == {len(part) for part in parts}
+    assert [b for step in zip(*taken, strict=True) for b in step] == order[: len(order) // 3 * 3]
+    next(iter(parts[1]))
+    parts[0].load_state_dict(parts[1].state_dict())  # each goes on from any one's state
+    following = [b.tolist() for b in batches(x, size, shuffle, seed=2, part=(0, 3))]
+    assert len([*parts[0]]) == len(following) - 1
+    for bad, error in (((3, 3), ValueError), ((0, 0), ValueError), ((0, 30), ValueError),
+                       (2, TypeError), ((0.0, 2), TypeError)):  # fmt: skip
+        with pytest.raises(error, match="^part"):
+            batches(x, size, part=bad)

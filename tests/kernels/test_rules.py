@@ -105,7 +105,8 @@ def test_a_broken_coefficient_shows(rule):
                 found += [*arrays, *(a[None] for a in kept.values())]
         results = [np.concatenate(found) for found in results]
         # Too small to show here beside the root, and beside the norm.
-        if name not in {"eps", "eps_root", "least", "steps"}:
+        # And an average takes a step from the nearer side, by its factor alone.
+        if name not in {"eps", "eps_root", "least", "steps"} and (rule, name) != ("ema", "beta"):
             assert not np.array_equal(*results), name
 
 

@@ -18,12 +18,13 @@ cdef int read_row(GroupStep* group_step, tuple row) except -1:
 
 cdef void complete(GroupStep* group_step) noexcept:
     """Round coefficients, and note what follows from them and from the stages."""
-    cdef int j
+    cdef int j, n = group_step.info.n_given, denominators = group_step.info.denominators
+    round_all[float](group_step.c32, group_step.c64, n, denominators)
+    round_all[double](group_step.c64, group_step.c64, n, denominators)
     group_step.in_float_range = (not is_lost(group_step.factor)
                                  and isfinite(<float> group_step.stages.weight_decay)
                                  and isfinite(<float> group_step.stages.decoupled))
-    for j in range(group_step.info.n_given):
-        group_step.c32[j] = <float> group_step.c64[j]
+    for j in range(n):
         if group_step.info.rounded >> j & 1:
             group_step.in_float_range &= isfinite(group_step.c32[j])
     group_step.stages.flags = flags_of_stages(&group_step.stages)

@@ -50,8 +50,10 @@ cdef void work_out(Tensor* t, arithmetic function) noexcept nogil:
     function(t.own.c64, numbers, t.own.sums, t.size)
     for j in range(t.info.n_numbers):
         t.own.numbers[j][0] = numbers[j]
-    for j in range(t.info.n_given, t.info.n_coefficients):
-        t.own.c32[j] = <float> t.own.c64[j]
+    cdef int given = t.info.n_given, n = t.info.n_coefficients - given
+    cdef int denominators = t.info.denominators >> given
+    round_all[float](t.own.c32 + given, t.own.c64 + given, n, denominators)
+    round_all[double](t.own.c64 + given, t.own.c64 + given, n, denominators)
 
 
 cdef void add_up_terms(Layout layout, const StepArgs* step, const Batch* batch) noexcept:

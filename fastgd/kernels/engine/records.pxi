@@ -16,6 +16,7 @@ cdef struct RuleInfo:
     int n_given                # coefficients that the optimizer's class returns,
     int n_coefficients         # and those with what is worked out
     int rounded                # the coefficients that loops take, as bits: float32 has to hold them
+    int denominators           # those that are added to denominators, as bits
     int n_numbers
     int shared                 # of these those that all tensors have alike, as bits
     int totals                 # the terms whose sums go over all tensors, as bits

@@ -47,6 +47,7 @@ cdef class RuleRow:
                 info.n_matrix_c += 1
         taken.add("lr")    # which is part of what loops take, wherever it is worked out
         info.rounded = bits_of(order, taken)
+        info.denominators = bits_of(order, {DENOMINATOR})
         info.works_out = (rule.begin is not None or rule.settle is not None
                           or rule.matrix is not None)
         info.shared = bits_of(rule.numbers, rule.shared)

@@ -6,7 +6,9 @@ gradient ``g`` come the states, by torch.optim's names, and after the ``*`` the 
 papers' letters, in the order in which the compiled loop takes them.  A state annotated `Squares` is
 never negative.  Arrays are updated in place.  Whatever depends on the step count (bias correction,
 first step) was worked out in double precision and arrives as a coefficient, rounded once to the
-type of ``p``.
+type of ``p``.  One that is added to a denominator is called ``eps``, and arrives as the smallest
+normal number at least: so 0/0 is 0, and an element without a gradient stands still, also where ε
+is 0 or too small for the type.
 
 A rule that has to see all of a tensor before it can write the parameter takes **two sweeps**: in
 the first one the function given as ``before`` updates states and returns terms, whose sums over the
@@ -39,6 +41,8 @@ from typing import Annotated, Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
+
+DENOMINATOR = "eps"  # what a coefficient is called that keeps a denominator from being 0
 
 Array = NDArray[Any]
 Squares = Annotated[Array, "never negative"]  # of a state
@@ -170,6 +174,13 @@ class Rule(NamedTuple):
 
 
 RULES: dict[str, Rule] = {}
+
+
+def rounded(key: str, value: Any, to: type[Any]) -> Any:
+    """A coefficient of that name in the type that is computed with."""
+    x, least = to(value), np.finfo(to).tiny
+    return least if key == DENOMINATOR and 0 <= x < least else x
+
 
 F = TypeVar("F", bound=Update)
 

@@ -12,7 +12,7 @@ from fastgd.kernels.spec.lines import Axes, Axis, axes_of, spread, sums_over
 from fastgd.kernels.spec.matrices import Matrix, matrix_of
 from fastgd.kernels.spec.norms import sums_of, sums_of_squares
 from fastgd.kernels.spec.random_words import random_words
-from fastgd.kernels.spec.registry import RULES, Arithmetic, Array
+from fastgd.kernels.spec.registry import RULES, Arithmetic, Array, rounded
 from fastgd.kernels.spec.stages import (
     Stages,
     clip_value,
@@ -83,7 +83,8 @@ class TensorStep:
         self.axes = axes
         self._lines: dict[str, Array] = {}  # what sweeps see of rows and columns
         self.dtype = np.dtype(np.float64 if p.codec == "float64" else np.float32)
-        self.worked = dict(zip(self.rule.coefficients, map(np.float64, coefficients), strict=True))
+        given = zip(self.rule.coefficients, coefficients, strict=True)
+        self.worked = {key: rounded(key, value, np.float64) for key, value in given}
         self.sums: Array = np.zeros(len(self.rule.sums))
         self._words = [random_words(key, p.origin, p.code.size) for key in keys]
         offsets = random_bit_offsets([*states, p])
@@ -183,7 +184,7 @@ class TensorStep:
 
     def _rounded(self, names: Sequence[str]) -> dict[str, np.floating]:
         with np.errstate(all="ignore"):
-            return {key: self.dtype.type(self.worked[key]) for key in names}
+            return {key: rounded(key, self.worked[key], self.dtype.type) for key in names}
 
     def _store(self, key: str, to: CodedArray, x: Array) -> None:
         offset = self._offsets[key]
@@ -208,7 +209,7 @@ class TensorStep:
             if key in self.numbers:
                 self.numbers[key][...] = value
             else:
-                self.worked[key] = np.float64(value)
+                self.worked[key] = rounded(key, value, np.float64)
 
 
 def step(
