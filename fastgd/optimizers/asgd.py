@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastgd.core.contract import Hyper, hyper
 from fastgd.core.domains import nonnegative
 from fastgd.core.optimizer import Optimizer
-from fastgd.kernels.spec.registry import Array, Number, Scalar, rule, sets
+from fastgd.kernels.spec.registry import Array, FullWidth, Number, Scalar, rule, sets
 
 
 class ASGD(Optimizer):
@@ -18,8 +18,9 @@ class ASGD(Optimizer):
         \mu_{t+1} &= 1 / \max(1, t - t_0)
 
     with :math:`\eta_1 = \alpha` and :math:`\mu_1 = 1`.  The average is the state ``ax``, which
-    never comes into the parameters: whoever wants it takes it from there.  η and μ are those that
-    the step before has worked out, so that a changed learning rate acts one step late, as in torch.
+    never comes into the parameters: whoever wants it takes it from there.  It keeps its full width
+    where ``state_dtype`` asks for fewer bits.  η and μ are those that the step before has worked
+    out, so that a changed learning rate acts one step late, as in torch.
 
     Use it for convex problems with noisy gradients, whose average is far better than the last
     point; elsewhere the option ``average`` averages the weights of any optimizer, and swaps them.
@@ -97,7 +98,9 @@ def asgd_begin(
 
 
 @rule(begin=asgd_begin)
-def asgd(p: Array, g: Array, ax: Array, *, alpha: Scalar, shrink: Scalar, weight: Scalar) -> None:
+def asgd(
+    p: Array, g: Array, ax: FullWidth, *, alpha: Scalar, shrink: Scalar, weight: Scalar
+) -> None:
     """p ← (1 − λα)p − αg; ax ← ax + μ(p − ax), or p where μ = 1 (Polyak and Juditsky, 1992)."""
     p[...] = shrink * p - alpha * g
     ax[...] = ax + weight * (p - ax) if weight != 1 else p
