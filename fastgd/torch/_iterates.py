@@ -74,7 +74,9 @@ class IterateAverage(Swapped):
             for k, group in enumerate(self._opt.param_groups):
                 for pair in self._pairs(k, group):
                     tensor = _tensors.local(pair.p)
-                    values = pair.average() if group[MODE] else pair.own.load(computed(pair.array.dtype))
+                    values = (
+                        pair.average() if group[MODE] else pair.own.load(computed(pair.array.dtype))
+                    )
                     made = torch.from_numpy(values.copy())
                     own = made.as_strided(tensor.shape, tensor.stride())
                     found[pair.p] = _tensors.like(pair.p, own)
