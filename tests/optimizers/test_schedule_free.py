@@ -101,30 +101,6 @@ def test_of_the_paper(name, options):
     close([entry["z"] for entry in opt.state.values()], paper.z)
 
 
-@pytest.mark.parametrize(("name", "options"), CASES)
-def test_is_schedulefrees(name, options):
-    """The authors' package, where it is installed; its steps count for groups."""
-    torch = pytest.importorskip("torch")
-    theirs = pytest.importorskip("schedulefree", reason="schedulefree is not installed")
-    if "maximize" in options:
-        options = {key: value for key, value in options.items() if key != "maximize"}
-    params = few(0)
-    opt = getattr(fastgd, name)(params, **options)
-    tensors = [torch.nn.Parameter(torch.tensor(p)) for p in params]
-    other = getattr(theirs, name)(tensors, **options)
-    other.train()
-    for t in range(1, 101):
-        grads = few(t)
-        opt.step(grads)
-        for p, g in zip(tensors, grads, strict=True):
-            p.grad = torch.tensor(g)
-        other.step()
-    close(params, [p.detach().numpy() for p in tensors])
-    other.eval()
-    with opt.average.swapped():
-        close(params, [p.detach().numpy() for p in tensors])
-
-
 # --------------------------------------------------------------------------- evaluation weights
 
 
