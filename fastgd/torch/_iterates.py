@@ -66,6 +66,11 @@ class IterateAverage(Swapped):
         self._opt = opt
 
     @property
+    def step(self) -> int:
+        """The number of steps of the parameter that has taken the most."""
+        return max((int(entry.get("step", 0)) for entry in self._opt.state.values()), default=0)
+
+    @property
     def averages(self) -> Mapping[Any, Any]:
         """The average of each parameter that has taken a step, worked out now."""
         with self._opt._lock:

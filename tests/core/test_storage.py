@@ -77,7 +77,7 @@ def test_same_bits_on_every_backend(backend, kind):
 @sampled({"name": optimizers(), "state_dtype": ["bfloat16", "float16", "8bit"]})
 def test_every_rule_in_every_storage(name, state_dtype):
     many = {"momentum": 0.9} if name in {"SGD", "RMSprop"} else {}
-    many |= {"amsgrad": True} if name.startswith("Adam") else {}
+    many |= {"amsgrad": True} if name in {"Adam", "AdamW"} else {}
     many |= {"centered": True} if name == "RMSprop" else {}
     options = {"state_dtype": state_dtype, "min_8bit_size": 0, "rounding": "stochastic", **many}
     expected, _ = run("numpy", 1, name, BF16, BF16, **options)
