@@ -98,7 +98,8 @@ class Method:
     scipy.optimize.OptimizeResult
         ``x``, ``fun`` and ``jac`` there, ``nit`` steps, ``nfev``, ``njev``, ``success``,
         ``message`` and ``status``: 0 converged or stalled, 1 `maxiter` reached, 3 not finite,
-        99 stopped by the callback.  With ``average``, ``x`` is the average of the points.
+        99 stopped by the callback.  With ``average``, ``x`` is the average of the points,
+        and of schedule-free optimizers, without bounds, that which they have learned.
 
     Raises
     ------

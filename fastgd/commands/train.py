@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +44,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "Adan": {"lr": 3e-3},
     "LaProp": {"lr": 1e-3},
     "StableAdamW": {"lr": 2e-3},
+    "FTRL": {"lr": 0.05},
+    "SignSGD": {"lr": 1e-3, "momentum": 0.9},
+    "Lion": {"lr": 5e-4},
+    "AdEMAMix": {"lr": 1e-3},
+    "QHM": {"lr": 0.3, "momentum": 0.99},
+    "QHAdam": {"lr": 2e-3, "nus": (0.7, 1.0)},
+    "MADGRAD": {"lr": 5e-3},
+    "NovoGrad": {"lr": 0.01},
+    "SGDScheduleFree": {"lr": 0.5},
+    "AdamWScheduleFree": {"lr": 5e-3},
+    "RAdamScheduleFree": {"lr": 5e-3},
+    "DAdaptAdam": {"growth_rate": 1.02},
 }
 
 
@@ -148,7 +161,8 @@ def train(
         losses, accuracies, times = [], [], []
         for loss, steps in fit(params, opt, x, y, epochs, batch_size, rng):
             losses.append(loss)
-            accuracies.append(accuracy(params, x_test, y_test))
+            with nullcontext() if opt.average is None else opt.average.swapped():
+                accuracies.append(accuracy(params, x_test, y_test))
             times += steps
             advance()
         results.append((params, losses, accuracies, float(np.median(times)) / 1000))

@@ -176,22 +176,6 @@ def bounds(value: Any, name: str) -> tuple[float, float]:
 
 
 @schedulable
-def floors(value: Any, name: str) -> tuple[float | None, float]:
-    """Two numbers of at least 0, the first of which may be None: that of the machine."""
-    first, second = two(value, name)
-    return (
-        None if first is None else nonnegative(first, f"{name}[0]"),
-        nonnegative(second, f"{name}[1]"),
-    )
-
-
-@schedulable
-def three_fractions(value: Any, name: str) -> tuple[float, ...]:
-    """The weights of three exponential averages."""
-    return tuple(fraction(v, f"{name}[{k}]") for k, v in enumerate(three(value, name)))
-
-
-@schedulable
 def share(value: Any, name: str) -> float:
     """A number from 0 to 1."""
     result = number(value, name)
@@ -221,18 +205,24 @@ def proper_fractions(value: Any, name: str) -> tuple[float, float]:
     return proper_fraction(first, f"{name}[0]"), fraction(second, f"{name}[1]")
 
 
-def three(value: Any, name: str) -> tuple[Any, ...]:
-    """Three values of any kind."""
+@schedulable
+def floors(value: Any, name: str) -> tuple[float | None, float]:
+    """Two numbers of at least 0, the first of which may be None: that of the machine."""
+    first, second = two(value, name)
+    return (
+        None if first is None else nonnegative(first, f"{name}[0]"),
+        nonnegative(second, f"{name}[1]"),
+    )
+
+
+def three_numbers(value: Any, name: str) -> tuple[float, float, float]:
+    """Three finite numbers."""
     if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, str):
         raise TypeError(f"{name}: expected three numbers, found {shown(value)}")
-    if len(value) != 3:
-        raise ValueError(f"{name}: expected three numbers, found {len(value)}")
-    return tuple(value)
-
-
-def three_numbers(value: Any, name: str) -> tuple[float, ...]:
-    """Three finite numbers."""
-    return tuple(number(v, f"{name}[{k}]") for k, v in enumerate(three(value, name)))
+    values = tuple(number(v, f"{name}[{k}]") for k, v in enumerate(value))
+    if len(values) != 3:
+        raise ValueError(f"{name}: expected three numbers, found {len(values)}")
+    return values
 
 
 def count(value: Any, name: str) -> int:
@@ -260,6 +250,10 @@ ANNOTATIONS: dict[Domain, tuple[str, str]] = {
     three_fractions: ("Triple", "tuple[float, float, float]"),
     shrink_and_grow: ("tuple[float, float]", "tuple[float, float]"),
     bounds: ("Pair", "tuple[float, float]"),
+    share: ("Scalar", "float"),
+    two_shares: ("Pair", "tuple[float, float]"),
+    proper_fraction: ("float", "float"),
+    proper_fractions: ("tuple[float, float]", "tuple[float, float]"),
     limit: ("Scalar | None", "float | None"),
     some_fraction: ("Scalar | None", "float | None"),
     positive: ("float", "float"),
@@ -269,11 +263,6 @@ ANNOTATIONS: dict[Domain, tuple[str, str]] = {
     floors: ("Floors", "tuple[float | None, float]"),
     start: ("float", "float"),
     flag: ("bool", "bool"),
-    three_fractions: ("Triple", "tuple[float, float, float]"),
-    share: ("Scalar", "float"),
-    two_shares: ("Pair", "tuple[float, float]"),
-    proper_fraction: ("float", "float"),
-    proper_fractions: ("tuple[float, float]", "tuple[float, float]"),
     three_numbers: ("tuple[float, float, float]", "tuple[float, float, float]"),
     count: ("int", "int"),
     adjustment: ("str | None", "str | None"),
@@ -286,6 +275,10 @@ OTHER: dict[Domain, Any] = {
     three_fractions: (0.8, 0.7, 0.95),
     shrink_and_grow: (0.25, 1.5),
     bounds: (1e-3, 1.5),
+    share: 0.4,
+    two_shares: (0.6, 0.3),
+    proper_fraction: 0.75,
+    proper_fractions: (0.8, 0.95),
     limit: 1.0,
     some_fraction: 0.75,
     positive: 0.125,
@@ -294,11 +287,6 @@ OTHER: dict[Domain, Any] = {
     at_least_one: 1.5,
     floors: (1e-4, 0.01),
     start: 0.1,
-    three_fractions: (0.8, 0.95, 0.99),
-    share: 0.4,
-    two_shares: (0.6, 0.3),
-    proper_fraction: 0.75,
-    proper_fractions: (0.8, 0.95),
     three_numbers: (2.0, -1.5, 0.5),
     count: 3,
     adjustment: "match_rms_adamw",

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fastgd.core.ema import Swapped
@@ -22,7 +23,8 @@ def moved(p: CodedArray, z: CodedArray, weight: float) -> Array:
     """p + w(z − p), in the order of memory, in the type that p is computed with."""
     dtype = computed(p.code.dtype)
     start, end = p.load(dtype), z.load(dtype)
-    values: Array = start + dtype.type(weight) * (end - start)
+    with np.errstate(all="ignore"):
+        values: Array = start + dtype.type(weight) * (end - start)
     return values
 
 

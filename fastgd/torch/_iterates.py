@@ -66,6 +66,11 @@ class IterateAverage(Swapped):
         self._opt = opt
 
     @property
+    def step(self) -> int:
+        """The number of steps of the parameter that has taken the most."""
+        return max((int(entry.get("step", 0)) for entry in self._opt.state.values()), default=0)
+
+    @property
     def averages(self) -> Mapping[Any, Any]:
         """The average of each parameter that has taken a step, worked out now."""
         with self._opt._lock:
@@ -74,7 +79,9 @@ class IterateAverage(Swapped):
             for k, group in enumerate(self._opt.param_groups):
                 for pair in self._pairs(k, group):
                     tensor = _tensors.local(pair.p)
-                    values = pair.average() if group[MODE] else pair.own.load(computed(pair.array.dtype))
+                    values = (
+                        pair.average() if group[MODE] else pair.own.load(computed(pair.array.dtype))
+                    )
                     made = torch.from_numpy(values.copy())
                     own = made.as_strided(tensor.shape, tensor.stride())
                     found[pair.p] = _tensors.like(pair.p, own)
