@@ -31,6 +31,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from fastgd.core.names import hint
 from fastgd.core.optimizer import Optimizer
 from fastgd.core.options import HYPER
 from fastgd.kernels._engine import Plan
@@ -98,7 +99,10 @@ def _function(name: str, cls: type[Optimizer]) -> Update:
     def update(p: Any, g: Any, *states: Any, step: int, **given: Any) -> None:
         p = checks.check_parameter(p, "p")
         if unknown := [key for key in given if key not in hypers]:
-            raise TypeError(f"{name}: unknown {unknown[0]!r}; there are {', '.join(hypers)}")
+            raise TypeError(
+                f"{name}: unknown {unknown[0]!r}; there are {', '.join(hypers)}"
+                f"{hint(unknown[0], hypers)}"
+            )
         h = {key: one.domain(given.get(key, one.default), key) for key, one in hypers.items()}
         h |= dict.fromkeys(HYPER)
         cls.consistent(h)

@@ -119,11 +119,12 @@ class Optimizer(theirs.Optimizer):
         rate, beta1, beta2, eps, decay, clip = self._now(key)
         alpha, clip = lr_scale * rate, clip or inf
         if not isfinite(alpha + beta1 + beta2 + eps + decay) or not clip > 0:
-            raise ValueError(
-                "learn_rate, beta1, beta2, eps, L2, grad_clip: expected finite numbers, and a "
-                "grad_clip of at least 0, found "
-                f"{(alpha, beta1, beta2, eps, decay, clip)} for {key}"
-            )
+            names = ("learn_rate", "beta1", "beta2", "eps", "L2")
+            given = dict(zip(names, (alpha, beta1, beta2, eps, decay), strict=True))
+            bad = next((name for name in names if not isfinite(given[name])), "grad_clip")
+            expected = "a number of at least 0" if bad == "grad_clip" else "a finite number"
+            found = given.get(bad, clip)
+            raise ValueError(f"{bad}: expected {expected}, found {found} for {key}")
         t = self.nr_update.get(key, 0) + 1
         # Decay that comes after the update is decay before it, and a shorter update.
         factor = 1.0 - alpha * decay if self.L2_is_weight_decay else 1.0

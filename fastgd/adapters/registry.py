@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
 
+from fastgd.core.names import hint
 from fastgd.core.optimizer import Optimizer
 from fastgd.optimizers import GENERAL
 
@@ -28,7 +29,8 @@ def named(name: object, what: str) -> type[Optimizer]:
     for known, kind in GENERAL.items():
         if known.lower() == name:
             return kind
-    raise ValueError(f"{what}: expected one of {', '.join(names())}, found {name!r}")
+    known_names = ", ".join(names())
+    raise ValueError(f"{what}: expected one of {known_names}, found {name!r}{hint(name, names())}")
 
 
 @dataclass(frozen=True)

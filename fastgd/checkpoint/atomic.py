@@ -60,6 +60,10 @@ def replacement(path: str) -> Iterator[FileIO]:
             raise ValueError(f"{path}: expected a file to replace, found {found}")
         mode = stat.S_IMODE(kind) & 0o777
     folder = os.path.dirname(target)
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(
+            errno.ENOENT, "expected a file in a folder that exists, found none such", folder
+        )
     try:
         _clean(folder)
         # Until it is filled, its owner must be able to write, and nobody more than before to read.

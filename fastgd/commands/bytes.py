@@ -15,6 +15,7 @@ from rich.progress import track
 from rich.table import Table
 
 import fastgd
+from fastgd.commands.output import one_of
 from fastgd.kernels.spec.codecs import CODECS
 from fastgd.optimizers import GENERAL
 
@@ -56,7 +57,8 @@ class Cost(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("--parameters", type=count, default="100M", help="of the model, say 1.5B")
-    parser.add_argument("--optimizer", choices=list(GENERAL), default="AdamW", help="which")
+    kind = one_of(GENERAL)
+    parser.add_argument("--optimizer", type=kind, default="AdamW", metavar="NAME", help="which")
     parser.add_argument(
         "--measure", type=count, default="16M", help="parameters that steps are timed with, at most"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from textwrap import fill
 
+from fastgd.commands.output import one_of
 from fastgd.core.contract import Contract
 from fastgd.core.variants import rules_of
 from fastgd.kernels.spec.registry import RULES, Rule
@@ -13,13 +14,7 @@ from fastgd.optimizers import OPTIMIZERS
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-
-    def known(name: str) -> str:
-        if name not in OPTIMIZERS:
-            problem = f"expected one of {', '.join(OPTIMIZERS)}, found {name}"
-            raise argparse.ArgumentTypeError(problem)
-        return name
-
+    known = one_of(OPTIMIZERS)
     parser.add_argument("names", nargs="*", type=known, metavar="NAME", help="which, or else all")
 
 

@@ -1,13 +1,27 @@
-"""Where commands write to: paths that are checked before the work starts, and whole files."""
+"""Arguments of commands: names, and paths that are checked before the work starts; whole files."""
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from fastgd.checkpoint.atomic import replacement, write_all
+from fastgd.core.names import hint
+
+
+def one_of(known: Iterable[str]) -> Callable[[str], str]:
+    """An argument's type on the command line: one of these names."""
+    every = list(known)
+
+    def parse(text: str) -> str:
+        if text not in every:
+            problem = f"expected one of {', '.join(every)}, found {text}{hint(text, every)}"
+            raise argparse.ArgumentTypeError(problem)
+        return text
+
+    return parse
 
 
 def picture(*suffixes: str) -> Callable[[str], Path]:

@@ -97,8 +97,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
         return parse
 
-    names = [*GENERAL, "all"]
-    parser.add_argument("--optimizer", choices=names, default="all", help="which to train")
+    kind = output.one_of([*GENERAL, "all"])
+    parser.add_argument(
+        "--optimizer", type=kind, default="all", metavar="NAME", help="which to train"
+    )
     parser.add_argument("--epochs", type=integer(1), default=30, help="passes over the data")
     parser.add_argument("--batch-size", type=integer(1), default=32, help="digits per step")
     parser.add_argument("--seed", type=integer(0), default=0, help="of weights, split and order")

@@ -176,7 +176,6 @@ class Contract:
     def fits(cls, h: Hyper) -> None:
         """Raise ValueError if a group's hyper-parameters contradict each other or don't fit it."""
         cls.consistent(h)
-        cls._kept_by_float32(h)
         if h["clip_ratio"] is not None:
             for name, p in zip(h["param_names"], h["params"], strict=True):
                 if not unit_length(p.shape, p.strides, p.itemsize):
@@ -190,22 +189,28 @@ class Contract:
                 for p in h["params"]:
                     if p.dtype != np.float64:
                         raise ValueError(f"{key}: can't start from {start} in {p.dtype}")
+        cls._held_by_float32(h)
 
     @classmethod
-    def _kept_by_float32(cls, h: Hyper) -> None:
-        """Raise ValueError if a parameter is computed in float32, which would make a number 0.
+    def _held_by_float32(cls, h: Hyper) -> None:
+        """Raise ValueError for a number that isn't one in float32, if that is computed with.
 
-        But for a learning rate, which may decay to nothing.
+        A learning rate may decay to nothing, though, and a bound be so large that it is none.
         """
-        for key in cls.domains.keys() - {"lr"}:
+        for key in cls.domains:
+            least = 0.0 if key == "lr" else FLOAT32_LOST
+            most = np.inf if key in HYPER else FLOAT32_MAX
             for value in h[key] if isinstance(h[key], tuple) else (h[key],):
-                if isinstance(value, float) and 0 < abs(value) <= FLOAT32_LOST:
-                    for name, p in zip(h["param_names"], h["params"], strict=True):
-                        if p.dtype != np.float64:
-                            raise ValueError(
-                                f"{key}: expected 0 or a number that float32 can hold, in which "
-                                f"params{checks.label((name,))} is computed, found {value}"
-                            )
+                if not isinstance(value, float) or value == 0 or np.isinf(value):
+                    continue
+                if least < abs(value) <= most:
+                    continue
+                for name, p in zip(h["param_names"], h["params"], strict=True):
+                    if p.dtype != np.float64:
+                        raise ValueError(
+                            f"{key}: expected 0 or a number that float32 can hold, in which "
+                            f"params{checks.label((name,))} is computed, found {value}"
+                        )
 
     @classmethod
     def agree(cls, groups: Sequence[Hyper]) -> None:

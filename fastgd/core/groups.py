@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from fastgd.core.domains import SCHEDULABLE, Domain, check_schedule, is_schedule
+from fastgd.core.names import hint
 
 
 def not_an_attribute(name: str) -> AttributeError:
@@ -75,7 +76,10 @@ class ParamGroup(dict[str, Any]):
                 raise TypeError(f"{self._name}{key}: is fixed; add_param_group adds parameters")
             if key not in self._domains:
                 known = ", ".join(self._domains)
-                raise KeyError(f"{self._name}{key}: no such hyper-parameter; there are {known}")
+                raise KeyError(
+                    f"{self._name}{key}: no such hyper-parameter; there are {known}"
+                    f"{hint(key, self._domains)}"
+                )
             domain, name = self._domains[key], f"{self._name}{key}"
             check = domain in SCHEDULABLE and is_schedule(value)
             clean[key] = check_schedule(value, domain, name) if check else domain(value, name)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from numpy.typing import NDArray
 
 from fastgd.core import domains
+from fastgd.core.names import hint
 from fastgd.core.trees import Name, Path, Structure, flatten
 from fastgd.kernels._engine import is_parameter
 from fastgd.kernels.memory import checks
@@ -122,9 +123,11 @@ def checked(
     """Validate the options that are fixed when an optimizer is made, but for arrays and storage."""
     for key in given:
         if key not in Options.__annotations__:
+            every = list(hypers)
             raise TypeError(
                 f"{optimizer}: got an unexpected keyword argument {key!r}; its hyper-parameters "
-                f"are {', '.join(hypers)}, its options {', '.join(Options.__annotations__)}"
+                f"are {', '.join(every)}, its options {', '.join(Options.__annotations__)}"
+                f"{hint(key, [*every, *Options.__annotations__])}"
             )
     return MappingProxyType(
         {

@@ -47,9 +47,11 @@ from fastgd.init.draws import (
     fans,
     fill,
     gain_of,
+    given_fans,
     target,
     truncated,
 )
+from fastgd.init.draws import fans as fans_of
 from fastgd.kernels.memory.checks import shown
 
 __all__ = [
@@ -81,6 +83,8 @@ def scaled(
     mode: str = "fan_in",
     distribution: str = "normal",
     layout: str = "in_out",
+    groups: int = 1,
+    fans: tuple[int, int] | None = None,
     seed: Seed = None,
     out: Any = None,
 ) -> Array:
@@ -102,6 +106,10 @@ def scaled(
         deviations of a normal distribution, wider by 1/0.8796 to make up for that.
     layout : {"in_out", "out_in"}
         Which axes are inputs and outputs.
+    groups : int
+        The groups of a convolution; see `fans`.
+    fans : (int, int), optional
+        The number of inputs and of outputs, for weights whose shape doesn't tell.
     seed : int, Generator or None
         The source of random numbers; None takes a seed from the system.
     out : array, optional
@@ -127,7 +135,8 @@ def scaled(
     """
     w = target(shape, dtype, out)
     draw = DISTRIBUTIONS[one_of(DISTRIBUTIONS, distribution, "distribution")]
-    n = MODES[one_of(MODES, mode, "mode")](*fans(w.shape, layout))
+    both = fans_of(w.shape, layout, groups) if fans is None else given_fans(fans)
+    n = MODES[one_of(MODES, mode, "mode")](*both)
     if not n:
         raise ValueError(f"shape: expected a {mode} of at least 1, found 0 in {w.shape}")
     std = gain_of(a, "a") / math.sqrt(n)
@@ -143,6 +152,8 @@ def lecun(
     mode: str = "fan_in",
     distribution: str = "normal",
     layout: str = "in_out",
+    groups: int = 1,
+    fans: tuple[int, int] | None = None,
     seed: Seed = None,
     out: Any = None,
 ) -> Array:
@@ -150,7 +161,7 @@ def lecun(
 
     Parameters
     ----------
-    shape, dtype, mode, distribution, layout, seed, out
+    shape, dtype, mode, distribution, layout, groups, fans, seed, out
         As for `scaled`, with its errors.
     gain : float or str
         g: `a` of `scaled`.
@@ -167,8 +178,9 @@ def lecun(
     """
     a = gain_of(gain, "gain")
     return scaled(
-        shape, dtype, a=a, mode=mode, distribution=distribution, layout=layout, seed=seed, out=out
-    )
+        shape, dtype, a=a, mode=mode, distribution=distribution, layout=layout, groups=groups,
+        fans=fans, seed=seed, out=out,
+    )  # fmt: skip
 
 
 def xavier(
@@ -179,6 +191,8 @@ def xavier(
     mode: str = "fan_avg",
     distribution: str = "normal",
     layout: str = "in_out",
+    groups: int = 1,
+    fans: tuple[int, int] | None = None,
     seed: Seed = None,
     out: Any = None,
 ) -> Array:
@@ -186,7 +200,7 @@ def xavier(
 
     Parameters
     ----------
-    shape, dtype, mode, distribution, layout, seed, out
+    shape, dtype, mode, distribution, layout, groups, fans, seed, out
         As for `scaled`, with its errors.
     gain : float or str
         g: `a` of `scaled`.  ``"tanh"`` is 5/3.
@@ -204,8 +218,9 @@ def xavier(
     """
     a = gain_of(gain, "gain")
     return scaled(
-        shape, dtype, a=a, mode=mode, distribution=distribution, layout=layout, seed=seed, out=out
-    )
+        shape, dtype, a=a, mode=mode, distribution=distribution, layout=layout, groups=groups,
+        fans=fans, seed=seed, out=out,
+    )  # fmt: skip
 
 
 def kaiming(
@@ -216,6 +231,8 @@ def kaiming(
     mode: str = "fan_in",
     distribution: str = "normal",
     layout: str = "in_out",
+    groups: int = 1,
+    fans: tuple[int, int] | None = None,
     seed: Seed = None,
     out: Any = None,
 ) -> Array:
@@ -223,7 +240,7 @@ def kaiming(
 
     Parameters
     ----------
-    shape, dtype, mode, distribution, layout, seed, out
+    shape, dtype, mode, distribution, layout, groups, fans, seed, out
         As for `scaled`, with its errors.
     gain : float or str
         g: `a` of `scaled`.  For leaky units, ``calculate_gain("leaky_relu", slope)``.
@@ -240,8 +257,9 @@ def kaiming(
     """
     a = gain_of(gain, "gain")
     return scaled(
-        shape, dtype, a=a, mode=mode, distribution=distribution, layout=layout, seed=seed, out=out
-    )
+        shape, dtype, a=a, mode=mode, distribution=distribution, layout=layout, groups=groups,
+        fans=fans, seed=seed, out=out,
+    )  # fmt: skip
 
 
 glorot = xavier
@@ -358,7 +376,7 @@ def orthogonal(
     """
     w = target(shape, dtype, out)
     factor = gain_of(gain, "gain")
-    fans(w.shape, layout)  # raises unless the weights have inputs and outputs
+    fans_of(w.shape, layout)  # raises unless the weights have inputs and outputs
     outputs = w.shape[-1 if layout == "in_out" else 0]
     rest = w.size // outputs if outputs else 0
     rows, columns = (rest, outputs) if layout == "in_out" else (outputs, rest)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from fastgd.core.domains import integer, nonnegative, number, one_of
+from fastgd.core.domains import integer, nonnegative, number, one_of, two
 from fastgd.kernels.memory import checks
 from fastgd.kernels.memory.checks import shown
 
@@ -26,10 +26,12 @@ LINEAR = ("linear", "sigmoid", *(f"conv{t}{d}d" for t in ("", "_transpose") for 
 GAINS = {**dict.fromkeys(LINEAR, 1.0), "tanh": 5 / 3, "relu": math.sqrt(2), "selu": 3 / 4}
 
 
-def fans(shape: Sequence[int], layout: str = "in_out") -> tuple[int, int]:
+def fans(shape: Sequence[int], layout: str = "in_out", groups: int = 1) -> tuple[int, int]:
     r"""Fan-in and fan-out: the inputs of a unit, and the units that an input feeds.
 
-    Both are channels times the elements of the kernel, which are 1 for dense weights.
+    Both are channels times the elements of the kernel, which are 1 for dense weights.  A
+    convolution in groups has the inputs of one group in its shape, and the outputs of all, of which
+    an input feeds those of its group.
 
     Parameters
     ----------
@@ -37,6 +39,8 @@ def fans(shape: Sequence[int], layout: str = "in_out") -> tuple[int, int]:
         (in, out) or (\*kernel, in, out); or, with ``"out_in"``, (out, in) or (out, in, \*kernel).
     layout : {"in_out", "out_in"}
         The order of the axes.
+    groups : int
+        The groups of a convolution: channels of each are connected among themselves alone.
 
     Returns
     -------
@@ -45,13 +49,16 @@ def fans(shape: Sequence[int], layout: str = "in_out") -> tuple[int, int]:
     Raises
     ------
     TypeError, ValueError
-        If `shape` is not two or more integers of at least 0, or there is no such layout.
+        If `shape` is not two or more integers of at least 0, there is no such layout, or outputs
+        can't be divided into so many groups.
 
     Examples
     --------
     >>> from fastgd.init import fans
     >>> fans((64, 96)), fans((3, 3, 16, 32)), fans((32, 16, 3, 3), "out_in")
     ((64, 96), (144, 288), (144, 288))
+    >>> fans((4, 1, 3, 3), "out_in", groups=4)
+    (9, 9)
     """
     sizes = as_shape(shape)
     if len(sizes) < 2:
@@ -60,8 +67,16 @@ def fans(shape: Sequence[int], layout: str = "in_out") -> tuple[int, int]:
         *kernel, inputs, outputs = sizes
     else:
         outputs, inputs, *kernel = sizes
+    if outputs % integer(groups, "groups", 1):
+        raise ValueError(f"groups: expected a divisor of the {outputs} outputs, found {groups}")
     field = math.prod(kernel)
-    return inputs * field, outputs * field
+    return inputs * field, outputs // groups * field
+
+
+def given_fans(value: Any) -> tuple[int, int]:
+    """Fan-in and fan-out as a caller gives them."""
+    fan_in, fan_out = two(value, "fans")
+    return integer(fan_in, "fans[0]"), integer(fan_out, "fans[1]")
 
 
 def calculate_gain(nonlinearity: str, param: float | None = None) -> float:

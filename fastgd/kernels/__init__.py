@@ -17,7 +17,7 @@ from types import ModuleType
 import numpy as np
 
 from fastgd._version import __version__
-from fastgd.kernels import _engine
+from fastgd.kernels import _engine, quota
 from fastgd.kernels.memory.checks import shown
 
 __all__ = [
@@ -119,8 +119,9 @@ def get_num_threads() -> int:
     """The number of threads that a large step uses.
 
     This is what `set_num_threads` said, else OpenMP's own limit, which follows
-    ``OMP_NUM_THREADS``, the affinity mask and threadpoolctl.  It is 1 in a forked child (OpenMP's
-    threads don't survive a fork) and in a build without OpenMP.
+    ``OMP_NUM_THREADS``, the affinity mask and threadpoolctl.  Without ``OMP_NUM_THREADS`` it is no
+    more than the CPU quota of the container, as it was at import, rounded up.  It is 1 in a forked
+    child (OpenMP's threads don't survive a fork) and in a build without OpenMP.
     """
     return _engine.get_num_threads()
 
@@ -147,12 +148,34 @@ def set_num_threads(n: int | None) -> None:
     _engine.set_num_threads(count)
 
 
+def _heed_quota() -> float | None:
+    """Have OpenMP's number of threads bounded by the container's quota; returns it if it is."""
+    _engine.set_most_threads(0)
+    most = None if os.environ.get("OMP_NUM_THREADS") else quota.threads()
+    before = _engine.get_num_threads()
+    _engine.set_most_threads(most or 0)
+    return quota.quota() if _engine.get_num_threads() < before else None
+
+
+def _origin_of_threads() -> str:
+    """Where the number of threads comes from."""
+    if not _engine.has_openmp():
+        return "OpenMP: no"
+    if _engine.threads_are_set():
+        return "OpenMP: yes, set_num_threads"
+    if os.environ.get("OMP_NUM_THREADS"):
+        return "OpenMP: yes, OMP_NUM_THREADS"
+    if _limiting_quota is not None:
+        return f"OpenMP: yes, a quota of {_limiting_quota:g} processors"
+    return "OpenMP: yes, processors"
+
+
 def show_config() -> None:
     """Print version, backend, threads, and which backends can run here, or why not."""
     level = _engine.x86_64_level()
     print(f"fastgd {__version__}, NumPy {np.__version__}")
     print(f"processor  {f'x86-64 level {level}' if level else 'not x86-64'}")
-    print(f"threads    {get_num_threads()} (OpenMP: {'yes' if _engine.has_openmp() else 'no'})")
+    print(f"threads    {get_num_threads()} ({_origin_of_threads()})")
     for name in _LEVELS:
         problem = _why_not(name)
         mark = "available" if problem is None else f"no: {problem}"
@@ -169,3 +192,5 @@ def _choose() -> None:
 
 
 _choose()
+# The quota that bounds the number of threads, if it does.
+_limiting_quota = _heed_quota()

@@ -125,7 +125,8 @@ class Warmup(Schedule):
     then : float or callable
         The schedule that follows; its steps are counted from the end of the warm-up.
     start : float
-        The first value.
+        The first value.  With 0, the default, the first step moves nothing, so that its batch is
+        wasted but for the states; ``start=then/total_iters``, or any value above 0, takes it.
 
     References
     ----------
@@ -136,6 +137,8 @@ class Warmup(Schedule):
     >>> from fastgd.schedules import Exponential, Warmup
     >>> [Warmup(4, Exponential(1.0, 0.5))(t) for t in range(7)]
     [0.0, 0.25, 0.5, 0.75, 1.0, 0.5, 0.25]
+    >>> [Warmup(3, 1.0, start=0.25)(t) for t in range(5)]
+    [0.25, 0.5, 0.75, 1.0, 1.0]
     """
 
     total_iters: int

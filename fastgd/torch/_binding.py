@@ -266,9 +266,8 @@ class Binding:
             p, kept, own = section.params[i], self._kept[n], self.stepper.state[name]
             entry = state[p]
             if self._counted:
-                entry.setdefault(
-                    "step", torch.scalar_tensor(float(own["step"]), dtype=torch.float32)
-                )
+                step = torch.scalar_tensor(float(own["step"]), dtype=torch.float32, device="cpu")
+                entry.setdefault("step", step)
             for key in kept.keys:
                 if entry.get(key) is None:
                     entry[key] = (

@@ -120,7 +120,7 @@ class Optimizer(torch.optim.Optimizer):
         for p in group["params"] if start else ():
             if set(start) == set(RULES[self.kind.rule(hyper, tuple(p.shape))].states):
                 entry = self.state[p]
-                entry["step"] = torch.tensor(0.0, dtype=torch.float32)
+                entry["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
                 for key, value in start.items():
                     dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
                     entry[key] = torch.full_like(p, value, dtype=dtype, requires_grad=False)

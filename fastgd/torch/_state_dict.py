@@ -52,8 +52,9 @@ def extras_of(opt: Any) -> dict[str, Any]:
 
 def with_steps(state: Mapping[Any, dict[str, Any]], steps: int) -> dict[Any, dict[str, Any]]:
     """The states of a state dict, with the number of updates beside each average."""
+    count = torch.tensor(float(steps), dtype=torch.float64, device="cpu")
     return {
-        n: {**entry, AVERAGE_STEP: torch.tensor(float(steps))} if AVERAGE in entry else entry
+        n: {**entry, AVERAGE_STEP: count.clone()} if AVERAGE in entry else entry
         for n, entry in state.items()
     }
 
@@ -102,5 +103,5 @@ def tensor_of(a: np.ndarray[Any, Any], order: str) -> Any:
     """The tensor of an array of a state dict, whose codes were made in some order of memory."""
     a = np.asarray(a, order=order)  # type: ignore[call-overload]
     if codec_of(a.dtype) == "bfloat16":
-        return torch.as_tensor(a.view(np.uint16)).view(torch.bfloat16)
-    return torch.as_tensor(a)
+        return torch.as_tensor(a.view(np.uint16), device="cpu").view(torch.bfloat16)
+    return torch.as_tensor(a, device="cpu")

@@ -97,7 +97,7 @@ def count_of(step: Any, name: str, key: str = "step") -> tuple[Any, int]:
         or step.dtype not in {torch.float32, torch.float64}
         or _tensors.fault(step) is not None
     ):
-        step = torch.tensor(value, dtype=torch.float32)
+        step = torch.tensor(value, dtype=torch.float32, device="cpu")
     return step, int(value)
 
 
@@ -219,7 +219,8 @@ class Kept:
         lies = value.device.type == "cpu" and all(own == s for own, s, n in axes if n > 1)
         if lies and value.dtype == dtype and not value.is_inference():
             return value
-        return torch.empty_strided(kind.shape, strides, dtype=dtype).copy_(value.detach())
+        made = torch.empty_strided(kind.shape, strides, dtype=dtype, device="cpu")
+        return made.copy_(value.detach())
 
     def _state(self, kind: Kind, entry: Mapping[str, Any], label: str) -> dict[str, Any]:
         """A state of the rule's and its scales, in the codec that is wanted."""

@@ -93,7 +93,7 @@ def test_one_optimizer(tmp_path, capsys):
         (["--batch-size", "x"], "not 'x'"),
         (["--seed", "5000000000"], "below 2^32"),
         (["--seed", "-1"], "expected an integer of at least 0"),
-        (["--optimizer", "adam"], "invalid choice: 'adam'"),
+        (["--optimizer", "adamm"], "found adamm; did you mean Adam?"),
         (["--output", "curve.bmp"], "ending in .png"),
         (["--output", "/dev/null/curve.png"], "cannot make the folder"),
     ],

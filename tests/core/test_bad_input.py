@@ -324,14 +324,15 @@ def test_a_negative_step_count():
 
 def test_out_of_float32s_range():
     """What float64 can hold and float32 can't must not become inf, or quietly 0."""
-    for options, scale in (
-        ({"lr": 1e300}, 1.0),
-        ({}, 1e-40),
-        ({}, 1e50),
-        ({"weight_decay": 1e39}, 1),
+    for options, scale, words in (
+        ({"lr": 1e300}, 1.0, r'^lr: .* float32 can hold, in which params\["W"\] .*, found 1e\+300'),
+        ({"lr": lambda step: 1e300}, 1.0, r'^params\["W"\]: .*out of float32\'s range'),
+        ({}, 1e-40, r'^params\["W"\]: .*out of float32\'s range'),
+        ({}, 1e50, r'^params\["W"\]: .*out of float32\'s range'),
+        ({"weight_decay": 1e39}, 1, "^weight_decay: expected 0 or a number that float32 can hold"),
     ):
         p = np.ones(2, F32)
-        with pytest.raises(ValueError, match=r'params\["W"\]: .*out of float32\'s range'):
+        with pytest.raises(ValueError, match=words):
             fastgd.SGD({"W": p}, **options).step({"W": np.ones(2, F32)}, grad_scale=scale)
         assert p.tolist() == [1, 1]
         fastgd.SGD(np.ones(2), **options).step(np.ones(2), grad_scale=scale)  # float64 can
@@ -543,3 +544,26 @@ def test_hyper_parameters_that_are_no_attributes_are_not_made_ones():
             setattr(opt, name, 0.5)
     opt.lr = 0.5
     assert opt.param_groups[0]["lr"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda p: fastgd.Adam(p, learning_rate=0.1), "did you mean lr[?]$"),
+        (lambda p: fastgd.Adam(p, beta1=0.9), "did you mean betas[?]$"),
+        (lambda p: fastgd.Momentum(p, momentum=0.9), "did you mean beta[?]$"),
+        (lambda p: fastgd.SGD(p, weigth_decay=0.9), "did you mean weight_decay[?]$"),
+        (lambda p: fastgd.SGD(p, max_grad_norm=1), "did you mean clip_norm[?]$"),
+        (lambda p: fastgd.SGD([{"params": p, "learning_rate": 1}]), "did you mean lr[?]"),
+        (lambda p: fastgd.functional.sgd(p, p.copy(), step=1, learning_rate=1), "did you mean lr"),
+        (
+            lambda p: fastgd.SGD(3.0),
+            r"found builtins.float; np.array\(\[…\], np.float32\) makes one",
+        ),
+    ],
+)
+def test_what_was_probably_meant(call, words):
+    with pytest.raises((TypeError, KeyError), match=words):
+        call(np.ones(3))
+    with pytest.raises(TypeError, match="seed$"):  # nothing is near
+        fastgd.SGD(np.ones(3), zzz=1)

@@ -548,3 +548,38 @@ def test_steps_in_backward_round_as_others():
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
         assert torch.equal(p, q)
         assert torch.equal(ours.state[p]["exp_avg"], theirs.state[q]["exp_avg"])
+
+
+@pytest.mark.parametrize("name", ["Adagrad", "AdamW", "Adafactor", "LARS"])
+@pytest.mark.parametrize("options", [{}, {"state_dtype": "8bit", "min_8bit_size": 1}])
+def test_tensors_have_a_dtype_and_a_device_of_their_own(name, options):
+    """Whatever torch makes by default: 257 is no bfloat16, and nothing has memory on "meta"."""
+
+    def trained(state=None):
+        p = torch.nn.Parameter(torch.ones((5, 4), dtype=torch.float32, device="cpu"))
+        opt = getattr(fastgd.torch, name)([p], average=0.9, **options)
+        if state is not None:
+            opt.load_state_dict(state)
+        for _ in range(257):
+            p.grad = torch.ones_like(p)
+            opt.step()
+        return opt, copy.deepcopy(opt.state_dict())
+
+    _, usual = trained()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            opt, state = trained()
+            assert opt.average.step == 257
+            state.pop("fastgd")  # the torch part alone
+            opt.load_state_dict(state)
+            assert opt.average.step == 257
+            _, again = trained(state)
+    finally:
+        torch.set_default_dtype(before)
+    for found in (state, again):
+        for key, tensor in found["state"][0].items():
+            right = usual["state"][0][key]
+            assert (tensor.dtype, tensor.device) == (right.dtype, right.device), key
+            assert found is again or torch.equal(tensor, right)

@@ -329,3 +329,26 @@ def test_bad_gains():
         init.calculate_gain("relu", 0.1)
     with pytest.raises(TypeError, match="^param: expected a number, found 'x'"):
         init.calculate_gain("leaky_relu", "x")
+
+
+def test_groups_and_given_fans():
+    assert init.fans((4, 1, 3, 3), "out_in", groups=4) == (9, 9)
+    assert init.fans((3, 3, 2, 8), groups=2) == (18, 36)
+    for maker in (init.scaled, init.lecun, init.xavier, init.kaiming):
+        given = {"a": 1.0} if maker is init.scaled else {}
+        whole = maker((8, 2, 3, 3), mode="fan_out", layout="out_in", seed=0, **given)
+        in_groups = maker((8, 2, 3, 3), mode="fan_out", layout="out_in", groups=4, seed=0, **given)
+        np.testing.assert_allclose(in_groups, 2 * whole, rtol=1e-6)
+        told = maker((8, 2, 3, 3), mode="fan_out", fans=(18, 18), seed=0, **given)
+        assert np.array_equal(told, in_groups)
+        assert maker((5,), fans=(4, 9), seed=0, **given).shape == (5,)  # of any shape
+    for bad, error, words in (
+        ({"groups": 3}, ValueError, "^groups: expected a divisor of the 4 outputs, found 3"),
+        ({"groups": 0}, ValueError, "^groups: "),
+        ({"groups": 1.5}, TypeError, "^groups: "),
+        ({"fans": 3}, TypeError, "^fans: expected two numbers"),
+        ({"fans": (3, -1)}, ValueError, r"^fans\[1\]: "),
+        ({"fans": (0, 1)}, ValueError, "fan_in of at least 1, found 0"),
+    ):
+        with pytest.raises(error, match=words):
+            init.lecun((4, 1, 3, 3), layout="out_in", **bad)

@@ -104,7 +104,8 @@ def x86_64_level():
     return fastgd_x86_64_level()
 
 
-cdef int _num_threads = 0      # 0: as many as OpenMP would take
+cdef int _num_threads = 0      # 0: as many as OpenMP would take,
+cdef int _most_threads = 0     # up to so many; 0: any number
 cdef bint _forked = False      # OpenMP's threads don't survive a fork, and waking them would hang
 
 
@@ -123,18 +124,34 @@ def set_num_threads(int n):
     _num_threads = n
 
 
+def set_most_threads(int n):
+    """Let OpenMP's number of threads count up to `n`; 0 for no limit."""
+    global _most_threads
+    _most_threads = n
+
+
+cdef inline int usual_threads() noexcept:
+    cdef int n = fastgd_max_threads()
+    return min(n, _most_threads) if _most_threads else n
+
+
 def get_num_threads():
     """The number of threads a large step would use now."""
     if _forked or not FASTGD_OPENMP:
         return 1
-    return _num_threads or fastgd_max_threads()
+    return _num_threads or usual_threads()
 
 
 cdef inline Py_ssize_t threads_for(Py_ssize_t elements, Py_ssize_t chunks) noexcept:
     """How many threads are worth waking."""
     if elements < PARALLEL_FROM or _forked:
         return 1
-    return min(_num_threads or fastgd_max_threads(), chunks)
+    return min(_num_threads or usual_threads(), chunks)
+
+
+def threads_are_set():
+    """Whether `set_num_threads` said how many."""
+    return _num_threads != 0
 
 
 def has_openmp():

@@ -75,8 +75,13 @@ def as_array(obj: object, name: str) -> Array:
         pass
     interface = getattr(obj, "__array_interface__", None)
     if interface is None or isinstance(obj, type):
-        raise TypeError(f"{name}: expected an array, found {found}")
+        how = "; np.array([…], np.float32) makes one" if _is_number_or_list(obj) else ""
+        raise TypeError(f"{name}: expected an array, found {found}{how}")
     return _from_interface(obj, interface, name, found)
+
+
+def _is_number_or_list(obj: object) -> bool:
+    return isinstance(obj, (int, float, complex, list, tuple))
 
 
 def read_only(obj: object) -> str:
