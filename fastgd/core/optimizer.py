@@ -276,6 +276,8 @@ class Optimizer(Contract):
     @lr.setter
     def lr(self, value: domains.Scalar) -> None:
         for group in self.param_groups:
+            group.checked({"lr": value})
+        for group in self.param_groups:
             group["lr"] = value
 
     # -------------------------------------------------------------------------------- the states

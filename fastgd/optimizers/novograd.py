@@ -84,9 +84,9 @@ def novograd_before(p: Array, g: Array) -> tuple[Array]:
 def novograd_settle(
     exp_avg_sq: Number, grad: SumOfSquares, *, beta2: Scalar, gamma: Scalar, eps: Scalar
 ) -> tuple[Scalar, Scalar]:
-    """v ← β₂v + (1 − β₂)‖g‖², or ‖g‖² where v is 0; q = γ/(√v + ε)."""
+    """v ← β₂v + (1 − β₂)‖g‖², or ‖g‖² where v is 0; q = γ/(√v + ε), or 0 where v is."""
     v = beta2 * exp_avg_sq + (1.0 - beta2) * grad if exp_avg_sq != 0.0 else grad
-    return v, gamma / (np.sqrt(v) + eps)
+    return v, gamma / (np.sqrt(v) + eps) if v != 0.0 else 0.0
 
 
 @rule(before=novograd_before, settle=novograd_settle)

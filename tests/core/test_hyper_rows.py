@@ -204,7 +204,7 @@ def test_numbers_that_are_not_finite_are_left_to_python():
     assert np.isnan(p).all()  # ∞ times 0, as without C
     q = np.ones(2, np.float32)
     with pytest.raises(ValueError, match="make adam's alpha inf, out of float32's range"):
-        fastgd.Adam(q, lr=1e308, betas=(1 - 2**-53, 0.5)).step(np.ones(2, np.float32))
+        fastgd.Adam(q, lr=lambda step: 1e308, betas=(1 - 2**-53, 0.5)).step(np.ones(2, np.float32))
 
 
 # --------------------------------------------------------------------------------- what is current

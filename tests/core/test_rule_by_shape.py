@@ -139,6 +139,7 @@ def test_tables_and_tests_know_shapes():
     assert rules_of(fastgd.Adam) == {
         "adam": Pick({}, None),
         "amsgrad": Pick({"amsgrad": True}, None),
+        "adam_nesterov": Pick({"nesterov": True}, None),
     }
     assert "adam (as for shape (3,))" in described(Shaped)
     assert "amsgrad (as with amsgrad=True)" in described(fastgd.Adam)

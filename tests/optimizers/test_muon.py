@@ -306,17 +306,12 @@ def test_other_shapes_are_refused_with_what_to_do(shape):
     ("ns_steps", 100, ValueError), ("ns_steps", -1, ValueError), ("ns_steps", 2.0, TypeError),
     ("ns_coefficients", (1.0, 2.0), ValueError), ("ns_coefficients", 1.0, TypeError),
     ("adjust_lr_fn", "other", ValueError), ("adjust_lr_fn", 1, TypeError),
-    ("ns_coefficients", (1e39, 0.0, 0.0), None),
+    ("ns_coefficients", (1e39, 0.0, 0.0), ValueError),
 ])  # fmt: skip
 def test_bad_hyper_parameters(key, value, error):
     p = np.ones((2, 2), np.float32)
-    if error is None:
-        opt = fastgd.Muon(p, **{key: value})
-        with pytest.raises(ValueError, match=r"make muon's a .*, out of float32's range"):
-            opt.step(p.copy())
-    else:
-        with pytest.raises(error, match=key):
-            fastgd.Muon(p, **{key: value})
+    with pytest.raises(error, match=key):
+        fastgd.Muon(p, **{key: value})
     assert (p == 1).all()
 
 

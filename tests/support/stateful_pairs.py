@@ -195,7 +195,7 @@ class Twin:
             seen["copy", i] = bits(out)
         for i, g in enumerate(opt.stepper.plan.bound or ()):
             seen["bound", i] = None if g is None else bits(g)
-        if opt.average is not None:
+        if opt.stepper.average is not None:
             seen["average", "steps"] = opt.average.steps.tolist()
             for i, a in enumerate(opt.average.averages.values()):
                 seen["average", i] = bits(a)
