@@ -40,10 +40,12 @@ def code_of(backend, name, fuse):
 
 
 def formula(update):
-    """What a sweep's function says in NumPy, with those it calls of its module, without docstrings."""
+    """What a sweep's function says in NumPy, with those of ours that it calls; without docstrings."""
     (function,) = ast.parse(textwrap.dedent(inspect.getsource(update))).body
     said = "\n".join(map(ast.unparse, function.body[1:]))
-    helpers = [f for key, f in update.__globals__.items() if f"{key}(" in said and key[0] == "_"]
+    helpers = [
+        f for key, f in update.__globals__.items() if f"{key}(" in said and inspect.isfunction(f)
+    ]
     return "\n".join([said, *map(formula, helpers)])
 
 

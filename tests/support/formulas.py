@@ -14,6 +14,11 @@ def drawn(seed, dtype=np.float64):
     return [np.asarray(rng.standard_normal(shape).astype(dtype) + 0.1) for shape in SHAPES]
 
 
+def few(seed):
+    """Those of less than a block."""
+    return drawn(seed)[:3]
+
+
 def follows(opt, params, update, steps=100, rtol=1e-12):
     """Compare steps with a formula: a function of a parameter, its gradient, a dict and t."""
     theirs, states = [p.copy() for p in params], [{} for _ in params]
