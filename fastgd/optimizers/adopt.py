@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastgd.core.contract import Hyper, hyper
-from fastgd.core.domains import flag, limit, nonnegative, two_fractions
+from fastgd.core.domains import flag, nonnegative, some_fraction, two_fractions
 from fastgd.core.optimizer import Optimizer
 from fastgd.kernels.spec.registry import Array, Scalar, Squares, at_least, at_most, rule
 
@@ -35,7 +35,7 @@ class ADOPT(Optimizer):
     decouple : bool
         Whether weight decay is that of `AdamW`, from the second step on; else an L2 penalty.
     clip_exp : float or None
-        c, how the bound of u grows with the steps; None for no bound.
+        c, how the bound of u grows with the steps, from 0 to below 1; None for no bound.
 
     References
     ----------
@@ -60,7 +60,7 @@ class ADOPT(Optimizer):
     eps = hyper(nonnegative, 1e-6)
     weight_decay = hyper(nonnegative, 0.0)
     decouple = hyper(flag, False)
-    clip_exp = hyper(limit, 0.25, keyword=True)
+    clip_exp = hyper(some_fraction, 0.25, keyword=True)
 
     @staticmethod
     def rule(h: Hyper, shape: tuple[int, ...]) -> str:

@@ -71,7 +71,8 @@ class ASGD(Optimizer):
         since = t - h["t0"]
         return (
             h["lr"],
-            h["lr"] / (1.0 + h["lambd"] * h["lr"] * t) ** h["alpha"],
+            # A power that underflows where its inverse would overflow.
+            h["lr"] * (1.0 + h["lambd"] * h["lr"] * t) ** -h["alpha"],
             1.0 / since if since > 1.0 else 1.0,
             h["lambd"],
             1.0 if t == 1 else 0.0,

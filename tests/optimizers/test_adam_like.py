@@ -6,7 +6,7 @@ from math import sqrt
 
 import numpy as np
 import pytest
-from support.formulas import drawn, follows
+from support.formulas import drawn, few, follows
 from support.helpers import COMPILED, same_bits
 
 import fastgd
@@ -39,7 +39,7 @@ def test_nesterovs_adam_is_timms_nadamw(cls, options):
         ahead = (beta1 * m + (1 - beta1) * g) / (1 - beta1**t)
         return p - 0.01 * ahead / (np.sqrt(v / (1 - beta2**t)) + h["eps"])
 
-    params = drawn(0)[:3]
+    params = few(0)
     opt = cls(params, nesterov=True, **{"lr": 0.01, "weight_decay": 0.0, **options})
     follows(opt, params, update)
 
@@ -73,7 +73,7 @@ def test_adabelief_is_its_authors(options):
         r = sqrt((rho - 4) * (rho - 2) * most / ((most - 4) * (most - 2) * rho))
         return p - 0.01 * r * sqrt(c2) * m / c1 / (np.sqrt(s) + eps)
 
-    params = drawn(0)[:3]
+    params = few(0)
     follows(fastgd.AdaBelief(params, **{"lr": 0.01, **options}), params, update)
 
 
@@ -91,7 +91,7 @@ def test_yogi_of_the_paper(options):
         v = state["v"] = v - (1 - beta2) * np.sign(v - g * g) * g * g
         return p - 0.01 * m / (1 - beta1**t) / (np.sqrt(v / (1 - beta2**t)) + h["eps"])
 
-    params = drawn(0)[:3]
+    params = few(0)
     follows(fastgd.Yogi(params, **{"lr": 0.01, **options}), params, update)
 
 
@@ -120,7 +120,7 @@ def test_adopt_is_its_authors(options):
         average(state, "v", g * g, beta2)
         return p - 0.01 * average(state, "m", u, beta1)
 
-    params = drawn(0)[:3]
+    params = few(0)
     follows(fastgd.ADOPT(params, **{"lr": 0.01, **options}), params, update)
 
 
@@ -142,7 +142,7 @@ def test_adan_of_the_paper(options):
         u = 0.01 * u / (np.sqrt(n / (1 - beta3**t)) + h["eps"])
         return p * (1 - decay) - u if h["no_prox"] else (p - u) / (1 + decay)
 
-    params = drawn(0)[:3]
+    params = few(0)
     follows(fastgd.Adan(params, **{"lr": 0.01, **options}), params, update)
 
 
@@ -157,7 +157,7 @@ def test_laprop_of_the_paper(options):
         m = average(state, "m", g / (np.sqrt(v / (1 - beta2**t)) + h["eps"]), beta1)
         return p * (1 - 0.01 * h["weight_decay"]) - 0.01 * m / (1 - beta1**t)
 
-    params = drawn(0)[:3]
+    params = few(0)
     follows(fastgd.LaProp(params, **{"lr": 0.01, **options}), params, update)
 
 
