@@ -77,9 +77,10 @@ class AdEMAMix(Optimizer):
         along = 1.0 if h["beta3_warmup"] is None else t / h["beta3_warmup"]
         share = 1.0 if h["alpha_warmup"] is None else t / h["alpha_warmup"]
         if along < 1.0:
-            # By half-lives, less one step each; 10⁻⁸ as in the author's code, lest β₁ = 0 has none.
-            first = log(0.5) / log(beta1 + 1e-8) - 1.0
-            last = log(0.5) / log(beta3 + 1e-8) - 1.0
+            # By half-lives, less one step each; 10⁻⁸ as in the author's code, lest β₁ = 0 has none,
+            # but where they would make 1 of β.
+            first = log(0.5) / log(beta1 + (1e-8 if beta1 < 0.9999999 else 0.0)) - 1.0
+            last = log(0.5) / log(beta3 + (1e-8 if beta3 < 0.9999999 else 0.0)) - 1.0
             slow = 0.5 ** (1.0 / ((1.0 - along) * first + along * last + 1.0))
         else:
             slow = beta3

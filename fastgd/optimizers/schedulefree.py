@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import sqrt
+from math import log, sqrt
 
 import numpy as np
 
@@ -90,12 +90,14 @@ class SGDScheduleFree(Optimizer):
 
     @staticmethod
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
+        power, r = h["weight_lr_power"], h["r"]
         alpha = h["lr"] * (t / h["warmup_steps"] if t < h["warmup_steps"] else 1.0)
         return (
             alpha,
             h["momentum"],
-            alpha ** h["weight_lr_power"],
-            t ** h["r"],
+            # No power overflows: weights beyond 10¹⁵⁰ count as that.
+            alpha**power if alpha <= 1.0 or power * log(alpha) < 345.0 else 1e150,
+            t**r if r * log(t) < 345.0 else 1e150,
             1.0 if t == 1 else 0.0,
         )
 
@@ -162,14 +164,16 @@ class AdamWScheduleFree(Optimizer):
 
     @staticmethod
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
+        power, r = h["weight_lr_power"], h["r"]
         beta1, beta2 = h["betas"]
         alpha = h["lr"] * (t / h["warmup_steps"] if t < h["warmup_steps"] else 1.0)
         root = sqrt(1.0 - beta2**t)
         return (
             alpha,
             beta1,
-            alpha ** h["weight_lr_power"],
-            t ** h["r"],
+            # No power overflows: weights beyond 10¹⁵⁰ count as that.
+            alpha**power if alpha <= 1.0 or power * log(alpha) < 345.0 else 1e150,
+            t**r if r * log(t) < 345.0 else 1e150,
             1.0 if t == 1 else 0.0,
             beta2,
             1.0 - beta2,
@@ -237,6 +241,7 @@ class RAdamScheduleFree(Optimizer):
 
     @staticmethod
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
+        power, r = h["weight_lr_power"], h["r"]
         beta1, beta2 = h["betas"]
         correction = 1.0 - beta2**t
         limit = 2.0 / (1.0 - beta2) - 1.0
@@ -253,8 +258,9 @@ class RAdamScheduleFree(Optimizer):
         return (
             alpha,
             beta1,
-            alpha ** h["weight_lr_power"],
-            t ** h["r"],
+            # No power overflows: weights beyond 10¹⁵⁰ count as that.
+            alpha**power if alpha <= 1.0 or power * log(alpha) < 345.0 else 1e150,
+            t**r if r * log(t) < 345.0 else 1e150,
             1.0 if t == 1 else 0.0,
             beta2,
             1.0 - beta2,
