@@ -237,9 +237,8 @@ class Contract:
         elif not cls.own_decay:
             l2 = decay
         factor = -unscale if h["maximize"] else unscale
-        no = math.inf
-        clip_value, clip_norm, clip_ratio = h["clip_value"], h["clip_norm"], h["clip_ratio"]
-        return factor, l2, decoupled, clip_value or no, clip_norm or no, clip_ratio or no
+        limits = [h[key] for key in ("clip_value", "clip_norm", "clip_ratio")]
+        return factor, l2, decoupled, *(math.inf if most is None else most for most in limits)
 
     @classmethod
     def _declared(cls, key: str) -> object:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from fastgd.core.domains import SCHEDULABLE, Domain, check_schedule, is_schedule
+from fastgd.core.domains import SCHEDULABLE, Domain, check_schedule, is_schedule, limit
 from fastgd.core.names import hint
 
 
@@ -142,6 +142,8 @@ class ParamGroup(dict[str, Any]):
         except Exception as error:
             error.add_note(f"{name}: raised by its schedule at step {step}")
             raise
+        if self._domains[key] is limit and isinstance(value, (int, float)) and value == 0:
+            return 0.0  # where a bound may end: nothing of the gradients is left
         try:
             return self._domains[key](value, name)
         except (TypeError, ValueError) as error:

@@ -186,7 +186,8 @@ class Optimizer(Contract):
         grads : array or nested lists and dicts of arrays, optional
             As for `step`; only read, even with ``zero_grads``.
         weight : float
-            What to weigh them by, say the number of samples in the micro-batch.
+            What to weigh them by, say the number of samples in the micro-batch.  With 0 they are
+            left out, whatever they are.
 
         Raises
         ------

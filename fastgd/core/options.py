@@ -36,7 +36,8 @@ class Options(TypedDict, total=False):
         each group's, or of each gradient alone.
     clip_value : float
         The maximum absolute value of an element of the gradients.  A hyper-parameter as well.
-        Applied after ``clip_norm`` if both are given, so that both bounds hold.
+        Applied after ``clip_norm`` if both are given, so that both bounds hold.  A schedule may
+        take this bound or another to 0, where nothing is left of the gradients.
     clip_ratio : float
         The maximum norm of each unit of the gradients, as a multiple of the norm of the unit's
         parameters: adaptive gradient clipping.  A hyper-parameter as well; see Notes.

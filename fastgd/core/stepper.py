@@ -207,7 +207,7 @@ class Stepper:
                     f"{where}: expected a group, a dict with 'params', found {shown(group)}"
                 )
             structure, leaves = flatten(group["params"])
-            if not leaves:
+            if not leaves and not prefix:
                 raise ValueError(f"{where}: expected at least one parameter, found none")
             own = [(*prefix, *path) for path, _ in leaves] if prefix else [p for p, _ in leaves]
             names.append(tuple(map(name_of, own)))
@@ -234,6 +234,8 @@ class Stepper:
             structures.append(structure)
             paths += own
             pieces += [leaf for _, leaf in leaves if isinstance(leaf, Piece)]
+        if not paths and not self._paths:
+            raise ValueError("params: expected at least one parameter, found none in any group")
         self.storage = self.storage.with_pieces(pieces)
         self.param_groups += tuple(groups)
         self.names += tuple(names)
@@ -530,14 +532,15 @@ class Stepper:
 
     def accumulate(self, grads: object = None, weight: float = 1.0) -> None:
         """Do what `Optimizer.accumulate` says."""
-        weight = domains.positive(weight, "weight")
+        weight = domains.nonnegative(weight, "weight")
         with self.lock:
             if grads is None and (grads := self.bound()) is None:
                 raise TypeError("accumulate() needs gradients, as no gradients were bound")
             pending = self.accumulated or self._nothing_accumulated()
             if not math.isfinite(pending.weight[0] + weight):
                 raise ValueError(f"weight: expected finite sums, found {weight} on top")
-            pending.add(grads, weight)
+            if weight:
+                pending.add(grads, weight)
             self.accumulated = pending
 
     def _nothing_accumulated(self) -> Accumulated:

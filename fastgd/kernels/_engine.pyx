@@ -462,7 +462,8 @@ cdef class Plan:
             return least
         # More, or NaN, which then spreads.
         t.factor = copysign(group_step.clip_norm / norm, group_step.factor)
-        if not t.is_double and isfinite(norm) and <float> t.factor == 0:
+        if (not t.is_double and isfinite(norm) and <float> t.factor == 0
+                and group_step.clip_norm != 0):
             raise ValueError(f"grads{self.layout.labels[i]}: a norm of {norm * unscale} can't "
                              f"be clipped to {group_step.clip_norm} in float32")
         shrinks = group_step.clip_norm / (norm * unscale)

@@ -455,6 +455,8 @@ def test_values_that_are_refused(value, error):
     with pytest.raises(error, match=r"^clip_ratio: expected "):
         opt.param_groups[0]["clip_ratio"] = value
     opt.param_groups[0]["clip_ratio"] = lambda t: value
+    if value == 0:  # where a schedule may end
+        return
     with pytest.raises(error, match=r"^clip_ratio: expected .*from its schedule at step 0"):
         opt.step(np.ones(2))
 

@@ -447,8 +447,8 @@ def test_accumulated_gradients_wait_for_a_step():
         opt.step(g)
     with pytest.raises(RuntimeError, match="^add_param_group: gradients were accumulated"):
         opt.add_param_group({"params": np.zeros(1)}, grads=np.zeros(1))
-    with pytest.raises(ValueError, match="weight: expected a number above 0"):
-        opt.accumulate(weight=0)
+    with pytest.raises(ValueError, match="weight: expected a number of at least 0"):
+        opt.accumulate(weight=-1)
     with pytest.raises(ValueError, match="^grads: expected shape"):
         opt.accumulate(np.ones(3))
     opt.step()

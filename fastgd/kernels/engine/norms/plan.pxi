@@ -169,7 +169,8 @@ cdef class PlanNorms:
             if not norms[k] * fabs(t.factor) <= limit:    # or NaN, which then spreads
                 clips = True
                 t.factors[k] = copysign(limit / norms[k], t.factor)
-                if not t.is_double and isfinite(norms[k]) and <float> t.factors[k] == 0:
+                if (not t.is_double and isfinite(norms[k]) and <float> t.factors[k] == 0
+                        and ratio != 0):
                     raise ValueError(f"grads{self.layout.labels[i]}: a norm of "
                                      f"{norms[k] * fabs(t.factor)} in row {k} can't be clipped to "
                                      f"{limit} in float32")
