@@ -22,6 +22,8 @@ class Adam(Optimizer):
         W_t &= W_{t-1} - \alpha \hat m_t / (\sqrt{\hat v_t + \epsilon_{root}} + \epsilon)
 
     ``amsgrad`` takes the largest :math:`v` so far for :math:`v_t` in the last two lines.
+    ``cautious`` lets an element stay where :math:`m_t g_t \le 0`, and the others of its tensor go
+    further by as much: their step is divided by their share, which counts as at least a thousandth.
 
     Parameters
     ----------
@@ -33,11 +35,14 @@ class Adam(Optimizer):
         Added to the corrected root, and inside it.
     amsgrad : bool
         Divide by the root of the largest v so far, so that step sizes never grow again.
+    cautious : bool
+        Step only where momentum and gradient agree.
 
     References
     ----------
     Kingma and Ba, "Adam: a method for stochastic optimization", 2015.
     Reddi, Kale and Kumar, "On the convergence of Adam and beyond", 2018 (amsgrad).
+    Liang et al., "Cautious optimizers: improving training with one line of code", 2024 (cautious).
 
     Examples
     --------
@@ -56,10 +61,12 @@ class Adam(Optimizer):
     weight_decay = hyper(nonnegative, 0.0)
     amsgrad = hyper(flag, False)
     eps_root = hyper(nonnegative, 0.0, keyword=True)
+    cautious = hyper(flag, False, keyword=True)
 
     @staticmethod
     def rule(h: Hyper, shape: tuple[int, ...]) -> str:
-        return "amsgrad" if h["amsgrad"] else "adam"
+        rule = "amsgrad" if h["amsgrad"] else "adam"
+        return f"cautious_{rule}" if h["cautious"] else rule
 
     @staticmethod
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
@@ -84,7 +91,7 @@ class AdamW(Adam):
 
     Parameters
     ----------
-    params, lr, betas, eps, amsgrad, eps_root, maximize, **options
+    params, lr, betas, eps, amsgrad, eps_root, cautious, maximize, **options
         As for `Adam`.
     weight_decay : float
         λ, which is not added to the gradient here.

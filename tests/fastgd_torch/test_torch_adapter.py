@@ -64,7 +64,14 @@ def test_state_dicts_look_alike(name, options):
                 check_dtype=key not in in_float64,
             )
     for a, b in zip(ours["param_groups"], theirs["param_groups"], strict=True):
-        beside = {"eps_root", "clip_norm", "clip_value", "clip_ratio", "decoupled_weight_decay"}
+        beside = {
+            "cautious",
+            "eps_root",
+            "clip_norm",
+            "clip_value",
+            "clip_ratio",
+            "decoupled_weight_decay",
+        }
         assert a.keys() - b.keys() <= beside
         assert not b.keys() - a.keys()
         assert {key: a[key] for key in b} == b

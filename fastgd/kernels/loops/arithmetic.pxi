@@ -39,3 +39,8 @@ cdef inline floating epsilon(floating eps) noexcept nogil:
 
 cdef inline floating positive_part(floating x) noexcept nogil:
     return <floating> 0 if x < 0 else x
+
+
+cdef inline floating is_positive(floating x) noexcept nogil:
+    """1 where x > 0, else 0; NaN is not."""
+    return <floating> 1 if x > 0 else <floating> 0

@@ -377,3 +377,9 @@ def positive_part(x: Array) -> Array:
     """x, or 0 where x < 0; NaN stays NaN."""
     clipped: Array = np.where(x < 0, x.dtype.type(0), x)
     return clipped
+
+
+def is_positive(x: Array) -> Array:
+    """1 where x > 0, else 0; NaN is not."""
+    found: Array = (x > 0).astype(x.dtype)
+    return found
