@@ -100,7 +100,9 @@ class Lookahead(Optimizer):
         # What may not be set as an attribute, as it would do nothing.
         self.__dict__["domains"] = optimizer.domains
         self.slow: dict[Name, Array] = {}
+        # What pulls, and the slow weights in the order of memory with what they are set to.
         self._plan: Plan | None = None
+        self._pairs: list[tuple[Array, Array | CodedArray]] = []
         self._pulled = np.zeros(1)  # 1 while parameters are pulled and the slow weights not yet
         with self.stepper.lock:
             self.stepper.refuse_elsewhere("Lookahead")
@@ -147,7 +149,8 @@ class Lookahead(Optimizer):
                 own = stepped[name]
                 plain = p.dtype if own.codec == codec_of(p.dtype) else computed(p.dtype)
                 slow[name] = aligned_zeros(p, plain)
-                _take(slow[name], own)
+                _take(_pair(slow[name], own))
+        self._pairs = [_pair(slow[name], own) for name, own in stepped.items()]
         n = len(stepped)
         self._plan = Plan(
             [None] * n,
@@ -157,6 +160,7 @@ class Lookahead(Optimizer):
             [()] * n,
             ["sgd"] * n,
             np.zeros(n, np.int64),
+            [slow[name] for name in stepped],
             copies=self.stepper.all_copies(),
         )
         self.slow = slow
@@ -174,15 +178,9 @@ class Lookahead(Optimizer):
                 assert plan is not None
                 plan.steps[...] = self.stepper.steps
                 plan.seed = (self.stepper.plan.seed ^ _SALT) % 2**64
-                plan.step(
-                    list(self.slow.values()),
-                    lambda *_: row,
-                    1.0,
-                    tally=self._pulled,
-                    amount=1.0,
-                )
-            for slow, own in zip(self.slow.values(), self._stepped().values(), strict=True):
-                _take(slow, own)
+                plan.step(None, lambda *_: row, 1.0, tally=self._pulled, amount=1.0)
+            for pair in self._pairs:
+                _take(pair)
             self._pulled[0] = 0.0
             self._last = self._taken()
 
@@ -265,13 +263,19 @@ class Lookahead(Optimizer):
             return new
 
     def __getstate__(self) -> dict[str, Any]:
-        """The attributes but for the plan, which holds addresses."""
+        """The attributes but for the plan and the views, which hold addresses."""
         with self.stepper.lock:
             self._keep_up()
             to_the_end(self._pull)
-            return {**self.__dict__, "_plan": None}
+            return {**self.__dict__, "_plan": None, "_pairs": []}
 
 
-def _take(slow: Array, own: CodedArray) -> None:
+def _pair(slow: Array, own: CodedArray) -> tuple[Array, Array | CodedArray]:
+    """Slow weights in the order of memory, and what they are set to: the same, unless split."""
+    return as_coded(slow).raw(), own if own.codec == "split" else own.raw()
+
+
+def _take(pair: tuple[Array, Array | CodedArray]) -> None:
     """Set slow weights to what steps update."""
-    as_coded(slow).raw()[...] = own.load(slow.dtype) if slow.itemsize > 2 else own.raw()
+    slow, own = pair
+    slow[...] = own.load(slow.dtype) if isinstance(own, CodedArray) else own

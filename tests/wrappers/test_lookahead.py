@@ -158,10 +158,10 @@ def test_an_interrupted_step_is_made_up_for(monkeypatch, at):
             if interrupted and at == "after the pull":
                 calls = iter([KeyboardInterrupt])
 
-                def interrupt(slow, own, take=lookahead._take, calls=calls):
+                def interrupt(pair, take=lookahead._take, calls=calls):
                     for error in calls:
                         raise error
-                    take(slow, own)
+                    take(pair)
 
                 patched.setattr(lookahead, "_take", interrupt)
             elif interrupted:
