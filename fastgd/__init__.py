@@ -27,7 +27,9 @@ from fastgd.kernels._engine import StepRecord
 from fastgd.optimizers import *  # noqa: F403
 
 __all__ = [
+    "SAM",
     "CheckpointError",
+    "Lookahead",
     "Optimizer",
     "Options",
     "StepRecord",
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
     )
     from fastgd.checkpoint import CheckpointError, load, save
     from fastgd.kernels.include import get_include
+    from fastgd.wrappers import SAM, Lookahead
 
 # Modules, and names in them, that are imported when first accessed, as not every program needs
 # them.  A star import leaves out `plot`, which needs matplotlib.
@@ -78,6 +81,8 @@ _LATER = (
 )
 _LATER_FROM = {
     "CheckpointError": "checkpoint",
+    "Lookahead": "wrappers",
+    "SAM": "wrappers",
     "get_include": "kernels.include",
     "load": "checkpoint",
     "save": "checkpoint",

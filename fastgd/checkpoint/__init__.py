@@ -113,17 +113,18 @@ def save(
     arrays: dict[str, Stored] = {}
     content = {
         "written_by": pack(f"fastgd {__version__}", (), arrays),
-        "optimizer": pack(None if opt is None else type(opt).__name__, (), arrays),
+        "optimizer": pack(None if opt is None else opt.title, (), arrays),
         "opt": ["null"],
         "metadata": pack(dict(metadata or {}), ("metadata",), arrays),
     }
     with replacement(file) as new:
         with nullcontext() if opt is None else opt.stepper.following(keep=False), _uncollected():
-            _refuse_swapped(opt, "save")
+            _refuse_elsewhere(opt, "save")
+            written = None if opt is None else opt.written()
             named = _parameters(opt, params)
             content["params"] = pack(named[0] if len(named) == 1 else named, ("params",), arrays)
-            if opt is not None:
-                content["opt"] = pack(opt.stepper.written(), ("opt",), arrays)
+            if written is not None:
+                content["opt"] = pack(written, ("opt",), arrays)
             _container.write(new, content, arrays)
         _container.check(new.name, file, safetensors)
 
@@ -201,12 +202,12 @@ def _loaded(file: str, opt: Optimizer | None, targets: Sequence[Named] | None) -
     """Do what `load` says, and return the metadata."""
     content = read_content(file)
     with nullcontext() if opt is None else opt.stepper.lock:
-        _refuse_swapped(opt, "load")
+        _refuse_elsewhere(opt, "load")
         try:
             pairs = [] if targets is None else _matched(targets, content["params"])
             if opt is not None:
-                if content["optimizer"] != type(opt).__name__:
-                    expected, found = type(opt).__name__, content["optimizer"] or "none"
+                if content["optimizer"] != opt.title:
+                    expected, found = opt.title, content["optimizer"] or "none"
                     raise ValueError(f"optimizer: expected {expected}, found {found}")
                 opt.load_state_dict(content["opt"])
         except (TypeError, ValueError, KeyError) as error:
@@ -246,13 +247,13 @@ def as_path(path: Any) -> str:
         raise TypeError(f"path: expected a str or a path, found {found}") from None
 
 
-def _refuse_swapped(opt: Optimizer | None, what: str) -> None:
-    """Raise RuntimeError while averages are swapped in.
+def _refuse_elsewhere(opt: Optimizer | None, what: str) -> None:
+    """Raise RuntimeError while averages are swapped in, or parameters perturbed.
 
-    They would be saved as weights; and loaded weights would be overwritten on swapping back.
+    They would be saved as weights; and loaded weights would be overwritten on restoring those.
     """
-    if opt is not None and opt.average is not None:
-        opt.average.refuse_swapped(what)
+    if opt is not None:
+        opt.stepper.refuse_elsewhere(what)
 
 
 def _check_optimizer(opt: object) -> None:

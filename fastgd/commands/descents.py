@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fastgd
+from fastgd.commands.choice import CLASSIC
+from fastgd.kernels.reference import RULES
 from fastgd.optimizers import GENERAL
 from fastgd.surfaces import Surface
 
@@ -17,11 +19,11 @@ Array = NDArray[Any]
 Maker = Callable[..., fastgd.Optimizer]
 
 
-def contestants() -> dict[str, Maker]:
-    """Every optimizer with its defaults, and SGD's heavy ball, by name."""
+def contestants(names: Iterable[str] = CLASSIC) -> dict[str, Maker]:
+    """Optimizers with their defaults, and beside SGD its heavy ball, by name."""
     makers: dict[str, Maker] = {}
-    for name, optimizer in GENERAL.items():
-        makers[name] = optimizer
+    for name in names:
+        makers[name] = GENERAL[name]
         if name == "SGD":
             makers["heavy ball"] = partial(fastgd.SGD, momentum=0.9)
     return makers
@@ -32,6 +34,7 @@ def descend(
 ) -> Array:
     """The path of a descent: the start, and the point after each step; shape (steps + 1, d).
 
+    The point of an optimizer that averages its iterates is the average, which is what it learns.
     A descent that diverges goes on with infinities and NaNs, without a warning.
     """
     w = np.array(start, np.float64)
@@ -41,8 +44,13 @@ def descend(
     with np.errstate(over="ignore", invalid="ignore"):
         for t in range(1, steps + 1):
             opt.step(surface.gradient(w))
-            path[t] = w
+            path[t] = learned(opt, w)
     return path
+
+
+def learned(opt: fastgd.Optimizer, w: Array) -> Array:
+    """The weights to evaluate of an optimizer whose only parameter is `w`."""
+    return w if opt.average is None else opt.average.averages[0]
 
 
 def adaptive(make: Maker) -> bool:
@@ -62,6 +70,26 @@ def adaptive(make: Maker) -> bool:
         opt.step(np.array([1.0, 1000.0]))
     first, second = np.abs(w - before)
     return bool(second < 10 * first)
+
+
+def family(make: Maker) -> str:
+    """What the length of an optimizer's steps follows from, in a few words.
+
+    >>> import fastgd
+    >>> family(fastgd.Momentum), family(fastgd.Adam), family(fastgd.LAMB)
+    ('the rate given', "each weight's gradients", 'norms of tensors')
+    """
+    opt = make(np.zeros((2, 2)))
+    rule = RULES[opt.stepper.rules[0]]
+    if rule.shared:
+        return "the whole model"
+    if opt.average is not None:
+        return "averaged iterates"
+    if rule.line_states:
+        return "rows and columns"
+    if rule.sums:
+        return "norms of tensors"
+    return "each weight's gradients" if adaptive(make) else "the rate given"
 
 
 # From far too small to far too large for any of the surfaces: powers of √10.
@@ -133,13 +161,14 @@ def race(
     surface: Surface,
     steps: int,
     *,
+    names: Iterable[str] = CLASSIC,
     rates: Sequence[float] = RATES,
     tolerance: float = 0.05,
     advance: Callable[[str], object] = lambda name: None,
 ) -> Mapping[str, Run]:
-    """The best descents of all contestants on a surface, from its suggested start."""
+    """The best descents of contestants on a surface, from its suggested start."""
     runs = {}
-    for name, make in contestants().items():
+    for name, make in contestants(names).items():
         runs[name] = tuned(make, surface, steps, rates=rates, tolerance=tolerance)
         advance(name)
     return runs

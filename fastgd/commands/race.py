@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from fastgd import plot
-from fastgd.commands import output
+from fastgd.commands import choice, output
 from fastgd.commands.descents import RATES, Run, contestants, race
 from fastgd.commands.images import Palette
 from fastgd.surfaces import SURFACES, Surface
@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--surface", type=surface_of_two, default="beale", metavar="NAME", help="where to descend"
     )
+    choice.add_argument(parser, "which to race")
     parser.add_argument("--steps", type=steps, default=200, help="how many steps each takes")
     parser.add_argument(
         "--lr",
@@ -89,6 +90,7 @@ def positive(text: str) -> float:
 def run(arguments: argparse.Namespace) -> int:
     """Race, print the table, write the animation."""
     surface, console = arguments.surface, Console()
+    names = choice.chosen(arguments.optimizer)
     columns = (
         TextColumn("{task.description:<10}"),
         BarColumn(),
@@ -96,14 +98,19 @@ def run(arguments: argparse.Namespace) -> int:
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=2 * len(contestants()))
+        task = progress.add_task("", total=2 * len(contestants(names)))
 
         def advance(name: str, share: float = 1.0) -> None:
             progress.update(task, advance=share, description=name)
 
         rates = RATES if arguments.lr is None else (arguments.lr,)
         runs = race(
-            surface, arguments.steps, rates=rates, tolerance=arguments.tolerance, advance=advance
+            surface,
+            arguments.steps,
+            names=names,
+            rates=rates,
+            tolerance=arguments.tolerance,
+            advance=advance,
         )
         share = len(runs) / frame_count(arguments.steps)
         animation = animate(surface, runs, lambda: advance("drawing", share))
@@ -121,14 +128,10 @@ def table_of(surface: Surface, runs: Mapping[str, Run], count: int, tolerance: f
         title_justify="left",
         caption_justify="left",
     )
-    table.add_column("optimizer")
+    table.add_column("optimizer", no_wrap=True)
     for column in ("learning rate", "final value", "distance to minimum", "arrival"):
         table.add_column(column, justify="right")
-
-    def rank(item: tuple[str, Run]) -> tuple[float, float]:
-        return (math.inf if item[1].arrival is None else item[1].arrival, item[1].values[-1])
-
-    for name, best in sorted(runs.items(), key=rank):
+    for name, best in ranked(runs).items():
         table.add_row(
             name,
             f"{best.lr:.2g}",
@@ -139,6 +142,15 @@ def table_of(surface: Surface, runs: Mapping[str, Run], count: int, tolerance: f
     return table
 
 
+def ranked(runs: Mapping[str, Run]) -> dict[str, Run]:
+    """The runs, who arrived first at the top."""
+
+    def rank(item: tuple[str, Run]) -> tuple[float, float]:
+        return (math.inf if item[1].arrival is None else item[1].arrival, item[1].values[-1])
+
+    return dict(sorted(runs.items(), key=rank))
+
+
 def frame_count(count: int) -> int:
     """How many frames show so many steps."""
     return min(count + 1, FRAMES)
@@ -147,7 +159,15 @@ def frame_count(count: int) -> int:
 def animate(
     surface: Surface, runs: Mapping[str, Run], advance: Callable[[], object] = lambda: None
 ) -> list[Image.Image]:
-    """The frames: contours drawn once, and the paths as far as they are, drawn over them."""
+    """The frames: contours drawn once, and the paths as far as they are, drawn over them.
+
+    Of many runs, the best few are named, and drawn over the others, which are faint.
+    """
+    best_ones = list(ranked(runs))[: choice.named(len(runs))]
+    order = [name for name in runs if name not in best_ones]
+    others = len(order)
+    order += [name for name in runs if name in best_ones]
+    runs = {name: runs[name] for name in order}
     count = len(next(iter(runs.values())).path) - 1
     with plot.style():
         figure = Figure(figsize=(8.2, 5.4), dpi=100, layout="constrained")
@@ -155,11 +175,14 @@ def animate(
         axes = figure.subplots()
         plot.contours(axes, surface)
         lines, dots = [], []
-        for k, (name, best) in enumerate(runs.items()):
-            look = plot.line_style(k)
-            (line,) = axes.plot([], [], label=f"{name}, {best.lr:.2g}", **look, animated=True)
-            (dot,) = axes.plot([], [], "o", color=look["color"], markersize=7, animated=True)
+        for k, (name, best) in enumerate(runs.items(), -others):
+            look, size, label = plot.line_style(k), 7.0, f"{name}, {best.lr:.2g}"
+            if k < 0:
+                look, size, label = choice.faint(), 3.0, f"{others} others" if k == -1 else ""
+            (line,) = axes.plot([], [], label=label, **look, animated=True)
+            (dot,) = axes.plot([], [], "o", color=look["color"], markersize=size, animated=True)
             dot.set_markeredgecolor(axes.get_facecolor())
+            dot.set_alpha(look.get("alpha"))
             lines.append(line)
             dots.append(dot)
         axes.plot(*surface.start, "o", markerfacecolor="none", color=axes.title.get_color())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,11 +21,13 @@ from sklearn.model_selection import train_test_split
 
 import fastgd
 from fastgd import plot
-from fastgd.commands import output
+from fastgd.commands import choice, output
 from fastgd.commands.mlp import accuracy, fit, init_layers
 from fastgd.optimizers import GENERAL
 
 SIZES = (64, 96, 32, 10)
+# How many small charts stand side by side.
+SMALL = 6
 
 # Where an optimizer's defaults are too cautious for so small a problem.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -97,10 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
         return parse
 
-    kind = output.one_of([*GENERAL, "all"])
-    parser.add_argument(
-        "--optimizer", type=kind, default="all", metavar="NAME", help="which to train"
-    )
+    choice.add_argument(parser, "which to train")
     parser.add_argument("--epochs", type=integer(1), default=30, help="passes over the data")
     parser.add_argument("--batch-size", type=integer(1), default=32, help="digits per step")
     parser.add_argument("--seed", type=integer(0), default=0, help="of weights, split and order")
@@ -111,7 +111,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, print the table, write the picture."""
-    names = list(GENERAL) if arguments.optimizer == "all" else [arguments.optimizer]
+    names = choice.chosen(arguments.optimizer)
     console = Console()
     columns = (
         TextColumn("{task.description:<9}"),
@@ -223,11 +223,49 @@ def draw_accuracies(axes: Axes, outcomes: list[Outcome]) -> None:
 
 
 def draw(outcomes: list[Outcome], path: Path) -> None:
-    """Write the picture of both."""
+    """Write the picture of both; of many outcomes, with a small chart of each."""
+    rows = 0 if len(outcomes) <= choice.READABLE else math.ceil(len(outcomes) / SMALL)
     with plot.style():
-        height = max(4.5, 1.0 + 0.22 * len(outcomes))  # what the legend takes
-        figure = Figure(figsize=(10, height), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        draw_losses(left, outcomes)
-        draw_accuracies(right, outcomes)
+        figure = Figure(figsize=(10, 4.5 + 1.35 * rows), layout="constrained")
+        if rows:
+            best = ranked(outcomes)
+            parts: Any = figure.subfigures(2, 1, height_ratios=(4.5, 1.35 * rows))
+            left, right = parts[0].subplots(1, 2)
+            draw_best(left, right, best)
+            for k, one in enumerate(best, 1):
+                draw_one(parts[1].add_subplot(rows, SMALL, k), best, one)
+        else:
+            left, right = figure.subplots(1, 2)
+            draw_losses(left, outcomes)
+            draw_accuracies(right, outcomes)
         figure.savefig(path, dpi=150)
+
+
+def ranked(outcomes: list[Outcome]) -> list[Outcome]:
+    """The outcomes, the most accurate first, and of equal ones that with the lowest loss."""
+    return sorted(outcomes, key=lambda o: (-o.accuracy, o.losses[-1]))
+
+
+def draw_best(left: Axes, right: Axes, best: list[Outcome]) -> None:
+    """Draw the curves of the best few over those of all others."""
+    few = choice.named(len(best))
+    for axes, key in ((left, "losses"), (right, "accuracies")):
+        for o in best[few:]:
+            series = getattr(o, key)
+            axes.plot(range(1, len(series) + 1), series, **choice.faint())
+    draw_losses(left, best[:few])
+    draw_accuracies(right, best[:few])
+    title = f"the best {few} of {len(best)} (test accuracy)"
+    left.legend(title=title, alignment="left")
+
+
+def draw_one(axes: Axes, best: list[Outcome], one: Outcome) -> None:
+    """Draw the losses of one among those of all."""
+    epochs = range(1, len(one.losses) + 1)
+    for o in best:
+        axes.plot(epochs, o.losses, **{**choice.faint(), "linewidth": 0.4})
+    axes.plot(epochs, one.losses, color=plot.line_style(0)["color"])
+    axes.set(yscale="log", xticks=[])
+    axes.set_title(one.optimizer, fontsize=8.5)
+    axes.text(1, 0.98, f"{one.accuracy:.1%}", transform=axes.transAxes, ha="right", va="top")
+    axes.tick_params(left=False, which="both", labelleft=False)

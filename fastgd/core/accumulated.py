@@ -47,10 +47,10 @@ class Accumulated:
             self._structure, self.sums, self._labels, [0] * n, [()] * n, rules, self.counts
         )
 
-    def add(self, grads: object, weight: float) -> None:
-        """Add gradients times a weight; changes nothing if they don't fit."""
+    def add(self, grads: object, weight: float, zero: bool = False) -> None:
+        """Add gradients times a weight, and zero them if asked; nothing if they don't fit."""
         row = "weighted_sum", (weight,), Stages()
-        self._plan.step(grads, lambda *_: row, 1.0, tally=self.weight, amount=weight)
+        self._plan.step(grads, lambda *_: row, 1.0, zero=zero, tally=self.weight, amount=weight)
 
     def grads(self) -> Any:
         """The sums in the form of the parameters, None where there was no gradient."""

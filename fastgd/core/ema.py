@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from threading import RLock
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastgd.core import domains, fork_locks
+from fastgd.core.interrupts import to_the_end
 from fastgd.core.trees import Name, flatten, name_of
 from fastgd.kernels._engine import Plan, is_parameter
 from fastgd.kernels.memory import checks
@@ -55,22 +57,12 @@ class Swapped:
                 _set(p, value)
             yield
         finally:
-            self._restore(params, saved)
+            to_the_end(partial(self._restore, params, saved))
 
     def _restore(self, params: Sequence[Array], saved: Sequence[Array]) -> None:
-        """Restore the weights; again if interrupted meanwhile, as by a second Ctrl-C."""
-        interrupt = None
-        for _ in range(9):
-            try:
-                for p, value in zip(params, saved, strict=True):
-                    p[...] = value
-                self.is_swapped = False
-            except KeyboardInterrupt as caught:
-                interrupt = caught
-            else:
-                break
-        if interrupt is not None:
-            raise interrupt
+        for p, value in zip(params, saved, strict=True):
+            p[...] = value
+        self.is_swapped = False
 
 
 class Weighting(Swapped):

@@ -301,8 +301,17 @@ class Optimizer(Contract):
         depend on step counts alone.
         """
         with self.stepper.following(keep=False):
-            copies: dict[str, Any] = _state_dict.copied(self.stepper.written())
+            copies: dict[str, Any] = _state_dict.copied(self.written())
             return copies
+
+    def written(self) -> dict[str, Any]:
+        """The state dict, whose arrays are the live ones; to be called as `Stepper.written`."""
+        return self.stepper.written()
+
+    @property
+    def title(self) -> str:
+        """What checkpoints call the optimizer."""
+        return type(self).__name__
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take states, step counts and hyper-parameters from a state dict, fastgd's or torch's.

@@ -88,6 +88,10 @@ class Stepper:
         The gradients that no step has taken yet.
     combine, combine_sums : callable or None
         `Plan.step`'s arguments of these names, of a stepper whose parameters are shards.
+    taken : ndarray of float64, shape (1,)
+        The number of steps since it was made, without those that were skipped.
+    perturbed : bool
+        Whether parameters are elsewhere for the moment, as `fastgd.SAM` takes them.
     lock : RLock
         Held by every call that steps, or looks at states.
     """
@@ -116,8 +120,9 @@ class Stepper:
         self.combine: Callable[[Array], object] | None = None
         self.combine_sums: Callable[[Array], object] | None = None
         self.skipped = np.zeros(1, np.int64) if skipped is None else skipped
+        self.taken = np.zeros(1)
+        self.perturbed = False
         self.lock = RLock()
-        self._zero = self.options["zero_grads"]
         self._first = first
         self._paths: tuple[Path, ...] = ()  # where each parameter stands in what was given
         self.structure: Structure = None
@@ -174,7 +179,7 @@ class Stepper:
             for name, p in zip(names, group["params"], strict=True)
         }
 
-    def _labels(self) -> checks.Labels:
+    def labels(self) -> checks.Labels:
         """What to call each parameter in an error, after ``params``."""
         return checks.Labels(self._paths)
 
@@ -183,7 +188,7 @@ class Stepper:
         for out, (name, p) in zip(self.copies or (), self.params().items(), strict=False):
             reference.copy(as_coded(out), self.storage.parameter(p, self.state[name]))
 
-    def _all_copies(self) -> list[Array | None] | None:
+    def all_copies(self) -> list[Array | None] | None:
         """Where each parameter is copied to: a parameter with a master is itself such a copy."""
         params = list(self.params().values())
         if not any(map(self.storage.has_master, params)):
@@ -278,7 +283,7 @@ class Stepper:
                 rule = rules[i]
                 if not RULES[rule].shards and storage.is_shard(p):
                     raise ValueError(
-                        f"params{self._labels()[i]}: expected a whole parameter, as rule {rule} "
+                        f"params{self.labels()[i]}: expected a whole parameter, as rule {rule} "
                         "does not step shards, found a shard"
                     )
                 kept = {**self.state.get(name, {}), "step": steps[i, ...]}
@@ -303,7 +308,7 @@ class Stepper:
         plan = Plan(
             self.structure,
             params,
-            self._labels(),
+            self.labels(),
             groups,
             arrays,
             rules,
@@ -311,7 +316,7 @@ class Stepper:
             grads,
             averages=None if average is None else list(average.averages.values()),
             average_steps=None if average is None else average.steps,
-            copies=self._all_copies(),
+            copies=self.all_copies(),
             clip_by=self.options["clip_by"],
             nonfinite=self.options["nonfinite"],
             skipped=self.skipped,
@@ -369,7 +374,7 @@ class Stepper:
     def _label_of(self, shape: tuple[int, ...]) -> str:
         """What to call the first parameter of a shape in an error."""
         shapes = [self.storage.shape(p) for group in self.param_groups for p in group["params"]]
-        return f"params{self._labels()[shapes.index(shape)]}"
+        return f"params{self.labels()[shapes.index(shape)]}"
 
     def bound(self) -> object:
         """The bound gradients in the structure of the parameters, or None."""
@@ -417,6 +422,12 @@ class Stepper:
     def _refuse_pending(self, what: str) -> None:
         if self.pending:
             raise RuntimeError(f"{what}: gradients were accumulated that no step has taken yet")
+        self.refuse_elsewhere(what)
+
+    def refuse_elsewhere(self, what: str) -> None:
+        """Raise RuntimeError while the parameters are not those that steps update."""
+        if self.perturbed:
+            raise RuntimeError(f"{what}: the parameters are perturbed, and will be restored")
         self.refuse_swapped(what)
 
     # ------------------------------------------------------------------------ following the rules
@@ -478,11 +489,9 @@ class Stepper:
             self.agree()
             before = self.follow() if self._changes.latest is not self.seen else None
             try:
+                self.refuse_elsewhere("step")
                 average = None
-                if self.iterates is not None:
-                    self.iterates.refuse_swapped("step")
                 if self.average is not None:
-                    self.average.refuse_swapped("step")
                     average = self.average.weights(self.average.step + 1)
                 if self.pending:
                     return self._step_accumulated(grads, scale, average)
@@ -491,7 +500,9 @@ class Stepper:
                     self.configure,
                     unscale,
                     average=average,
-                    zero=self._zero,
+                    zero=self.options["zero_grads"],
+                    tally=self.taken,
+                    amount=1.0,
                     combine=self.combine,
                     combine_sums=self.combine_sums,
                 )
@@ -514,6 +525,8 @@ class Stepper:
             average=average,
             zero=True,
             reset=(pending.counts, pending.weight),
+            tally=self.taken,
+            amount=1.0,
             combine=self.combine,
             combine_sums=self.combine_sums,
         )
@@ -536,15 +549,15 @@ class Stepper:
         with self.lock:
             if grads is None and (grads := self.bound()) is None:
                 raise TypeError("accumulate() needs gradients, as no gradients were bound")
-            pending = self.accumulated or self._nothing_accumulated()
+            pending = self.accumulated or self.nothing_accumulated()
             if not math.isfinite(pending.weight[0] + weight):
                 raise ValueError(f"weight: expected finite sums, found {weight} on top")
             if weight:
                 pending.add(grads, weight)
             self.accumulated = pending
 
-    def _nothing_accumulated(self) -> Accumulated:
-        return Accumulated(self.structure, list(self.params().values()), self._labels())
+    def nothing_accumulated(self) -> Accumulated:
+        return Accumulated(self.structure, list(self.params().values()), self.labels())
 
     # ---------------------------------------------------------------------------------- the states
 
@@ -580,7 +593,7 @@ class Stepper:
             shared = _state_dict.shared_numbers(entries, self.rules)
             pending = None
             if extras is not None and extras.weight:
-                pending = self._nothing_accumulated()
+                pending = self.nothing_accumulated()
             hypers = [{**group, **change} for group, change in zip(groups, changes, strict=True)]
             if self._picked(hypers)[1] != self.rules or not self.plan.holds():
                 self.lay_out(hypers, self.steps, self.bound())
@@ -609,7 +622,7 @@ class Stepper:
     def __getstate__(self) -> dict[str, Any]:
         """All but the plan, which holds addresses, and the lock."""
         with self.following():
-            self.refuse_swapped("copy")
+            self.refuse_elsewhere("copy")  # nothing would restore the parameters of the copy
             own = self.__dict__.keys() - {"plan", "lock", "iterates"}
             content = {key: self.__dict__[key] for key in own}
             content["options"] = dict(self.options)

@@ -263,7 +263,7 @@ cdef class Plan:
         reset : tuple of ndarray
             Zero these, too.
         tally : ndarray of float64, shape (1,), optional
-            Add `amount` to this, too.
+            Add `amount` to this, too, unless the step is skipped.
         combine : callable, optional
             Where other processes have the other shards: called with this one's sums of squares, of
             shape (parameters + groups + 1, 2), which it replaces by the sums over all shards.
@@ -349,14 +349,14 @@ cdef class Plan:
         self.wrote = True
         for array in reset:
             (<cnp.ndarray> array).fill(0)
-        if tally is not None:
-            (<double*> cnp.PyArray_DATA(tally))[0] += amount
         if not finite and self.nonfinite != PROPAGATE:
             record.skipped = True
             (<cnp.int64_t*> cnp.PyArray_DATA(self.skipped))[0] += 1
             if zero:
                 self.gradients.zero()
         else:
+            if tally is not None:
+                (<double*> cnp.PyArray_DATA(tally))[0] += amount
             self.count_up(average is not None)
             if backend.compiled:
                 self.sweep(combine_sums)

@@ -23,7 +23,9 @@ class Adam(Optimizer):
 
     ``amsgrad`` takes the largest :math:`v` so far for :math:`v_t` in the last two lines;
     ``nesterov`` takes :math:`\beta_1 m_t + (1 - \beta_1) g_t` for :math:`m_t` there, a step ahead
-    of it: the NAdamW of timm, and not `NAdam`, whose β₁ grows.
+    of it: the NAdamW of timm, and not `NAdam`, whose β₁ grows.  ``cautious`` lets an element stay
+    where :math:`m_t g_t \le 0`, and the others of its tensor go further by as much: their step is
+    divided by their share, which counts as at least a thousandth.
 
     Parameters
     ----------
@@ -36,13 +38,16 @@ class Adam(Optimizer):
     amsgrad : bool
         Divide by the root of the largest v so far, so that step sizes never grow again.
     nesterov : bool
-        Nesterov's momentum; excludes ``amsgrad``.
+        Nesterov's momentum; excludes ``amsgrad`` and ``cautious``.
+    cautious : bool
+        Step only where momentum and gradient agree.
 
     References
     ----------
     Kingma and Ba, "Adam: a method for stochastic optimization", 2015.
     Reddi, Kale and Kumar, "On the convergence of Adam and beyond", 2018 (amsgrad).
     Dozat, "Incorporating Nesterov momentum into Adam", 2016 (nesterov).
+    Liang et al., "Cautious optimizers: improving training with one line of code", 2024 (cautious).
 
     Examples
     --------
@@ -62,17 +67,20 @@ class Adam(Optimizer):
     amsgrad = hyper(flag, False)
     eps_root = hyper(nonnegative, 0.0, keyword=True)
     nesterov = hyper(flag, False, keyword=True)
+    cautious = hyper(flag, False, keyword=True)
 
     @staticmethod
     def rule(h: Hyper, shape: tuple[int, ...]) -> str:
         if h["nesterov"]:
             return "adam_nesterov"
-        return "amsgrad" if h["amsgrad"] else "adam"
+        rule = "amsgrad" if h["amsgrad"] else "adam"
+        return f"cautious_{rule}" if h["cautious"] else rule
 
     @staticmethod
     def consistent(h: Hyper) -> None:
-        if h["nesterov"] and h["amsgrad"]:
-            raise ValueError("nesterov: excludes amsgrad")
+        for other in ("amsgrad", "cautious"):
+            if h["nesterov"] and h[other]:
+                raise ValueError(f"nesterov: excludes {other}")
 
     @staticmethod
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
@@ -97,7 +105,7 @@ class AdamW(Adam):
 
     Parameters
     ----------
-    params, lr, betas, eps, amsgrad, eps_root, nesterov, maximize, **options
+    params, lr, betas, eps, amsgrad, eps_root, nesterov, cautious, maximize, **options
         As for `Adam`.
     weight_decay : float
         λ, which is not added to the gradient here.

@@ -32,11 +32,15 @@ class RMSprop(Optimizer):
         μ.  With 0 there is no velocity; with a schedule there always is one.
     centered : bool
         Divide by the root of the variance.  Where rounding makes it negative, it counts as 0.
+    cautious : bool
+        Step only where velocity and gradient agree, and there further by as much, as `Adam` does.
+        Needs momentum: without it the two always agree.
 
     References
     ----------
     Tieleman and Hinton, "Lecture 6.5: rmsprop", 2012.
     Graves, "Generating sequences with recurrent neural networks", 2013 (centered).
+    Liang et al., "Cautious optimizers: improving training with one line of code", 2024 (cautious).
     """
 
     year = 2012
@@ -47,16 +51,24 @@ class RMSprop(Optimizer):
     momentum = hyper(nonnegative, 0.0)
     centered = hyper(flag, False)
     eps_root = hyper(nonnegative, 0.0, keyword=True)
+    cautious = hyper(flag, False, keyword=True)
 
     @staticmethod
     def rule(h: Hyper, shape: tuple[int, ...]) -> str:
         centered = "_centered" if h["centered"] else ""
+        if h["cautious"]:
+            return f"cautious_rmsprop{centered}"
         return f"rmsprop{centered}" if h["momentum"] == 0 else f"rmsprop{centered}_momentum"
 
     @staticmethod
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
         beta = h["alpha"]
         return h["lr"], beta, 1.0 - beta, h["eps"], h["eps_root"], h["momentum"]
+
+    @staticmethod
+    def consistent(h: Hyper) -> None:
+        if h["cautious"] and h["momentum"] == 0:
+            raise ValueError("cautious: needs momentum above 0")
 
 
 # ---------------------------------------------------------------------------------------- the rules

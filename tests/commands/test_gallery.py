@@ -23,7 +23,8 @@ from fastgd.commands import output
 from fastgd.commands.figures import PICTURES
 from fastgd.commands.page import PIXELS_PER_INCH
 
-NAMES = ["curves", "noise", "averages", "depth", "valley", "rates", "saddle", "digits"]
+NAMES = ["curves", "noise", "averages", "depth", "valley", "rates", "saddle", "digits",
+         "families"]  # fmt: skip
 WIDTHS = (390, 1280)
 
 
@@ -131,7 +132,7 @@ def test_images_load(page):
         "i.clientHeight / i.clientWidth, i.naturalHeight / i.naturalWidth, i.alt, "
         "i.closest('figure').clientWidth])"
     )
-    assert len(images) == 8
+    assert len(images) == len(NAMES)
     for complete, natural, shown, ratio, natural_ratio, alt, room in images:
         assert complete
         assert shown <= room

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-pytest.importorskip("fastgd.plot", reason="the extra `plot` is not installed")
+plot = pytest.importorskip("fastgd.plot", reason="the extra `plot` is not installed")
+from matplotlib.figure import Figure
+
+import fastgd
 from fastgd.commands.descents import adaptive, contestants
-from fastgd.commands.figures import averaging, curves, depth, noise, rates, saddle, valley
+from fastgd.commands.figures import averaging, curves, depth, families, noise, rates, saddle, valley
+from fastgd.optimizers import GENERAL
 
 
 @pytest.fixture(autouse=True)
@@ -109,9 +113,9 @@ def test_adaptive_optimizers_leave_the_saddle():
         assert abs(runs[name].path[-1, 1]) > 0.9, f"{name} did not get to the minimum"
 
 
-@pytest.mark.parametrize("name", contestants())
+@pytest.mark.parametrize("name", contestants(GENERAL))
 def test_what_is_adaptive_does_not_see_the_scale_of_a_gradient(name):
-    make = contestants()[name]
+    make = contestants(GENERAL)[name]
     steps = []
     for scale in (1.0, 100.0):
         w = np.zeros(1)
@@ -126,3 +130,39 @@ def test_what_is_adaptive_does_not_see_the_scale_of_a_gradient(name):
         assert ratio < 10
     else:
         assert (ratio < 2) if adaptive(make) else (ratio == pytest.approx(100))
+
+
+def test_families_are_measured():
+    result = families.run(40)
+    assert list(result) == list(contestants(GENERAL))
+    assert families.kinds(result)[:2] == ["the rate given", "each weight's gradients"]
+    assert result["LAMB"].family == result["LARS"].family == "norms of tensors"
+    # The heavy ball and Momentum go the same way, at learning rates ten times apart.
+    ball, momentum = result["heavy ball"], result["Momentum"]
+    assert ball.valley == pytest.approx(momentum.valley)
+    assert ball.saddle == momentum.saddle
+    for key in ("valley", "saddle", "noise"):
+        values = [getattr(result[name], key) for name in families.order(result, key)]
+        assert values == sorted(values)
+        assert 0 < values[0] < np.inf
+    names = families.order(result, "saddle")
+    with plot.style():
+        axes = Figure().subplots()
+        families.draw_saddle(axes, result)
+    assert [label.get_text() for label in axes.get_yticklabels()] == names
+    assert sum(text.get_text() == "never" for text in axes.texts) == sum(
+        one.saddle == np.inf for one in result.values()
+    )
+    assert names[0] in families.caption(result)
+
+
+def test_noise_is_what_is_left_of_the_loss():
+    """At a rate of 0 that of the start; by all samples at a good one next to nothing."""
+    surface = families.logistic_regression()
+    start = surface.value(np.array(surface.start)) - surface.minimum.value
+    still = families.excess(
+        lambda w, lr: fastgd.SGD(w, lr=0.0), surface, 8, lambda t, w: surface.gradient(w)
+    )
+    assert still == pytest.approx(start)
+    moved = families.excess(fastgd.SGD, surface, 200, lambda t, w: surface.gradient(w))
+    assert moved < 0.02 * start

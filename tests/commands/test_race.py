@@ -13,7 +13,7 @@ from fastgd.__main__ import main
 from fastgd.surfaces import SURFACES
 
 Image = pytest.importorskip("PIL.Image", reason="the extra `plot` is not installed")
-from fastgd.commands import descents, race
+from fastgd.commands import choice, descents, race
 from fastgd.commands.images import Palette
 
 
@@ -25,12 +25,13 @@ def rows(text):
     ]
 
 
-@pytest.mark.parametrize("name", ["race.gif", "race.png"])
-def test_the_command(tmp_path, capsys, name):
+@pytest.mark.parametrize(("name", "wanted"), [("race.gif", "classic"), ("race.png", "all")])
+def test_the_command(tmp_path, capsys, name, wanted):
     path = tmp_path / "new" / name
-    assert main(["race", "--surface", "himmelblau", "--steps", "20", "--output", str(path)]) == 0
+    given = ["--optimizer", wanted, "--surface", "himmelblau", "--steps", "20"]
+    assert main(["race", *given, "--output", str(path)]) == 0
     found = rows(capsys.readouterr().out)
-    assert {row[0] for row in found} == set(descents.contestants())
+    assert {row[0] for row in found} == set(descents.contestants(choice.chosen(wanted)))
     arrivals = [math.inf if row[-1] == "never" else int(row[-1]) for row in found]
     assert arrivals == sorted(arrivals)
     assert arrivals[0] <= 20
@@ -61,6 +62,19 @@ def test_frames_show_the_paths_so_far():
     frames = [np.asarray(frame) for frame in race.animate(SURFACES["beale"], runs)]
     blue = [(frame == (0x00, 0x72, 0xB2)).all(axis=-1).sum() for frame in frames]
     assert blue[0] < blue[10] < blue[30] < blue[-1], "lines grow"
+
+
+def test_of_many_the_best_few_are_named():
+    """Twelve copies of the same few: the fast ones in colour, the others faint."""
+    runs = {}
+    for k in range(12):
+        lr = 0.02 if k < 5 else 1e-5
+        runs[f"SGD{k}"] = descents.tuned(fastgd.SGD, SURFACES["quadratic"], 30, rates=[lr])
+    assert list(race.ranked(runs))[:5] == [f"SGD{k}" for k in range(5)]
+    last = np.asarray(race.animate(SURFACES["quadratic"], runs)[-1])
+    shown = {tuple(colour) for colour in last.reshape(-1, 3)}
+    lines = [(0x00, 0x72, 0xB2), (0xE6, 0x9F, 0x00), (0x56, 0xB4, 0xE9)]  # 1st, 5th, 6th
+    assert [line in shown for line in lines] == [True, True, False]
 
 
 def test_one_learning_rate_for_all(tmp_path, capsys):

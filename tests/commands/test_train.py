@@ -8,7 +8,7 @@ from support.helpers import run_python
 from support.sampling import by_level, optimizers_by_kind, sampled
 
 from fastgd.__main__ import main
-from fastgd.commands import mlp
+from fastgd.commands import choice, mlp
 from fastgd.optimizers import GENERAL
 
 train = pytest.importorskip("fastgd.commands.train", reason="the extra `train` is not installed")
@@ -57,7 +57,7 @@ def test_the_command(tmp_path, capsys):
     assert main(["train", "--epochs", "2", "--output", str(picture), "--batch-size", "64"]) == 0
     text = capsys.readouterr().out
     rows = [line.split("│")[1:-1] for line in text.splitlines() if line.startswith("│")]
-    assert [row[0].strip() for row in rows] == list(GENERAL)
+    assert [row[0].strip() for row in rows] == list(choice.CLASSIC)
     assert all(row[-1].strip() == "yes" for row in rows)
     assert picture.read_bytes().startswith(b"\x89PNG")
 
@@ -76,6 +76,27 @@ def test_the_curves():
     low, high = right.get_ylim()
     assert 0 <= low < 0.4 < 1 < high
     assert left.lines[0].get_xdata().tolist() == [1, 2]
+
+
+def test_all_optimizers_in_one_picture(tmp_path, capsys):
+    """In a batch of all digits, so that it is quick: each gets a row, and a small chart."""
+    args = ["train", "--optimizer", "all", "--epochs", "1", "--batch-size", "1437"]
+    assert main([*args, "--output", str(tmp_path / "all.png")]) == 0
+    rows = [line.split("│")[1] for line in capsys.readouterr().out.splitlines() if "│" in line]
+    assert [row.strip() for row in rows] == list(GENERAL)
+    one = train.Outcome("A", 0.9, [1.0, 0.1], [0.9, 0.98], 1.0, 2.0, True)
+    outcomes = [one._replace(optimizer=f"{k}", accuracy=0.9 + k / 1000) for k in range(20)]
+    best = train.ranked(outcomes)
+    assert [o.optimizer for o in best] == [f"{k}" for k in reversed(range(20))]
+    left, right, small = Figure().subplots(1, 3)
+    train.draw_best(left, right, best)
+    assert [t.get_text() for t in left.get_legend().texts] == [
+        f"{o.optimizer} ({o.accuracy:.1%})" for o in best[: choice.BEST]
+    ]
+    assert len(left.lines) == len(right.lines) == 20
+    train.draw_one(small, best, best[7])
+    assert len(small.lines) == 21
+    assert (small.get_title(), small.texts[0].get_text()) == ("12", "91.2%")
 
 
 def test_one_optimizer(tmp_path, capsys):

@@ -1,7 +1,7 @@
 """The pictures of ``python -m fastgd gallery``, a module each: a run, and what draws its numbers.
 
 >>> len(PICTURES), PICTURES[0].name
-(8, 'curves')
+(9, 'curves')
 """
 
 from fastgd.commands.figures import (
@@ -9,6 +9,7 @@ from fastgd.commands.figures import (
     curves,
     depth,
     digits,
+    families,
     noise,
     rates,
     saddle,
@@ -27,4 +28,5 @@ PICTURES: tuple[Picture, ...] = (  # type: ignore[type-arg]  # each has a result
     rates.PICTURE,
     saddle.PICTURE,
     digits.PICTURE,
+    families.PICTURE,
 )

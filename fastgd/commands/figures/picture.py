@@ -45,6 +45,8 @@ class Picture(Generic[Result]):
         From the result to the explanation, in paragraphs.
     shared_legend : bool
         Whether the first panel's lines get one legend for all, under them.
+    height : float
+        How high panels are, as a multiple of what is usual.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Picture(Generic[Result]):
     alt: Callable[[Result], str]
     words: Callable[[Result], tuple[str, ...]]
     shared_legend: bool = False
+    height: float = 1.0
 
     def draw(self, result: Result, *, narrow: bool = False, theme: str = "light") -> Figure:
         """Draw the panels: side by side, or in one column for a phone."""
@@ -63,7 +66,9 @@ class Picture(Generic[Result]):
         rows = math.ceil(len(self.panels) / columns)
         layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
         with plot.style(theme):
-            figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows), layout=layout)
+            figure = Figure(
+                figsize=(PANEL[0] * columns, PANEL[1] * self.height * rows), layout=layout
+            )
             grid = figure.subplots(rows, columns, squeeze=False).flat
             for axes, panel in zip(grid, self.panels, strict=True):
                 panel(axes, result)

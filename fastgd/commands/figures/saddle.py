@@ -1,4 +1,4 @@
-"""Picture 7: every optimizer at a saddle, and on two surfaces with more than one way down."""
+"""Picture 7: classic optimizers at a saddle, and on two surfaces with more than one way down."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Result(NamedTuple):
 
 
 def escapes(steps: int = 100) -> dict[str, Escape]:
-    """Every optimizer from the same start next to the ridge, at the same learning rate."""
+    """Each optimizer from the same start next to the ridge, at the same learning rate."""
     saddle = SURFACES["saddle"]
     return {
         name: Escape(
@@ -113,9 +113,9 @@ def alt(result: Result) -> str:
         )
 
     return (
-        "Paths of all optimizers over the contours of three surfaces, and their distance from the "
-        f"ridge of the first by steps. {caption(result)} Steps to a minimum of Beale's surface: "
-        f"{arrivals(result.beale)}; of Himmelblau's: {arrivals(result.himmelblau)}."
+        "Paths of seven optimizers over the contours of three surfaces, and their distance from "
+        f"the ridge of the first by steps. {caption(result)} Steps to a minimum of Beale's "
+        f"surface: {arrivals(result.beale)}; of Himmelblau's: {arrivals(result.himmelblau)}."
     )
 
 

@@ -83,3 +83,8 @@ cdef inline floating cube_root(floating x) noexcept nogil:
     else:
         found = found * <double> 3.814697265625e-06 if x < DBL_MIN else found
         return found if x > 0 and x <= DBL_MAX else x
+
+
+cdef inline floating is_positive(floating x) noexcept nogil:
+    """1 where x > 0, else 0; NaN is not."""
+    return <floating> 1 if x > 0 else <floating> 0

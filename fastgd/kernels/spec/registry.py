@@ -428,3 +428,9 @@ def cube_root(x: Array) -> Array:
     root = np.where(small, root * to(2.0**-18), root)
     found: Array = np.where((x > 0) & (x < np.inf), root, x)
     return found
+
+
+def is_positive(x: Array) -> Array:
+    """1 where x > 0, else 0; NaN is not."""
+    found: Array = (x > 0).astype(x.dtype)
+    return found

@@ -1,0 +1,156 @@
+"""Cautious rules: momentum that waits where the gradient says otherwise.
+
+An update u that has momentum may point against the gradient of the moment.  With ``cautious`` these
+elements stay, and the others of the tensor step further by as much::
+
+    mask = [u·g > 0]; u ← u · mask / max(mean(mask), 10⁻³)
+
+What is kept of the momentum goes on as ever.  The sign of u is that of what it is the quotient of.
+The classes whose option it is stand in modules of their own.
+
+The first sweeps take α, which they don't need, so that coefficients have the order of the rule
+without caution, and a class lists them once for both.
+
+References
+----------
+Liang, Chen, Liu and Liu, "Cautious optimizers: improving training with one line of code", 2024.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastgd.kernels.spec.registry import (
+    Array,
+    Read,
+    Scalar,
+    Size,
+    Squares,
+    Sum,
+    is_positive,
+    positive_part,
+    rule,
+    sets,
+)
+
+
+@sets("rate")
+def cautious_settle(agreeing: Sum, size: Size, *, alpha: Scalar) -> tuple[Scalar]:
+    """The rate is α over the share of elements that step, which counts as at least a thousandth."""
+    share = agreeing / size
+    return (alpha / share if share > 1e-3 else alpha / 1e-3,)
+
+
+# -------------------------------------------------------------------------------------------- Adam
+
+
+def cautious_adam_before(
+    p: Array,
+    g: Array,
+    exp_avg: Array,
+    exp_avg_sq: Squares,
+    *,
+    alpha: Scalar,
+    beta1: Scalar,
+    gamma1: Scalar,
+    beta2: Scalar,
+    gamma2: Scalar,
+) -> tuple[Array]:
+    """m ← β₁m + γ₁g; v ← β₂v + γ₂g²; returns [m·g > 0].  γ = 1 − β."""
+    m, v = exp_avg, exp_avg_sq
+    m[...] = beta1 * m + gamma1 * g
+    v[...] = beta2 * v + gamma2 * (g * g)
+    return (is_positive(m * g),)
+
+
+@rule(before=cautious_adam_before, settle=cautious_settle)
+def cautious_adam(
+    p: Array,
+    g: Array,
+    exp_avg: Read,
+    exp_avg_sq: Read,
+    *,
+    eps: Scalar,
+    eps_root: Scalar,
+    rate: Scalar,
+) -> None:
+    """Adam where the gradient agrees: p ← p − rate [m·g > 0] m / (√(v + ε_root) + ε)."""
+    m, v = exp_avg, exp_avg_sq
+    p[...] = p - rate * (is_positive(m * g) * m) / (np.sqrt(v + eps_root) + eps)
+
+
+@rule(before=cautious_adam_before, settle=cautious_settle)
+def cautious_amsgrad(
+    p: Array,
+    g: Array,
+    exp_avg: Read,
+    exp_avg_sq: Read,
+    max_exp_avg_sq: Squares,
+    *,
+    eps: Scalar,
+    eps_root: Scalar,
+    rate: Scalar,
+) -> None:
+    """AMSGrad where the gradient agrees: as cautious Adam, by v̂ ← max(v̂, v)."""
+    m, v, largest = exp_avg, exp_avg_sq, max_exp_avg_sq
+    largest[...] = np.where(largest > v, largest, v)  # a NaN in v wins
+    p[...] = p - rate * (is_positive(m * g) * m) / (np.sqrt(largest + eps_root) + eps)
+
+
+# ----------------------------------------------------------------------------------------- RMSProp
+
+
+def cautious_rmsprop_before(
+    p: Array,
+    g: Array,
+    square_avg: Squares,
+    momentum_buffer: Array,
+    *,
+    alpha: Scalar,
+    beta: Scalar,
+    gamma: Scalar,
+    eps: Scalar,
+    eps_root: Scalar,
+    mu: Scalar,
+) -> tuple[Array]:
+    """ν ← βν + γg²; V ← μV + g/(√(ν + ε_root) + ε); returns [V·g > 0]."""
+    nu, V = square_avg, momentum_buffer
+    nu[...] = beta * nu + gamma * (g * g)
+    V[...] = mu * V + g / (np.sqrt(nu + eps_root) + eps)
+    return (is_positive(V * g),)
+
+
+@rule(before=cautious_rmsprop_before, settle=cautious_settle)
+def cautious_rmsprop(p: Array, g: Array, momentum_buffer: Read, *, rate: Scalar) -> None:
+    """RMSProp with momentum where the gradient agrees: p ← p − rate [V·g > 0] V."""
+    V = momentum_buffer
+    p[...] = p - rate * (is_positive(V * g) * V)
+
+
+def cautious_rmsprop_centered_before(
+    p: Array,
+    g: Array,
+    square_avg: Squares,
+    grad_avg: Array,
+    momentum_buffer: Array,
+    *,
+    alpha: Scalar,
+    beta: Scalar,
+    gamma: Scalar,
+    eps: Scalar,
+    eps_root: Scalar,
+    mu: Scalar,
+) -> tuple[Array]:
+    """As of cautious RMSProp, by the variance ν − ḡ²; ḡ ← βḡ + γg."""
+    nu, mean, V = square_avg, grad_avg, momentum_buffer
+    nu[...] = beta * nu + gamma * (g * g)
+    mean[...] = beta * mean + gamma * g
+    V[...] = mu * V + g / (np.sqrt(positive_part(nu - mean * mean) + eps_root) + eps)
+    return (is_positive(V * g),)
+
+
+@rule(before=cautious_rmsprop_centered_before, settle=cautious_settle)
+def cautious_rmsprop_centered(p: Array, g: Array, momentum_buffer: Read, *, rate: Scalar) -> None:
+    """Centered RMSProp with momentum where the gradient agrees."""
+    V = momentum_buffer
+    p[...] = p - rate * (is_positive(V * g) * V)
