@@ -195,8 +195,8 @@ class Twin:
             seen["copy", i] = bits(out)
         for i, g in enumerate(opt.stepper.plan.bound or ()):
             seen["bound", i] = None if g is None else bits(g)
-        if opt.stepper.average is not None:
-            seen["average", "steps"] = opt.average.steps.tolist()
+        if opt.average is not None:
+            seen["average", "steps"] = opt.average.step
             for i, a in enumerate(opt.average.averages.values()):
                 seen["average", i] = bits(a)
         waiting = opt.stepper.accumulated

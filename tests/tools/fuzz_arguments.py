@@ -141,8 +141,8 @@ class Fuzzer:
             seen += [[name, k, a.tobytes()] for name, s in opt.state.items() for k, a in s.items()]
             seen.append([opt.skipped, repr(opt.storage)])
             seen += [a.tobytes() for a in opt.stepper.copies or ()]
-            if opt.stepper.average is not None:
-                seen.append(opt.average.steps.tolist())
+            if opt.average is not None:
+                seen.append(opt.average.step)
                 seen += [[name, a.tobytes()] for name, a in opt.average.averages.items()]
             if opt.stepper.accumulated is not None and opt.stepper.accumulated.weight[0]:
                 seen += [
