@@ -70,6 +70,14 @@ CASES = {
         "AdamW", {}, 2, "AdamW", {}, _optax("adamw", weight_decay=1e-2)
     ),
     "NAdam": Case("NAdam", {}, 2, "NAdam", {}),
+    "RAdam": Case("RAdam", {}, 2, "RAdam", {}),
+    "Adamax": Case("Adamax", {}, 2, "Adamax", {}, _optax("adamax")),
+    "Adadelta": Case(
+        "Adadelta", {}, 2, "Adadelta", {}, _optax("adadelta", rho=0.9, eps=1e-6)
+    ),
+    "Rprop": Case("Rprop", {}, 2, "Rprop", {}),
+    "ASGD": Case("ASGD", {}, 1, "ASGD", {}),
+    "Yogi": Case("Yogi", {}, 2, optax=_optax("yogi")),
     "LAMB": Case("LAMB", {}, 2, optax=_optax("lamb", weight_decay=1e-2)),
     "LARS momentum": Case(
         "LARS", {"momentum": 0.9}, 1, optax=_optax("lars", momentum=0.9)

@@ -20,12 +20,13 @@ double read_all(const float *restrict g, ptrdiff_t n, int threads)
 }
 
 void stream(float *restrict p, const float *restrict g, float *restrict a, float *restrict b,
-            float *restrict c, int k, ptrdiff_t n, int threads)
+            float *restrict c, float *restrict d, int k, ptrdiff_t n, int threads)
 {
     switch (k) {
     case 0: SWEEP(p[i] += x;) break;
     case 1: SWEEP(a[i] += x; p[i] += x;) break;
     case 2: SWEEP(a[i] += x; b[i] += x; p[i] += x;) break;
-    default: SWEEP(a[i] += x; b[i] += x; c[i] += x; p[i] += x;)
+    case 3: SWEEP(a[i] += x; b[i] += x; c[i] += x; p[i] += x;) break;
+    default: SWEEP(a[i] += x; b[i] += x; c[i] += x; d[i] += x; p[i] += x;)
     }
 }

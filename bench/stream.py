@@ -19,7 +19,7 @@ def aligned_ones(n: int) -> np.ndarray:
 
 
 class Stream:
-    """A compiled sweep over a parameter, a gradient and up to three states of float32."""
+    """A compiled sweep over a parameter, a gradient and up to four states of float32."""
 
     def __init__(self) -> None:
         source = Path(__file__).with_name("stream.c")
@@ -33,7 +33,7 @@ class Stream:
         pointer = ctypes.c_void_p
         self._read.argtypes = [pointer, ctypes.c_ssize_t, ctypes.c_int]
         self._read.restype = ctypes.c_double
-        self._stream.argtypes = [pointer] * 5 + [ctypes.c_int, ctypes.c_ssize_t, ctypes.c_int]
+        self._stream.argtypes = [pointer] * 6 + [ctypes.c_int, ctypes.c_ssize_t, ctypes.c_int]
 
     def reading(self, n: int, threads: int):
         """A function that reads n elements once."""
@@ -47,7 +47,7 @@ class Stream:
     def over(self, n: int, states: int, threads: int, reads: int = 0):
         """A function that moves the bytes of one step once, after reading the gradient first."""
         arrays = [aligned_ones(n) for _ in range(2 + states)]
-        pointers = [a.ctypes.data for a in arrays] + [None] * (3 - states)
+        pointers = [a.ctypes.data for a in arrays] + [None] * (4 - states)
 
         def run(_keep=arrays):
             for _ in range(reads):

@@ -1,4 +1,4 @@
-"""thinc's Adam and SGD, stepped by fastgd: for models of thinc and pipelines of spaCy.
+"""thinc's Adam, RAdam and SGD, stepped by fastgd: for models of thinc and pipelines of spaCy.
 
 A config names them where it names thinc's, and they take the same arguments::
 
@@ -8,8 +8,8 @@ A config names them where it names thinc's, and they take the same arguments::
     L2 = 0.01
     grad_clip = 1.0
 
-thinc finds ``fastgd.Adam.v1`` and ``fastgd.SGD.v1`` by the package's entry points, without an
-import.  From Python:
+thinc finds ``fastgd.Adam.v1``, ``fastgd.RAdam.v1`` and ``fastgd.SGD.v1`` by the package's entry
+points, without an import.  From Python:
 
 >>> import numpy as np, fastgd.thinc
 >>> optimizer = fastgd.thinc.Adam(0.1, grad_clip=0.0)
@@ -34,8 +34,9 @@ from thinc.config import registry
 
 from fastgd.kernels._engine import Plan
 from fastgd.kernels.reference import RULES
+from fastgd.optimizers import OPTIMIZERS
 
-__all__ = ["SGD", "Adam", "Optimizer"]
+__all__ = ["SGD", "Adam", "Optimizer", "RAdam"]
 
 Array = NDArray[Any]
 Key = tuple[int, str]
@@ -59,7 +60,7 @@ class Bound(NamedTuple):
 
 
 class Optimizer(theirs.Optimizer):
-    r"""An optimizer of thinc, made by `Adam` or `SGD`, whose calls are fastgd's steps.
+    r"""An optimizer of thinc, made by `Adam`, `RAdam` or `SGD`, whose calls are fastgd's steps.
 
     Attributes
     ----------
@@ -68,13 +69,16 @@ class Optimizer(theirs.Optimizer):
 
     Notes
     -----
-    The formula is that of thinc, which adds ε to the root before its bias is corrected, and decays
-    the weights after the update:
+    The formulas are those of thinc, which adds ε to the root before its bias is corrected, and
+    decays the weights after the update:
 
     .. math::
         W_t = (1 - \alpha\lambda)
         \Big(W_{t-1} - \alpha \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t}
         \frac{m_t}{\sqrt{v_t} + \epsilon}\Big)
+
+    Its RAdam corrects biases as at the step after, t + 1, and leaves ``lr_scale`` out, which counts
+    here.
     """
 
     __slots__ = ["_bound"]
@@ -124,10 +128,15 @@ class Optimizer(theirs.Optimizer):
         # Decay that comes after the update is decay before it, and a shorter update.
         factor = 1.0 - alpha * decay if self.L2_is_weight_decay else 1.0
         penalty = 0.0 if self.L2_is_weight_decay else decay
-        if beta1 > 0 and beta2 > 0:
+        coefficients: tuple[float, ...]
+        if self.use_radam:
+            rule, size = "radam", alpha * factor
+            hyper = {"lr": size, "betas": (beta1, beta2), "eps": eps}
+            coefficients = OPTIMIZERS["RAdam"].coefficients(hyper, t + 1)
+        elif beta1 > 0 and beta2 > 0:
             rule = "adam"
             size = alpha * factor * sqrt(1.0 - beta2**t) / (1.0 - beta1**t)
-            coefficients: tuple[float, ...] = (
+            coefficients = (
                 size,
                 beta1,
                 1.0 - beta1,
@@ -262,6 +271,37 @@ def Adam(  # noqa: N802  # as thinc names it
         grad_clip=grad_clip,
         L2_is_weight_decay=L2_is_weight_decay,
         use_averages=use_averages,
+    )
+
+
+@registry.optimizers("fastgd.RAdam.v1")
+def RAdam(  # noqa: N802
+    learn_rate: Rate = ADAM["learn_rate"],
+    *,
+    beta1: Rate = ADAM["beta1"],
+    beta2: Rate = ADAM["beta2"],
+    eps: Rate = ADAM["eps"],
+    L2: Rate = ADAM["L2"],
+    L2_is_weight_decay: bool = ADAM["L2_is_weight_decay"],
+    grad_clip: Rate = ADAM["grad_clip"],
+    use_averages: bool = True,
+) -> Optimizer:
+    """Make thinc's ``RAdam.v1`` as fastgd steps it; the arguments are those of `Adam`.
+
+    References
+    ----------
+    Liu et al., "On the variance of the adaptive learning rate and beyond", 2020.
+    """
+    return Optimizer(
+        learn_rate,
+        L2=L2,
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        grad_clip=grad_clip,
+        L2_is_weight_decay=L2_is_weight_decay,
+        use_averages=use_averages,
+        use_radam=True,
     )
 
 

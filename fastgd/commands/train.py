@@ -37,6 +37,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "Adam": {"lr": 2e-3},
     "AdamW": {"lr": 2e-3, "weight_decay": 0.05},
     "LARS": {"lr": 0.5, "momentum": 0.9},
+    "ASGD": {"lr": 0.3},
+    # In mini-batches signs turn by chance: the steps are kept from dying away.
+    "Rprop": {"lr": 1e-3, "step_sizes": (7e-4, 2e-3)},
+    "Adamax": {"lr": 4e-3},
+    "RAdam": {"lr": 2e-3},
+    "AdaBelief": {"lr": 2e-3},
+    "Adan": {"lr": 3e-3},
+    "LaProp": {"lr": 1e-3},
+    "StableAdamW": {"lr": 2e-3},
 }
 
 

@@ -17,6 +17,7 @@ Domain = Callable[[Any, str], Any]
 # The types of a hyper-parameter: a number, or a schedule, from a step to a number.
 Scalar = float | Callable[[int], float]
 Pair = tuple[Scalar, Scalar] | Callable[[int], tuple[float, float]]
+Triple = tuple[Scalar, Scalar, Scalar] | Callable[[int], tuple[float, float, float]]
 Floors = tuple[Scalar | None, Scalar] | Callable[[int], tuple[float | None, float]]
 
 # The domains of values that every step reads anew, which may therefore be schedules.
@@ -145,6 +146,36 @@ def two_fractions(value: Any, name: str) -> tuple[float, float]:
 
 
 @schedulable
+def three_fractions(value: Any, name: str) -> tuple[float, float, float]:
+    """The weights of three exponential averages."""
+    first, second, third = three_numbers(value, name)
+    return (
+        fraction(first, f"{name}[0]"),
+        fraction(second, f"{name}[1]"),
+        fraction(third, f"{name}[2]"),
+    )
+
+
+def shrink_and_grow(value: Any, name: str) -> tuple[float, float]:
+    """Two factors, one above 0 and below 1, and one above 1."""
+    first, second = two(value, name)
+    shrink, grow = number(first, f"{name}[0]"), number(second, f"{name}[1]")
+    if not 0 < shrink < 1 < grow:
+        raise ValueError(f"{name}: expected numbers as 0 < a < 1 < b, found {(first, second)}")
+    return shrink, grow
+
+
+@schedulable
+def bounds(value: Any, name: str) -> tuple[float, float]:
+    """Two finite numbers of at least 0, the second no less than the first."""
+    first, second = two(value, name)
+    low, high = nonnegative(first, f"{name}[0]"), nonnegative(second, f"{name}[1]")
+    if low > high:
+        raise ValueError(f"{name}: expected numbers as a <= b, found {(first, second)}")
+    return low, high
+
+
+@schedulable
 def floors(value: Any, name: str) -> tuple[float | None, float]:
     """Two numbers of at least 0, the first of which may be None: that of the machine."""
     first, second = two(value, name)
@@ -186,6 +217,9 @@ ANNOTATIONS: dict[Domain, tuple[str, str]] = {
     nonnegative: ("Scalar", "float"),
     fraction: ("Scalar", "float"),
     two_fractions: ("Pair", "tuple[float, float]"),
+    three_fractions: ("Triple", "tuple[float, float, float]"),
+    shrink_and_grow: ("tuple[float, float]", "tuple[float, float]"),
+    bounds: ("Pair", "tuple[float, float]"),
     limit: ("Scalar | None", "float | None"),
     some_fraction: ("Scalar | None", "float | None"),
     positive: ("float", "float"),
@@ -204,6 +238,9 @@ OTHER: dict[Domain, Any] = {
     nonnegative: 0.25,
     fraction: 0.5,
     two_fractions: (0.8, 0.95),
+    three_fractions: (0.8, 0.7, 0.95),
+    shrink_and_grow: (0.25, 1.5),
+    bounds: (1e-3, 1.5),
     limit: 1.0,
     some_fraction: 0.75,
     positive: 0.125,

@@ -21,7 +21,9 @@ class Adam(Optimizer):
         \hat m_t &= m_t / (1 - \beta_1^t), & \hat v_t &= v_t / (1 - \beta_2^t), \\
         W_t &= W_{t-1} - \alpha \hat m_t / (\sqrt{\hat v_t + \epsilon_{root}} + \epsilon)
 
-    ``amsgrad`` takes the largest :math:`v` so far for :math:`v_t` in the last two lines.
+    ``amsgrad`` takes the largest :math:`v` so far for :math:`v_t` in the last two lines;
+    ``nesterov`` takes :math:`\beta_1 m_t + (1 - \beta_1) g_t` for :math:`m_t` there, a step ahead
+    of it: the NAdamW of timm, and not `NAdam`, whose β₁ grows.
     ``cautious`` lets an element stay where :math:`m_t g_t \le 0`, and the others of its tensor go
     further by as much: their step is divided by their share, which counts as at least a thousandth.
 
@@ -35,13 +37,16 @@ class Adam(Optimizer):
         Added to the corrected root, and inside it.
     amsgrad : bool
         Divide by the root of the largest v so far, so that step sizes never grow again.
+    nesterov : bool
+        Nesterov's momentum; excludes ``amsgrad``.
     cautious : bool
-        Step only where momentum and gradient agree.
+        Step only where momentum and gradient agree; excludes ``nesterov``, which looks ahead.
 
     References
     ----------
     Kingma and Ba, "Adam: a method for stochastic optimization", 2015.
     Reddi, Kale and Kumar, "On the convergence of Adam and beyond", 2018 (amsgrad).
+    Dozat, "Incorporating Nesterov momentum into Adam", 2016 (nesterov).
     Liang et al., "Cautious optimizers: improving training with one line of code", 2024 (cautious).
 
     Examples
@@ -61,12 +66,21 @@ class Adam(Optimizer):
     weight_decay = hyper(nonnegative, 0.0)
     amsgrad = hyper(flag, False)
     eps_root = hyper(nonnegative, 0.0, keyword=True)
+    nesterov = hyper(flag, False, keyword=True)
     cautious = hyper(flag, False, keyword=True)
 
     @staticmethod
     def rule(h: Hyper, shape: tuple[int, ...]) -> str:
+        if h["nesterov"]:
+            return "adam_nesterov"
         rule = "amsgrad" if h["amsgrad"] else "adam"
         return f"cautious_{rule}" if h["cautious"] else rule
+
+    @staticmethod
+    def consistent(h: Hyper) -> None:
+        for key in ("amsgrad", "cautious"):
+            if h["nesterov"] and h[key]:
+                raise ValueError(f"nesterov: excludes {key}")
 
     @staticmethod
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
@@ -91,7 +105,7 @@ class AdamW(Adam):
 
     Parameters
     ----------
-    params, lr, betas, eps, amsgrad, eps_root, cautious, maximize, **options
+    params, lr, betas, eps, amsgrad, eps_root, nesterov, cautious, maximize, **options
         As for `Adam`.
     weight_decay : float
         λ, which is not added to the gradient here.
@@ -162,3 +176,25 @@ def amsgrad(
     v[...] = beta2 * v + gamma2 * (g * g)
     largest[...] = np.where(largest > v, largest, v)  # a NaN in v wins
     p[...] = p - alpha * m / (np.sqrt(largest + eps_root) + eps)
+
+
+@rule
+def adam_nesterov(
+    p: Array,
+    g: Array,
+    exp_avg: Array,
+    exp_avg_sq: Squares,
+    *,
+    alpha: Scalar,
+    beta1: Scalar,
+    gamma1: Scalar,
+    beta2: Scalar,
+    gamma2: Scalar,
+    eps: Scalar,
+    eps_root: Scalar,
+) -> None:
+    """Adam with Nesterov's momentum: p ← p − α(β₁m + γ₁g) / (√(v + ε_root) + ε) (Dozat, 2016)."""
+    m, v = exp_avg, exp_avg_sq
+    m[...] = beta1 * m + gamma1 * g
+    v[...] = beta2 * v + gamma2 * (g * g)
+    p[...] = p - alpha * (beta1 * m + gamma1 * g) / (np.sqrt(v + eps_root) + eps)

@@ -52,7 +52,7 @@ def optimizers(families: list[Family], note: str) -> str:
         "from math import inf",
         "from typing import Any, Unpack",
         "",
-        "from fastgd.core.domains import Floors, Pair, Scalar",
+        "from fastgd.core.domains import Floors, Pair, Scalar, Triple",
         "from fastgd.core.optimizer import Optimizer",
         "from fastgd.core.options import Options",
         "",

@@ -41,7 +41,12 @@ ADAMS = [
     {"beta1": 0.9, "beta2": 0.0},  # which they take for SGD
     {"beta1": [0.9, 0.9, 0.0, 0.0, 0.9], "beta2": [0.9, 0.9, 0.0, 0.0, 0.9]},  # and back again
 ]
-CASES = [("Adam", a) for a in ARGUMENTS + ADAMS] + [("SGD", a) for a in ARGUMENTS]
+RADAMS = [*ADAMS[:2], {"beta1": 0.0, "beta2": 0.5}]
+CASES = [
+    *(("Adam", a) for a in ARGUMENTS + ADAMS),
+    *(("RAdam", a) for a in ARGUMENTS + RADAMS),
+    *(("SGD", a) for a in ARGUMENTS),
+]
 
 
 def pair(kind, arguments, **more):
@@ -65,7 +70,8 @@ def test_steps_are_theirs(kind, arguments):
     a, b = pair(kind, arguments)
     w, v = tensors()[0], tensors()[0]
     for seed in range(1, 8):
-        scale = {"lr_scale": 0.5} if seed % 3 == 0 else {}
+        # Their RAdam forgets it.
+        scale = {"lr_scale": 0.5} if seed % 3 == 0 and kind != "RAdam" else {}
         w, g = call(a, w, seed, **scale)
         given = v
         v, h = call(b, v, seed, **scale)
@@ -81,6 +87,21 @@ def test_steps_are_theirs(kind, arguments):
             assert m[key].shape == n[key].shape
             assert np.allclose(m[key], n[key], **CLOSE)
     assert (b.averages is None) == (a.averages is None)
+
+
+def test_radams_rate_is_scaled():
+    """Which theirs isn't, but for its weight decay."""
+    for steps in (1, 8):  # as momentum, and rectified
+        moved = []
+        for scale in (1.0, 0.5):
+            optimizer = ours.RAdam(0.1, grad_clip=0.0)
+            w = tensors()[0]
+            for seed in range(1, steps):
+                call(optimizer, w, seed)
+            before = w.copy()
+            call(optimizer, w, steps, lr_scale=scale)
+            moved.append(w - before)
+        assert np.allclose(moved[0], 2 * moved[1], rtol=1e-4, atol=1e-6)
 
 
 def test_clipping_and_penalty_are_felt():
@@ -248,7 +269,7 @@ def test_a_config_names_them():
 def test_thinc_finds_them_by_entry_points_alone(tmp_path):
     project = ROOT / "pyproject.toml"
     points = tomllib.loads(project.read_text())["project"]["entry-points"]["thinc_optimizers"]
-    assert set(points) == {"fastgd.Adam.v1", "fastgd.SGD.v1"}
+    assert set(points) == {f"fastgd.{name}.v1" for name in ours.__all__ if name != "Optimizer"}
     # As an installation would write it, so that one that is out of date doesn't matter.
     info = tmp_path / "fastgd-9999.dist-info"
     info.mkdir()
@@ -294,9 +315,9 @@ def trained(optimizer):
     return accuracy(), averaged, model
 
 
-@pytest.mark.parametrize("kind", ["Adam", "SGD"])
+@pytest.mark.parametrize("kind", ["Adam", "RAdam", "SGD"])
 def test_a_model_trains_to_the_same_accuracy(kind):
-    arguments = {"learn_rate": 0.01 if kind == "Adam" else 0.02, "L2": 1e-3}
+    arguments = {"learn_rate": 0.02 if kind == "SGD" else 0.01, "L2": 1e-3}
     a, b = pair(kind, {}, **arguments)
     (accuracy, averaged, model), (ours_, our_average, our_model) = trained(a), trained(b)
     assert accuracy > 0.9

@@ -110,7 +110,7 @@ def test_adaptive_optimizers_leave_the_saddle():
     assert not kinds & {"SGD", "heavy ball", "Momentum"}
     for name in kinds:
         assert runs[name].left is not None, f"{name} stayed at the saddle"
-        assert runs[name].path[-1, 1] > 0.9, f"{name} did not get to the minimum"
+        assert abs(runs[name].path[-1, 1]) > 0.9, f"{name} did not get to the minimum"
 
 
 @pytest.mark.parametrize("name", contestants(GENERAL))
@@ -120,9 +120,11 @@ def test_what_is_adaptive_does_not_see_the_scale_of_a_gradient(name):
     for scale in (1.0, 100.0):
         w = np.zeros(1)
         opt = make(w, lr=0.1)
-        for g in (1.0, 0.5, -0.25):
+        path = []
+        for g in (1.0, 0.5, -0.25) * 4:
             opt.step(np.array([g * scale]))
-        steps.append(w[0])
+            path.append(w[0])
+        steps.append(path[-1] - path[6])  # some take plain momentum's steps at first
     ratio = steps[1] / steps[0]
     assert (ratio < 2) if adaptive(make) else (ratio == pytest.approx(100))
 

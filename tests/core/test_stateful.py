@@ -47,7 +47,8 @@ SETTINGS = settings(
 # What a hyper-parameter may be is found by asking its domain, so that an optimizer which is new
 # needs no line here.
 CANDIDATES = (0.0, 1e-8, 1e-3, 0.1, 0.5, 0.9, 0.999, 1.0, 2.5, 1e5, 1e30, False, True, None,
-              (0.9, 0.999), (0.0, 0.5), (0.999, 0.0), -1.0, 1e300, np.nan, "0.1", (0.9,), [1, 2, 3])  # fmt: skip
+              (0.9, 0.999), (0.0, 0.5), (0.999, 0.0), (0.5, 1.25), (0.9, 0.5, 0.99), (0.0, 0.0, 0.0),
+              -1.0, 1e300, np.nan, "0.1", (0.9,), [1, 2, 3])  # fmt: skip
 
 
 @cache

@@ -93,7 +93,7 @@ FLAGS = {"adapt", "clip", "first"}  # coefficients that are 0 or 1
 def test_a_broken_coefficient_shows(rule):
     """The comparison has teeth: each coefficient, changed in its last bits, changes the result."""
     row = RULES[rule]
-    p, g, *states = (np.array([0.5, -0.3]) + k / 8 for k in range(2 + len(row.states)))
+    p, g, *states = (np.array([0.5, -0.3, -0.2, -0.22]) + k / 8 for k in range(2 + len(row.states)))
     for k, name in enumerate(row.coefficients):
         results = [], []
         for t in (1, 2):

@@ -7,7 +7,10 @@ other test would notice.  So the machine code is read.
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
+import textwrap
 
 import pytest
 from support.helpers import COMPILED
@@ -36,6 +39,16 @@ def code_of(backend, name, fuse):
     return "".join(body for symbol, body in found if pattern.fullmatch(symbol))
 
 
+def formula(update):
+    """What a sweep's function says in NumPy, with those of ours that it calls; without docstrings."""
+    (function,) = ast.parse(textwrap.dedent(inspect.getsource(update))).body
+    said = "\n".join(map(ast.unparse, function.body[1:]))
+    helpers = [
+        f for key, f in update.__globals__.items() if f"{key}(" in said and inspect.isfunction(f)
+    ]
+    return "\n".join([said, *map(formula, helpers)])
+
+
 def check_contract(body):
     """The numeric contract: nothing is contracted, nothing approximated."""
     assert not re.search(r"\bvf(n?m(add|sub))\d|\bv?r(sqrt|cp)", body)
@@ -49,21 +62,18 @@ def test_loop_is_vectorised(backend, name, fuse, suffix):
     if name in STAGES:  # these are inlined into the loop over tiles
         body += code_of(backend, "staged", fuse)
     assert body, f"{name} was not found among the functions of {backend}"
+    said = formula(SWEEPS[name].update) if name in SWEEPS else ""
     if name in BY_LINES:  # elements are multiplied by what has the roots
-        roots = "lines" not in name
-        multiplies = not roots
+        multiplies = "lines" in name
     else:
-        roots = name in SWEEPS and "eps" in SWEEPS[name].coefficients
         multiplies = name in STAGES or bool(SWEEPS[name].coefficients)
-    if name in OF_ELEMENTS:
-        roots, multiplies = False, True
     if multiplies:
         assert packed(body, "mul", suffix, register)
-    elif not roots:  # only copies
+    elif " / " not in said:  # only copies
         assert "<memmove" in body or packed(body, "movu", suffix, register)
     if name in SWEEPS and name not in OF_ELEMENTS:
-        for operation in ("sqrt", "div"):
-            assert packed(body, operation, suffix, register) == roots
+        for operation, sign in (("sqrt", "np.sqrt("), ("div", " / ")):
+            assert packed(body, operation, suffix, register) == (sign in said), operation
     check_contract(body)
 
 

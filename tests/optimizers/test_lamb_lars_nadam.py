@@ -8,33 +8,14 @@ from math import sqrt
 
 import numpy as np
 import pytest
+from support.formulas import drawn, follows
 from support.helpers import COMPILED, same_bits
 
 import fastgd
-from fastgd.kernels.reference import BLOCK
-
-SHAPES = [(5, 3), (300,), (), (BLOCK + 7,)]
-
-
-def drawn(seed, dtype=np.float64):
-    rng = np.random.default_rng(seed)
-    return [np.asarray(rng.standard_normal(shape).astype(dtype) + 0.1) for shape in SHAPES]
 
 
 def length(x):
     return float(np.sqrt((x * x).sum()))
-
-
-def follows(opt, params, update, steps=100, rtol=1e-12):
-    """Compare steps with a formula: a function of a parameter, its gradient, a dict and t."""
-    theirs, states = [p.copy() for p in params], [{} for _ in params]
-    for t in range(1, steps + 1):
-        grads = drawn(t)
-        opt.step(grads)
-        for q, g, state in zip(theirs, grads, states, strict=True):
-            q[...] = update(q, g, state, t)
-        for p, q in zip(params, theirs, strict=True):
-            np.testing.assert_allclose(p, q, rtol=rtol, atol=1e-14)
 
 
 # --------------------------------------------------------------------------------------- formulas

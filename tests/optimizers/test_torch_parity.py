@@ -75,7 +75,6 @@ def test_state_dict_to_torch(name, options, before):
             if key == "step":
                 entry[key] = entry[key].float()
     for group in state["param_groups"]:
-        group.pop("eps_root", None)
         group.pop("param_names")
         group.update(new.torch_opt.state_dict()["param_groups"][0] | group)
     with torch.no_grad():

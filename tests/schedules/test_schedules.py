@@ -146,21 +146,22 @@ NUMERIC = [
 
 
 def test_all_numbers_may_be_schedules():
-    """What is left are flags, a start value, which no step uses, and what Prodigy adapts by."""
+    """What is left are flags, a start value, which no step uses, and what Prodigy and Rprop adapt by."""
     left = {
         key
         for name in fastgd.optimizers.GENERAL
         for key in OPTIMIZERS[name](np.zeros(1)).defaults
         if (name, key) not in NUMERIC and OPTIMIZERS[name].domains[key] is not flag
     }
-    assert left == {"initial_accumulator_value", "d0", "d_coef", "eps", "growth_rate"}
+    assert left == {"initial_accumulator_value", "d0", "d_coef", "eps", "growth_rate", "etas"}
 
 
 @pytest.mark.parametrize("later", [False, True])
 @pytest.mark.parametrize(("name", "key"), NUMERIC)
 def test_each_is_used_at_its_step(name, key, later):
     """A schedule does to the bit what setting the number before each step does."""
-    pair = isinstance(OPTIMIZERS[name](np.zeros(1)).defaults[key], tuple)
+    default = OPTIMIZERS[name](np.zeros(1)).defaults[key]
+    rest = (0.99,) * (len(default) - 1) if isinstance(default, tuple) else ()
     values = [0.3, 0.2, 0.4, 0.1, 0.25]
     if key in ("beta2_decay", "d"):  # at most 0, at least 1
         values = [-v if key == "beta2_decay" else 1 + v for v in values]
@@ -168,15 +169,15 @@ def test_each_is_used_at_its_step(name, key, later):
 
     def schedule(step):
         calls.append(step)
-        return (values[step], 0.99) if pair else values[step]
+        return (values[step], *rest) if rest else values[step]
 
     base = {"momentum": 0.5} if key == "dampening" else {}
     a, p, draw = made(name, base if later else {**base, key: schedule})
     if later:
         a.param_groups[0][key] = schedule
-    b, q, _ = made(name, {**base, key: (0.5, 0.5) if pair else values[0]})
+    b, q, _ = made(name, {**base, key: (0.5, *rest) if rest else values[0]})
     for value in values:
-        b.param_groups[0][key] = (value, 0.99) if pair else value
+        b.param_groups[0][key] = (value, *rest) if rest else value
         grads = draw()
         a.step(grads)
         b.step(grads)

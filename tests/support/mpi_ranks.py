@@ -171,6 +171,7 @@ SUMMED = [
     (fastgd.LAMB, {"lr": 0.1}),
     (fastgd.LAMB, {"lr": 0.1, "trust_clip": True, "state_dtype": "8bit"}),
     (fastgd.LAMB, {"lr": 0.1, "weight_decay": 0.0, "nonfinite": "skip", "average": 0.9}),
+    (fastgd.StableAdamW, {"lr": 0.1, "betas": (0.9, 0.5)}),
     (fastgd.LARS, {"lr": 0.1, "trust_coefficient": 0.1, "clip_norm": 50.0}),
     (fastgd.LARS, {"lr": Warmup(2, 0.5), "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
     (fastgd.Prodigy, {"d0": 1e-2}),

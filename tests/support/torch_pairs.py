@@ -23,7 +23,20 @@ def known_to_torch(name):
 # Options of torch's classes; every one also runs with weight decay and maximize.
 OPTIONS = {name: known_to_torch(name) for name in GENERAL if hasattr(torch.optim, name)}
 COMMON = [{}, {"weight_decay": 0.1}, {"maximize": True, "weight_decay": 0.01}]
-CASES = optimizer_cases(OPTIONS, COMMON, lr=0.01)
+# Not all of torch's classes decay weights.
+DECAY = {
+    name: "weight_decay" in inspect.signature(getattr(torch.optim, name)).parameters
+    for name in OPTIONS
+}
+CASES = [
+    case
+    for decay in (True, False)
+    for case in optimizer_cases(
+        {name: own for name, own in OPTIONS.items() if DECAY[name] == decay},
+        COMMON if decay else [{}, {"maximize": True}],
+        lr=0.01,
+    )
+]
 NAMES = optimizers(OPTIONS)
 SHAPES = [(5, 3), (300,), (), (0, 3), (4, 3, 2, 2)]
 

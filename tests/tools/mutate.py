@@ -45,7 +45,7 @@ TESTS = (
     "core/test_clip_ratio", "kernels/test_engine", "core/test_storage", "kernels/test_codecs",
     "averages/test_averages", "core/test_state_dict", "core/test_bad_input", "kernels/test_fp_modes",
     "kernels/test_buffers", "checkpoint/test_packing", "kernels/test_random_words",
-    "core/test_kinds_of_rules", "optimizers/test_lamb_lars_nadam",
+    "core/test_kinds_of_rules", "optimizers/test_lamb_lars_nadam", "optimizers/test_adam_like",
     "core/test_stateful", "kernels/test_out_of_cache", "kernels/test_formats",
 )  # fmt: skip
 # Those that measure time, read machine code, need gigabytes, or threads that a fork has not.

@@ -16,7 +16,10 @@ cdef inline floating magnitude(floating x) noexcept nogil:
 
 cdef inline floating sign(floating x) noexcept nogil:
     """-1, 0 or 1; NaN stays NaN."""
-    return x if x != x else <floating> ((x > 0) - (x < 0))
+    # As integers the comparisons would keep compilers from vectorising float64 for SSE2.
+    cdef floating above = <floating> 1 if x > 0 else <floating> 0
+    cdef floating below = <floating> 1 if x < 0 else <floating> 0
+    return x if x != x else above - below
 
 
 cdef inline floating at_most(floating x, floating high) noexcept nogil:
@@ -27,6 +30,11 @@ cdef inline floating at_most(floating x, floating high) noexcept nogil:
 cdef inline floating at_least(floating x, floating low) noexcept nogil:
     """x, or `low` where x is less; NaN stays NaN."""
     return low if x < low else x
+
+
+cdef inline floating larger(floating x, floating y) noexcept nogil:
+    """The larger of x and y; NaN if either is."""
+    return x if (x > y) | (x != x) else y
 
 
 cdef inline floating epsilon(floating eps) noexcept nogil:

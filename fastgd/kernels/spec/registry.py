@@ -368,6 +368,12 @@ def at_least(x: Array, low: Scalar) -> Array:
     return raised
 
 
+def larger(x: Array, y: Array) -> Array:
+    """The larger of x and y; NaN where either is."""
+    found: Array = np.where((x > y) | (x != x), x, y)
+    return found
+
+
 def epsilon(eps: Scalar) -> Scalar:
     """ε, or the machine epsilon of its type where ε is negative: where none was given."""
     return np.finfo(eps.dtype).eps if eps < 0 else eps
