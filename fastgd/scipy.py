@@ -96,7 +96,8 @@ class Method:
     scipy.optimize.OptimizeResult
         ``x``, ``fun`` and ``jac`` there, ``nit`` steps, ``nfev``, ``njev``, ``success``,
         ``message`` and ``status``: 0 converged or stalled, 1 `maxiter` reached, 3 not finite,
-        99 stopped by the callback.  With ``average``, ``x`` is the average of the points.
+        99 stopped by the callback.  With ``average``, ``x`` is the average of the points,
+        and of schedule-free optimizers, without bounds, that which they have learned.
 
     Raises
     ------
@@ -205,7 +206,7 @@ class Method:
             opt.step(g)
             if box is not None:
                 box.project(x)
-                if ema is not None:
+                if isinstance(ema, EMA):
                     ema.update()
             nit += 1
             f, g = objective(wants_value)

@@ -158,6 +158,16 @@ class Contract:
         return {}
 
     @staticmethod
+    def toward(h: Hyper) -> tuple[str, float] | None:
+        """A state z, and w, if what is to be evaluated is not p but p + w(z − p); else None."""
+        return None
+
+    @classmethod
+    def averages(cls) -> bool:
+        """Whether parameters are not what is to be evaluated; see `toward`."""
+        return cls._declared("toward") is not vars(Contract)["toward"]
+
+    @staticmethod
     def consistent(h: Hyper) -> None:
         """Raise ValueError if hyper-parameters contradict each other; some may be schedules."""
 

@@ -176,6 +176,36 @@ def bounds(value: Any, name: str) -> tuple[float, float]:
 
 
 @schedulable
+def share(value: Any, name: str) -> float:
+    """A number from 0 to 1."""
+    result = number(value, name)
+    if not 0 <= result <= 1:
+        raise ValueError(f"{name}: expected a number from 0 to 1, found {value}")
+    return result
+
+
+@schedulable
+def two_shares(value: Any, name: str) -> tuple[float, float]:
+    """Two numbers from 0 to 1."""
+    first, second = two(value, name)
+    return share(first, f"{name}[0]"), share(second, f"{name}[1]")
+
+
+def proper_fraction(value: Any, name: str) -> float:
+    """A number above 0 and below 1, the same at all steps."""
+    result = number(value, name)
+    if not 0 < result < 1:
+        raise ValueError(f"{name}: expected a number above 0 and below 1, found {value}")
+    return result
+
+
+def proper_fractions(value: Any, name: str) -> tuple[float, float]:
+    """A number above 0 and below 1, and the weight of an exponential average."""
+    first, second = two(value, name)
+    return proper_fraction(first, f"{name}[0]"), fraction(second, f"{name}[1]")
+
+
+@schedulable
 def floors(value: Any, name: str) -> tuple[float | None, float]:
     """Two numbers of at least 0, the first of which may be None: that of the machine."""
     first, second = two(value, name)
@@ -220,6 +250,10 @@ ANNOTATIONS: dict[Domain, tuple[str, str]] = {
     three_fractions: ("Triple", "tuple[float, float, float]"),
     shrink_and_grow: ("tuple[float, float]", "tuple[float, float]"),
     bounds: ("Pair", "tuple[float, float]"),
+    share: ("Scalar", "float"),
+    two_shares: ("Pair", "tuple[float, float]"),
+    proper_fraction: ("float", "float"),
+    proper_fractions: ("tuple[float, float]", "tuple[float, float]"),
     limit: ("Scalar | None", "float | None"),
     some_fraction: ("Scalar | None", "float | None"),
     positive: ("float", "float"),
@@ -241,6 +275,10 @@ OTHER: dict[Domain, Any] = {
     three_fractions: (0.8, 0.7, 0.95),
     shrink_and_grow: (0.25, 1.5),
     bounds: (1e-3, 1.5),
+    share: 0.4,
+    two_shares: (0.6, 0.3),
+    proper_fraction: 0.75,
+    proper_fractions: (0.8, 0.95),
     limit: 1.0,
     some_fraction: 0.75,
     positive: 0.125,

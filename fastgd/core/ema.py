@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from threading import RLock
@@ -37,7 +37,35 @@ def _set(to: Array, values: Array) -> None:
     as_coded(to).store(as_coded(values).load(computed(values.dtype)).copy())
 
 
-class Weighting:
+class Swapped:
+    """Whether other values stand in the place of a model's weights, to be evaluated."""
+
+    is_swapped = False
+
+    def refuse_swapped(self, what: str) -> None:
+        """Raise RuntimeError while the averages are swapped in for the weights."""
+        if self.is_swapped:
+            raise RuntimeError(f"{what}: the averages are swapped in for the weights")
+
+    @contextmanager
+    def swapping(self, params: Sequence[Array], values: Iterable[Array]) -> Iterator[None]:
+        """Set arrays to these values; on leaving the block, restore them to the bit."""
+        saved = [p.copy() for p in params]
+        self.is_swapped = True
+        try:
+            for p, value in zip(params, values, strict=True):
+                _set(p, value)
+            yield
+        finally:
+            to_the_end(partial(self._restore, params, saved))
+
+    def _restore(self, params: Sequence[Array], saved: Sequence[Array]) -> None:
+        for p, value in zip(params, saved, strict=True):
+            p[...] = value
+        self.is_swapped = False
+
+
+class Weighting(Swapped):
     """The factors of an exponentially weighted average, and how many updates it has had.
 
     What `EMA` here, of arrays, and that of `fastgd.torch`, of tensors, have in common.
@@ -50,17 +78,11 @@ class Weighting:
         if warmup and bias_correction:
             raise ValueError("warmup excludes bias_correction=True: both make up for the start")
         self.steps: NDArray[np.int64] = np.zeros(1, np.int64)
-        self.is_swapped = False
 
     @property
     def step(self) -> int:
         """The number of updates."""
         return int(self.steps[0])
-
-    def refuse_swapped(self, what: str) -> None:
-        """Raise RuntimeError while the averages are swapped in for the weights."""
-        if self.is_swapped:
-            raise RuntimeError(f"{what}: the averages are swapped in for the weights")
 
     def weights(self, t: int) -> tuple[float, float]:
         """The factors of the average and of the weights in the t-th update: β_t and 1 − β_t."""
@@ -235,19 +257,8 @@ class EMA(Weighting):
         """
         with self.lock:
             self.refuse_to_swap()
-            saved = [p.copy() for p in self._params]
-            self.is_swapped = True
-            try:
-                for p, average in zip(self._params, self.averages.values(), strict=True):
-                    _set(p, average)
+            with self.swapping(self._params, self.averages.values()):
                 yield
-            finally:
-                to_the_end(partial(self._restore, saved))
-
-    def _restore(self, saved: Sequence[Array]) -> None:
-        for p, value in zip(self._params, saved, strict=True):
-            p[...] = value
-        self.is_swapped = False
 
     def __getstate__(self) -> dict[str, Any]:
         """The attributes but for the plan, which holds addresses, and the lock."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from inspect import Signature
 
     from fastgd.core.ema import EMA
+    from fastgd.core.iterates import IterateAverage
 
 Array = NDArray[Any]
 
@@ -62,8 +63,9 @@ class Optimizer(Contract):
         ``"clip_by"``, ``"nonfinite"`` and ``"zero_grads"`` as given to the constructor; fixed.
     storage : Storage
         How parameters and states are kept, as given to the constructor; fixed.
-    average : fastgd.averages.EMA or None
-        The average of the weights that steps update, if wanted.
+    average : fastgd.averages.EMA, IterateAverage or None
+        The average of the weights that steps update, if wanted; else that which a schedule-free
+        optimizer has by itself.
     """
 
     __signature__ = _SignatureOf()
@@ -93,9 +95,9 @@ class Optimizer(Contract):
         return self.stepper.storage
 
     @property
-    def average(self) -> EMA | None:
-        """The average of the weights that steps update, if wanted."""
-        return self.stepper.average
+    def average(self) -> EMA | IterateAverage | None:
+        """The average of the weights to evaluate, if there is one."""
+        return self.stepper.iterates if self.stepper.average is None else self.stepper.average
 
     @property
     def defaults(self) -> Mapping[str, Any]:

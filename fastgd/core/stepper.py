@@ -19,6 +19,7 @@ from fastgd.core import storage as _storage
 from fastgd.core.accumulated import Accumulated
 from fastgd.core.contract import Contract, Hyper
 from fastgd.core.groups import Changes, ParamGroup
+from fastgd.core.iterates import IterateAverage
 from fastgd.core.storage import Piece
 from fastgd.core.trees import Name, Path, Structure, flatten, name_of, unflatten
 from fastgd.kernels import reference
@@ -79,6 +80,8 @@ class Stepper:
         The keys in `state` of each group's parameters.
     rules, picks, owners, steps, plan, seen
         See `Layout`.
+    iterates : IterateAverage or None
+        The average that a schedule-free optimizer has by itself.
     copies : list of ndarray or None
         What parameters are copied to.
     accumulated : Accumulated or None
@@ -141,6 +144,7 @@ class Stepper:
                 copies, self.structure, [*self.params().values()], self._paths
             )
         self.average = _options.as_average(options.get("average"), self.params())
+        self.iterates = IterateAverage(self) if kind.averages() else None
         self._share_lock()
         if steps is None:
             steps = np.zeros(len(self._paths), np.int64)
@@ -155,6 +159,17 @@ class Stepper:
         if self.average is not None:
             self.lock = self.average.lock
         fork_locks.guard(self, "lock", self.kind.__name__)
+
+    @property
+    def is_swapped(self) -> bool:
+        """Whether that average is in the place of the parameters, while the lock is held."""
+        return self.iterates is not None and self.iterates.is_swapped
+
+    def refuse_swapped(self, what: str) -> None:
+        """Raise RuntimeError while averages are in the place of the parameters."""
+        for average in (self.average, self.iterates):
+            if average is not None:
+                average.refuse_swapped(what)
 
     def params(self) -> dict[Name, Array]:
         """All parameters by name, in order."""
@@ -411,8 +426,7 @@ class Stepper:
         """Raise RuntimeError while the parameters are not those that steps update."""
         if self.perturbed:
             raise RuntimeError(f"{what}: the parameters are perturbed, and will be restored")
-        if self.average is not None:
-            self.average.refuse_swapped(what)
+        self.refuse_swapped(what)
 
     # ------------------------------------------------------------------------ following the rules
 
@@ -606,7 +620,8 @@ class Stepper:
         """All but the plan, which holds addresses, and the lock."""
         with self.following():
             self.refuse_elsewhere("copy")  # nothing would restore the parameters of the copy
-            content = {key: self.__dict__[key] for key in self.__dict__.keys() - {"plan", "lock"}}
+            own = self.__dict__.keys() - {"plan", "lock", "iterates"}
+            content = {key: self.__dict__[key] for key in own}
             content["options"] = dict(self.options)
             content["state"] = {name: dict(entry) for name, entry in self.state.items()}
             return {**content, "bound": self.bound()}
@@ -615,6 +630,7 @@ class Stepper:
         grads = content.pop("bound")
         saved = content.pop("state")
         self.__dict__.update(content, lock=RLock())
+        self.iterates = IterateAverage(self) if self.kind.averages() else None
         self.options = MappingProxyType(content["options"])
         pieces = (self.storage.pieces or {}).values()  # by ids of the arrays that were pickled
         self.storage = self.storage._replace(pieces=None).with_pieces(pieces)

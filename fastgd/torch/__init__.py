@@ -39,6 +39,8 @@ By keyword there are fastgd's options (`fastgd.Options` has their meaning):
   ``opt.record`` says what the last step did, ``opt.skipped`` how many were skipped.
 - ``average``, a decay or an `EMA`: ``opt.average.swapped()`` swaps the averages in for the
   parameters in a ``with`` block.  They are in ``opt.state[p]["average"]``.
+  A schedule-free optimizer has ``opt.average`` by itself; ``opt.eval()`` changes its parameters to
+  that average, and ``opt.train()`` back, up to rounding.  A state dict says which they are.
 - ``state_dtype``, ``min_8bit_size``, ``seed``: 8-bit states are tensors of uint8, with their scales
   in ``opt.state[p]["exp_avg_scale"]`` and its like.
 - For parameters of 16 bits one of ``master=True``, ``master="split"``, ``rounding="stochastic"``.
@@ -66,11 +68,12 @@ the rounding of sums over processes, and but for stochastic rounding (see the la
   one raises before, say for a gradient of another shape, the others wait for the timeout of their
   process group.  ``FullyShardedDataParallel`` (FSDP1) doesn't tell which processes have the other
   shards: there, these two are refused.
-- So do the norms in the formulas of `LAMB` and `LARS`: processes that have shards of a parameter
-  exchange their sums of squares amid the step.  If one is gone then, the others raise RuntimeError:
-  states have been changed and parameters not, and steps are refused until ``load_state_dict()``;
-  load the parameters, too.  In FSDP1 these optimizers are refused.  `Prodigy` adds up over all
-  parameters as well, and is refused in a ``ZeroRedundancyOptimizer`` and in backward, too.
+- So do the norms in the formulas of `LAMB`, `LARS` and `NovoGrad`: processes that have shards of a
+  parameter exchange their sums of squares amid the step.  If one is gone then, the others raise
+  RuntimeError: states have been changed and parameters not, and steps are refused until
+  ``load_state_dict()``; load the parameters, too.  In FSDP1 these optimizers are refused.
+  `Prodigy` and `DAdaptAdam` add up over all parameters as well, and are refused in a
+  ``ZeroRedundancyOptimizer`` and in backward, too.
 - ``clip_ratio`` refers to whole rows: it is refused for DTensors and in FSDP1, and works with
   the others.
 - Stochastic rounding, by ``rounding="stochastic"`` or ``state_dtype``, uses other random bits than

@@ -91,7 +91,7 @@ def refuse_reduced(model: torch.nn.Module, opt: Optimizer) -> None:
 
 def refuse_options(opt: Optimizer) -> None:
     """Raise ValueError for options that need more than the gradient that was just made."""
-    opt.options.refuse_in_backward(opt.param_groups, opt.average is not None)
+    opt.options.refuse_in_backward(opt.param_groups, opt.ema is not None)
     if opt.kind.shared:
         raise ValueError(
             f"opt: step_in_backward excludes {opt.kind.__name__}, whose step size follows from all "
@@ -138,6 +138,7 @@ class StepInBackward:
         """Step a parameter and free its gradient."""
         opt = self._opt
         with opt._lock:
+            opt.refuse_evaluated("step")
             k, i = self._place(p)
             binding = self._bindings.get(id(p))
             if binding is None or not binding.step(None, opt.state, 1.0):

@@ -10,6 +10,7 @@ import torch
 from fastgd import Optimizer as FastgdOptimizer
 from fastgd.core.options import HYPER
 from fastgd.optimizers import OPTIMIZERS
+from fastgd.torch._iterates import MODE
 from fastgd.torch._optimizer import HOW, Optimizer
 from fastgd.torch._options import FIXED, PARAMETERS, refuse_absent
 
@@ -47,7 +48,30 @@ def ways(kind: type[FastgdOptimizer]) -> dict[str, tuple[tuple[Any, ...], str]]:
     }
     if "decoupled_weight_decay" in known or kind.decoupled:
         known["decoupled_weight_decay"] = (kind.decoupled,), "Adam and AdamW differ in just that"
+    if kind.averages():
+        known[MODE] = (True, False), "parameters are either trained or evaluated"
     return known
+
+
+class ScheduleFree(Optimizer):
+    """What the classes have whose parameters are not what is to be evaluated."""
+
+    def eval(self) -> None:
+        """Change the parameters to the averages, which were learned, up to rounding.
+
+        Steps are refused until `train`; state dicts say in which of the two modes they were made.
+        ``opt.average.swapped()`` does so for the time of a block, and restores every bit.
+
+        Raises
+        ------
+        RuntimeError
+            Within ``opt.average.swapped()``, and in a ZeroRedundancyOptimizer.
+        """
+        self._iterates.switch(train=False)  # type: ignore[union-attr]
+
+    def train(self) -> None:
+        """Change the parameters back to where gradients are to be taken, as they are at first."""
+        self._iterates.switch(train=True)  # type: ignore[union-attr]
 
 
 def make(kind: type[FastgdOptimizer], module: str) -> type[Optimizer]:
@@ -71,6 +95,8 @@ def make(kind: type[FastgdOptimizer], module: str) -> type[Optimizer]:
         # torch's AdamW is an Adam, and the two tell each other's state dicts apart by this.
         if kind.decoupled:
             options["decoupled_weight_decay"] = True
+        if kind.averages():
+            options[MODE] = True
         Optimizer.__init__(self, params, options, fixed)
 
     init.__signature__ = called  # type: ignore[attr-defined]
@@ -78,7 +104,7 @@ def make(kind: type[FastgdOptimizer], module: str) -> type[Optimizer]:
     init.__doc__ = f"Take the arguments of `{kind.__name__}`."
     return type(
         kind.__name__,
-        (Optimizer,),
+        (ScheduleFree if kind.averages() else Optimizer,),
         {
             "__init__": init,
             "__doc__": describe(kind),

@@ -20,6 +20,7 @@ from fastgd.kernels.reference import RULES
 from fastgd.torch import _sharing, _tensors
 from fastgd.torch._average import EMA
 from fastgd.torch._binding import Binding, Section, Setup, hyper_of, wants_norms
+from fastgd.torch._iterates import IterateAverage
 from fastgd.torch._options import Options
 from fastgd.torch._state_dict import Boxed, boxed, check_extras, extras_of, with_steps, with_tensors
 from fastgd.torch._states import AVERAGE, check_entry
@@ -40,8 +41,11 @@ class Optimizer(torch.optim.Optimizer):
 
     Attributes
     ----------
-    average : EMA or None
-        The average of the parameters that steps update, if wanted.
+    average : EMA, IterateAverage or None
+        The average of the parameters that steps update, if wanted; else that which a schedule-free
+        optimizer has by itself.
+    ema : EMA or None
+        The one that was wanted.
     record : StepRecord or None
         What the last step did that found gradients: ``skipped``, ``grad_norm``, ``clip_factor``.
     skipped : int
@@ -65,22 +69,39 @@ class Optimizer(torch.optim.Optimizer):
                     f"{self.kind.__name__}: excludes ZeroRedundancyOptimizer, as its step size "
                     "follows from the gradients of all parameters"
                 )
-        self.average = EMA.of(fixed["average"], self)
+        self.ema = EMA.of(fixed["average"], self)
         super().__init__(params, hyper)
         for group in self.param_groups:
             self._start(group)
 
     def _reset(self) -> None:
         self._binding: Binding | None = None
+        self._iterates = IterateAverage(self) if self.kind.averages() else None
         self._lock = RLock()
         fork_locks.guard(self, "_lock")
         self._skipped = np.zeros(1, np.int64)
         self.record: StepRecord | None = None
 
+    @property
+    def average(self) -> EMA | IterateAverage | None:
+        """The average of the parameters to evaluate, if there is one."""
+        return self._iterates if self.ema is None else self.ema
+
+    def _refuse_swapped(self, what: str) -> None:
+        """Raise RuntimeError within a block that has averages in the place of parameters."""
+        for average in (self.ema, self._iterates):
+            if average is not None:
+                average.refuse_swapped(what)
+
+    def refuse_evaluated(self, what: str) -> None:
+        """Raise RuntimeError while averages are in the place of parameters, wherever put there."""
+        if self.ema is not None:
+            self.ema.refuse_swapped(what)
+        if self._iterates is not None:
+            self._iterates.refuse_evaluated(what)
+
     def _setup(self) -> Setup:
-        return Setup(
-            self.kind, self.keys, self.options, self.average, self._skipped, self._processes
-        )
+        return Setup(self.kind, self.keys, self.options, self.ema, self._skipped, self._processes)
 
     @property
     def skipped(self) -> int:
@@ -220,8 +241,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _update(self, scale: float) -> None:
         groups, state = self.param_groups, self.state
-        if self.average is not None:
-            self.average.refuse_swapped("step")
+        self.refuse_evaluated("step")
         if self._binding is not None and (record := self._binding.step(groups, state, scale)):
             self.record = self.record if record is True else record
             return
@@ -261,12 +281,11 @@ class Optimizer(torch.optim.Optimizer):
         average, which itself stands beside the states.  torch's own classes ignore it.
         """
         with self._lock:
-            if self.average is not None:
-                self.average.refuse_swapped("state_dict")
+            self._refuse_swapped("state_dict")
             written = super().state_dict()
             extras = extras_of(self)
-            if self.average is not None:
-                written["state"] = with_steps(written["state"], self.average.step)
+            if self.ema is not None:
+                written["state"] = with_steps(written["state"], self.ema.step)
             return {**written, "fastgd": extras} if extras else written
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -281,8 +300,7 @@ class Optimizer(torch.optim.Optimizer):
             If it doesn't fit; the optimizer stays as it was.
         """
         with self._lock:
-            if self.average is not None:
-                self.average.refuse_swapped("load_state_dict")
+            self._refuse_swapped("load_state_dict")
             found: list[dict[str, Any]] = []
 
             def last(_: Any, given: dict[str, Any]) -> dict[str, Any]:
@@ -299,12 +317,12 @@ class Optimizer(torch.optim.Optimizer):
 
     def _take_extras(self, extras: dict[str, Any]) -> None:
         self._skipped[0] = extras.get("skipped", self.skipped)
-        if self.average is not None:
-            self.average.take_steps(self.state.values())
+        if self.ema is not None:
+            self.ema.take_steps(self.state.values())
         if "seed" in extras:
             self.options.reseed(extras["seed"])
-        if self.average is not None and any(AVERAGE in entry for entry in self.state.values()):
-            self.average.steps = np.array([extras.get("average", self.average.step)], np.int64)
+        if self.ema is not None and any(AVERAGE in entry for entry in self.state.values()):
+            self.ema.steps = np.array([extras.get("average", self.ema.step)], np.int64)
 
     def __getstate__(self) -> dict[str, Any]:
         """What torch copies and pickles, and fastgd's options.
@@ -321,10 +339,10 @@ class Optimizer(torch.optim.Optimizer):
                 "consolidate_state_dict() and state_dict() have its states"
             )
         with self._lock:
-            average = self.average
+            self._refuse_swapped("copy")  # the weights would never come back
+            average = self.ema
             settings = None
             if average is not None:
-                average.refuse_swapped("copy")  # whose weights would never come back
                 settings = (average.decay, average.bias_correction, average.warmup, average.step)
             own = {"options": self.options, "average": settings, "skipped": self.skipped}
             return {**super().__getstate__(), "fastgd": own}
@@ -348,8 +366,8 @@ class Optimizer(torch.optim.Optimizer):
                     entry[key] = (
                         value.detach().clone() if isinstance(value, torch.Tensor) else value
                     )
-            if self.average is not None:
-                for p, average in self.average.averages.items():
+            if self.ema is not None:
+                for p, average in self.ema.averages.items():
                     state["state"][p].setdefault(AVERAGE, average)
         else:
             self._reset()
@@ -357,12 +375,12 @@ class Optimizer(torch.optim.Optimizer):
             own = state.pop("fastgd")
             self.options, self._skipped[0] = own["options"], own["skipped"]
             self._processes = None  # those of one with processes are refused
-            self.average = None
+            self.ema = None
             if own["average"] is not None:
                 *settings, step = own["average"]
                 average = EMA(*settings)
                 average.steps[0] = step
-                self.average = EMA.of(average, self)
+                self.ema = EMA.of(average, self)
         self._binding = None
         super().__setstate__(state)
 
@@ -377,4 +395,4 @@ class Optimizer(torch.optim.Optimizer):
             for i, p in enumerate(group["params"]):
                 entry, name = state["state"].get(p) or {}, f"state{section.name(i)}"
                 rule = self.kind.rule(hyper, tuple(p.shape))
-                check_entry(entry, p, rule, self.average is not None, name)
+                check_entry(entry, p, rule, self.ema is not None, name)

@@ -45,8 +45,8 @@ def extras_of(opt: Any) -> dict[str, Any]:
         extras["skipped"] = opt.skipped
     if opt.options.storage != Storage():
         extras["seed"] = opt.options.storage.seed
-    if opt.average is not None:
-        extras["average"] = {"step": opt.average.step}
+    if opt.ema is not None:
+        extras["average"] = {"step": opt.ema.step}
     return extras
 
 

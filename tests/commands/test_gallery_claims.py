@@ -126,7 +126,10 @@ def test_what_is_adaptive_does_not_see_the_scale_of_a_gradient(name):
             path.append(w[0])
         steps.append(path[-1] - path[6])  # some take plain momentum's steps at first
     ratio = steps[1] / steps[0]
-    assert (ratio < 2) if adaptive(make) else (ratio == pytest.approx(100))
+    if name in ("MADGRAD", "NovoGrad"):  # by a cube root, and for whole tensors
+        assert ratio < 10
+    else:
+        assert (ratio < 2) if adaptive(make) else (ratio == pytest.approx(100))
 
 
 def test_families_are_measured():

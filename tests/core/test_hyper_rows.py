@@ -12,7 +12,7 @@ from support.optimizer_cases import OPTIONS
 
 import fastgd
 from fastgd.core.contract import Contract, hyper
-from fastgd.core.domains import OTHER, SCHEDULABLE, at_least_one, fraction
+from fastgd.core.domains import OTHER, SCHEDULABLE, at_least_one, fraction, share, two_shares
 from fastgd.core.variants import rules_of
 from fastgd.optimizers import GENERAL, OPTIMIZERS
 
@@ -34,6 +34,14 @@ def drawn(value, rng):
     return -new if value < 0 else new + (value >= 1)
 
 
+def fitting(domain, value, rng):
+    """Such a value that the domain takes; of numbers up to 1, which it may exceed, their half."""
+    new = drawn(value, rng)
+    if domain in (share, two_shares):
+        return tuple(v / 2 for v in new) if isinstance(new, tuple) else new / 2
+    return new
+
+
 def made_by(opt, t, unscale=1.0, k=0):
     """What C makes for a group's t-th step, and what the class says."""
     group = opt.param_groups[k]
@@ -51,7 +59,9 @@ def test_c_makes_the_bits_that_the_class_says(name):
         for around in AROUND:
             for k in range(20):
                 own = {key: h.default for key, h in cls.hypers.items()} | options | around
-                own = {key: drawn(v, rng) for key, v in own.items()} if k else own
+                own = (
+                    {key: fitting(cls.domains[key], v, rng) for key, v in own.items()} if k else own
+                )
                 opt = cls(np.zeros(3), **own)
                 for t in STEPS:
                     (c, stages), said = made_by(opt, t, float(1 - rng.random()))

@@ -146,14 +146,16 @@ NUMERIC = [
 
 
 def test_all_numbers_may_be_schedules():
-    """What is left are flags, a start value, which no step uses, and what Prodigy and Rprop adapt by."""
+    """What is left are flags, start values, what rules adapt by, and what an average follows from."""
     left = {
         key
         for name in fastgd.optimizers.GENERAL
         for key in OPTIMIZERS[name](np.zeros(1)).defaults
         if (name, key) not in NUMERIC and OPTIMIZERS[name].domains[key] is not flag
     }
-    assert left == {"initial_accumulator_value", "d0", "d_coef", "eps", "growth_rate", "etas"}
+    adapted = {"d0", "d_coef", "eps", "growth_rate", "etas"}
+    averaged = {"momentum", "betas"}  # of schedule-free optimizers
+    assert left == {"initial_accumulator_value", "warmup_steps", *adapted, *averaged}
 
 
 @pytest.mark.parametrize("later", [False, True])

@@ -20,10 +20,19 @@ def run(epochs: int = EPOCHS) -> Result:
 
 def draw_losses(axes: Axes, result: Result) -> None:
     train.draw_losses(axes, result)
+    _without_legend(axes)
 
 
 def draw_accuracies(axes: Axes, result: Result) -> None:
     train.draw_accuracies(axes, result)
+    _without_legend(axes)
+
+
+def _without_legend(axes: Axes) -> None:
+    """One for both panels, under them, has room for every optimizer."""
+    legend = axes.get_legend()
+    assert legend is not None
+    legend.remove()
 
 
 def final(result: Result) -> str:
@@ -66,4 +75,5 @@ PICTURE = Picture(
     caption,
     alt,
     words,
+    shared_legend=True,
 )

@@ -21,6 +21,10 @@ Result = TypeVar("Result")
 PANEL = (4.4, 3.7)  # inches: at a phone's width, 10 points are still read with ease
 
 
+# The height of a line of a legend in inches, and the lines for which the panels have room.
+LINE, ROOM = 0.22, 3
+
+
 @dataclass(frozen=True)
 class Picture(Generic[Result]):
     """A picture of the gallery.
@@ -70,6 +74,8 @@ class Picture(Generic[Result]):
                 panel(axes, result)
             if self.shared_legend:
                 handles, labels = figure.axes[0].get_legend_handles_labels()
+                lines = math.ceil(len(labels) / (2 * columns))
+                figure.set_figheight(figure.get_figheight() + LINE * max(lines - ROOM, 0))
                 figure.legend(handles, labels, loc="outside lower center", ncols=2 * columns)
         return figure
 

@@ -15,8 +15,11 @@ from fastgd.surfaces import SURFACES
 
 LR = 0.05
 
-# The learning rates of optimizers whose lr is a factor of a step size of their own.
-RATES: Mapping[str, float] = {"Adadelta": 1.0}
+# The learning rates of optimizers whose lr is a factor of a step size of their own, or is divided
+# by more than roots of gradients at first.
+RATES: Mapping[str, float] = {
+    "Adadelta": 1.0, "DAdaptAdam": 1.0, "FTRL": 0.3, "RAdamScheduleFree": 0.2,
+}  # fmt: skip
 
 
 class Escape(NamedTuple):

@@ -1,6 +1,6 @@
 # All loops of a backend, in the order in which they use each other.
 from cython cimport floating
-from libc.float cimport DBL_EPSILON, FLT_EPSILON
+from libc.float cimport DBL_EPSILON, DBL_MAX, DBL_MIN, FLT_EPSILON, FLT_MAX, FLT_MIN
 from libc.math cimport fabs, fabsf, sqrt, sqrtf
 
 from fastgd.kernels._types cimport *

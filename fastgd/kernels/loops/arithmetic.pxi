@@ -1,5 +1,10 @@
 # What the rules of all families are written with.
 
+cdef extern from "roots.h" nogil:
+    float fastgd_near_cube_root_f32(float x)
+    double fastgd_near_cube_root_f64(double x)
+
+
 cdef inline floating root(floating x) noexcept nogil:
     if floating is float:
         return sqrtf(x)
@@ -52,3 +57,34 @@ cdef inline floating positive_part(floating x) noexcept nogil:
 cdef inline floating is_positive(floating x) noexcept nogil:
     """1 where x > 0, else 0; NaN is not."""
     return <floating> 1 if x > 0 else <floating> 0
+
+
+cdef inline floating weighed(floating weight, floating x) noexcept nogil:
+    """x times its weight, and 0 where that is 0, whatever x is."""
+    return weight * x if weight != 0 else <floating> 0
+
+
+cdef inline floating nearer_cube_root(floating root, floating x) noexcept nogil:
+    """One step of Newton's."""
+    return root - (root - x / (root * root)) * <floating> (1.0 / 3.0)
+
+
+cdef inline floating cube_root(floating x) noexcept nogil:
+    """The cube root of a number of at least 0; infinity, NaN and 0 are their own."""
+    cdef floating y, found
+    if floating is float:
+        y = x * <float> 18014398509481984.0 if x < <float> FLT_MIN else x
+        found = fastgd_near_cube_root_f32(y)
+    else:
+        y = x * <double> 18014398509481984.0 if x < DBL_MIN else x
+        found = fastgd_near_cube_root_f64(y)
+    found = nearer_cube_root(found, y)
+    found = nearer_cube_root(found, y)
+    found = nearer_cube_root(found, y)
+    found = nearer_cube_root(found, y)
+    if floating is float:
+        found = found * <float> 3.814697265625e-06 if x < <float> FLT_MIN else found
+        return found if x > 0 and x <= <float> FLT_MAX else x
+    else:
+        found = found * <double> 3.814697265625e-06 if x < DBL_MIN else found
+        return found if x > 0 and x <= DBL_MAX else x
