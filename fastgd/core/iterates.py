@@ -56,6 +56,7 @@ class IterateAverage(Swapped):
 
     def __init__(self, stepper: Stepper) -> None:
         self._stepper = stepper
+        self._held: dict[Name, Array] = {}  # those that are swapped in
 
     @property
     def step(self) -> int:
@@ -66,7 +67,8 @@ class IterateAverage(Swapped):
     def averages(self) -> dict[Name, Array]:
         """The average of each parameter; itself, as long as it has taken no step."""
         with self._stepper.lock:
-            self.refuse_swapped("averages")
+            if self.is_swapped:
+                return dict(self._held)
             return {name: self._average(k, name, p) for k, name, p in self._params()}
 
     def _params(self) -> Iterator[tuple[int, Name, Array]]:
@@ -103,6 +105,9 @@ class IterateAverage(Swapped):
         """
         with self._stepper.lock:
             self.refuse_swapped("swapped")
-            values = list(self.averages.values())
-            with self.swapping([p for *_, p in self._params()], values):
-                yield
+            self._held = self.averages
+            try:
+                with self.swapping([p for *_, p in self._params()], self._held.values()):
+                    yield
+            finally:
+                self._held = {}

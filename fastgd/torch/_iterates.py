@@ -64,6 +64,7 @@ class IterateAverage(Swapped):
 
     def __init__(self, opt: Any) -> None:
         self._opt = opt
+        self._held: Mapping[Any, Any] = {}  # those that are swapped in
 
     @property
     def step(self) -> int:
@@ -74,7 +75,8 @@ class IterateAverage(Swapped):
     def averages(self) -> Mapping[Any, Any]:
         """The average of each parameter that has taken a step, worked out now."""
         with self._opt._lock:
-            self.refuse_swapped("averages")
+            if self.is_swapped:
+                return self._held
             found = {}
             for k, group in enumerate(self._opt.param_groups):
                 for pair in self._pairs(k, group):
@@ -146,13 +148,13 @@ class IterateAverage(Swapped):
         """
         self._refuse_split("swapped")
         with self._opt._lock:
-            averages = self.averages
             self.refuse_swapped("swapped")
+            self._held = self.averages
             kept: list[tuple[Any, Any]] = []
             self.is_swapped = True
             try:
                 with torch.no_grad():
-                    for p, average in averages.items():
+                    for p, average in self._held.items():
                         kept.append((p, p.detach().clone()))
                         p.copy_(average)
                 yield
@@ -160,4 +162,4 @@ class IterateAverage(Swapped):
                 with torch.no_grad():
                     for p, own in kept:
                         p.copy_(own)
-                self.is_swapped = False
+                self.is_swapped, self._held = False, {}

@@ -125,12 +125,12 @@ def test_swapped(cls, backend, tmp_path):
     assert opt.average.step == 7
     with pytest.raises(KeyError), opt.average.swapped():
         assert all(map(same_bits, params, averages.values()))
+        assert all(map(same_bits, params, opt.average.averages.values()))
         assert not any(map(np.array_equal, params[:-1], before))
         assert same_bits(params[-1], before[-1])  # it has no average yet
         for refused in (
             lambda: opt.step([*few(1), None]),
             lambda: opt.average.swapped().__enter__(),
-            lambda: opt.average.averages,
             lambda: fastgd.save(tmp_path / "run", opt),
             lambda: copy.deepcopy(opt),
             lambda: opt.add_param_group({"params": np.ones(2)}),

@@ -196,7 +196,7 @@ class Twin:
         for i, g in enumerate(opt.stepper.plan.bound or ()):
             seen["bound", i] = None if g is None else bits(g)
         if opt.average is not None:
-            seen["average", "steps"] = opt.average.steps.tolist()
+            seen["average", "steps"] = opt.average.step
             for i, a in enumerate(opt.average.averages.values()):
                 seen["average", i] = bits(a)
         waiting = opt.stepper.accumulated

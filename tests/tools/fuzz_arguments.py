@@ -142,7 +142,7 @@ class Fuzzer:
             seen.append([opt.skipped, repr(opt.storage)])
             seen += [a.tobytes() for a in opt.stepper.copies or ()]
             if opt.average is not None:
-                seen.append(opt.average.steps.tolist())
+                seen.append(opt.average.step)
                 seen += [[name, a.tobytes()] for name, a in opt.average.averages.items()]
             if opt.stepper.accumulated is not None and opt.stepper.accumulated.weight[0]:
                 seen += [
