@@ -23,9 +23,9 @@ class Adam(Optimizer):
 
     ``amsgrad`` takes the largest :math:`v` so far for :math:`v_t` in the last two lines;
     ``nesterov`` takes :math:`\beta_1 m_t + (1 - \beta_1) g_t` for :math:`m_t` there, a step ahead
-    of it: the NAdamW of timm, and not `NAdam`, whose β₁ grows.  ``cautious`` lets an element stay
-    where :math:`m_t g_t \le 0`, and the others of its tensor go further by as much: their step is
-    divided by their share, which counts as at least a thousandth.
+    of it: the NAdamW of timm, and not `NAdam`, whose β₁ grows.
+    ``cautious`` lets an element stay where :math:`m_t g_t \le 0`, and the others of its tensor go
+    further by as much: their step is divided by their share, which counts as at least a thousandth.
 
     Parameters
     ----------
@@ -38,9 +38,9 @@ class Adam(Optimizer):
     amsgrad : bool
         Divide by the root of the largest v so far, so that step sizes never grow again.
     nesterov : bool
-        Nesterov's momentum; excludes ``amsgrad`` and ``cautious``.
+        Nesterov's momentum; excludes ``amsgrad``.
     cautious : bool
-        Step only where momentum and gradient agree.
+        Step only where momentum and gradient agree; excludes ``nesterov``, which looks ahead.
 
     References
     ----------
@@ -78,9 +78,9 @@ class Adam(Optimizer):
 
     @staticmethod
     def consistent(h: Hyper) -> None:
-        for other in ("amsgrad", "cautious"):
-            if h["nesterov"] and h[other]:
-                raise ValueError(f"nesterov: excludes {other}")
+        for key in ("amsgrad", "cautious"):
+            if h["nesterov"] and h[key]:
+                raise ValueError(f"nesterov: excludes {key}")
 
     @staticmethod
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:

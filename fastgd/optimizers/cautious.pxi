@@ -49,3 +49,31 @@ cdef inline void cautious_rmsprop_centered_before_element(
 cdef inline floating cautious_rmsprop_centered_element(floating p, floating g, floating V,
                                                        floating rate) noexcept nogil:
     return p - rate * (is_positive(V * g) * V)
+
+
+cdef inline void cautious_laprop_before_element(floating p, floating g, floating* m, floating* v,
+                                                floating* agrees, floating alpha, floating beta1,
+                                                floating gamma1, floating beta2, floating gamma2,
+                                                floating eps) noexcept nogil:
+    v[0] = beta2 * v[0] + gamma2 * (g * g)
+    m[0] = beta1 * m[0] + gamma1 * g / (root(v[0]) + eps)
+    agrees[0] = is_positive(m[0] * g)
+
+
+cdef inline floating cautious_laprop_element(floating p, floating g, floating m,
+                                             floating rate) noexcept nogil:
+    return p - rate * (is_positive(m * g) * m)
+
+
+cdef inline void cautious_lion_before_element(floating p, floating g, floating m, floating* agrees,
+                                              floating alpha, floating beta1,
+                                              floating gamma1) noexcept nogil:
+    agrees[0] = is_positive((beta1 * m + gamma1 * g) * g)
+
+
+cdef inline floating cautious_lion_element(floating p, floating g, floating* m, floating beta1,
+                                           floating gamma1, floating beta2, floating gamma2,
+                                           floating rate) noexcept nogil:
+    cdef floating u = beta1 * m[0] + gamma1 * g
+    m[0] = beta2 * m[0] + gamma2 * g
+    return p - rate * (is_positive(u * g) * sign(u))

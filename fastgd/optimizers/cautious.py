@@ -154,3 +154,59 @@ def cautious_rmsprop_centered(p: Array, g: Array, momentum_buffer: Read, *, rate
     """Centered RMSProp with momentum where the gradient agrees."""
     V = momentum_buffer
     p[...] = p - rate * (is_positive(V * g) * V)
+
+
+# ------------------------------------------------------------------------------------ LaProp, Lion
+
+
+def cautious_laprop_before(
+    p: Array,
+    g: Array,
+    exp_avg: Array,
+    exp_avg_sq: Squares,
+    *,
+    alpha: Scalar,
+    beta1: Scalar,
+    gamma1: Scalar,
+    beta2: Scalar,
+    gamma2: Scalar,
+    eps: Scalar,
+) -> tuple[Array]:
+    """v ← β₂v + γ₂g²; m ← β₁m + γ₁g/(√v + ε); returns [m·g > 0]."""
+    m, v = exp_avg, exp_avg_sq
+    v[...] = beta2 * v + gamma2 * (g * g)
+    m[...] = beta1 * m + gamma1 * g / (np.sqrt(v) + eps)
+    return (is_positive(m * g),)
+
+
+@rule(before=cautious_laprop_before, settle=cautious_settle)
+def cautious_laprop(p: Array, g: Array, exp_avg: Read, *, rate: Scalar) -> None:
+    """LaProp where the gradient agrees: p ← p − rate [m·g > 0] m."""
+    m = exp_avg
+    p[...] = p - rate * (is_positive(m * g) * m)
+
+
+def cautious_lion_before(
+    p: Array, g: Array, exp_avg: Read, *, alpha: Scalar, beta1: Scalar, gamma1: Scalar
+) -> tuple[Array]:
+    """Returns [u·g > 0], u = β₁m + γ₁g."""
+    return (is_positive((beta1 * exp_avg + gamma1 * g) * g),)
+
+
+@rule(before=cautious_lion_before, settle=cautious_settle)
+def cautious_lion(
+    p: Array,
+    g: Array,
+    exp_avg: Array,
+    *,
+    beta1: Scalar,
+    gamma1: Scalar,
+    beta2: Scalar,
+    gamma2: Scalar,
+    rate: Scalar,
+) -> None:
+    """Lion where the gradient agrees: p ← p − rate [u·g > 0] sign(u), u = β₁m + γ₁g."""
+    m = exp_avg
+    u = beta1 * m + gamma1 * g
+    p[...] = p - rate * (is_positive(u * g) * np.sign(u))
+    m[...] = beta2 * m + gamma2 * g

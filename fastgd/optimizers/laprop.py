@@ -7,7 +7,7 @@ from math import sqrt
 import numpy as np
 
 from fastgd.core.contract import Hyper, hyper
-from fastgd.core.domains import nonnegative, two_fractions
+from fastgd.core.domains import flag, nonnegative, two_fractions
 from fastgd.core.optimizer import Optimizer
 from fastgd.kernels.spec.registry import Array, Scalar, Squares, rule
 
@@ -36,10 +36,13 @@ class LaProp(Optimizer):
         Added to the corrected root.
     weight_decay : float
         λ of the decay of `AdamW`: W ← (1 − αλ)W comes first.
+    cautious : bool
+        Step only where momentum and gradient agree, and there further by as much, as `Adam` does.
 
     References
     ----------
     Ziyin, Wang and Ueda, "LaProp: separating momentum and adaptivity in Adam", 2020.
+    Liang et al., "Cautious optimizers: improving training with one line of code", 2024 (cautious).
 
     Examples
     --------
@@ -56,10 +59,11 @@ class LaProp(Optimizer):
     betas = hyper(two_fractions, (0.9, 0.999))
     eps = hyper(nonnegative, 1e-15)
     weight_decay = hyper(nonnegative, 0.0)
+    cautious = hyper(flag, False, keyword=True)
 
     @staticmethod
     def rule(h: Hyper, shape: tuple[int, ...]) -> str:
-        return "laprop"
+        return "cautious_laprop" if h["cautious"] else "laprop"
 
     @staticmethod
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:

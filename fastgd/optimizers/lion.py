@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastgd.core.contract import Hyper, hyper
-from fastgd.core.domains import nonnegative, two_fractions
+from fastgd.core.domains import flag, nonnegative, two_fractions
 from fastgd.core.optimizer import Optimizer
 from fastgd.kernels.spec.registry import Array, Scalar, rule
 
@@ -29,6 +29,9 @@ class Lion(Optimizer):
         β₁, what the momentum weighs in the direction, and β₂, what it keeps.
     weight_decay : float
         λ, which bypasses the gradient.
+    cautious : bool
+        Step only where the direction and the gradient agree, and there further by as much, as
+        `Adam` does.
 
     Notes
     -----
@@ -38,6 +41,7 @@ class Lion(Optimizer):
     References
     ----------
     Chen et al., "Symbolic discovery of optimization algorithms", 2023.
+    Liang et al., "Cautious optimizers: improving training with one line of code", 2024 (cautious).
 
     Examples
     --------
@@ -53,10 +57,11 @@ class Lion(Optimizer):
     lr = hyper(nonnegative, 1e-4)
     betas = hyper(two_fractions, (0.9, 0.99))
     weight_decay = hyper(nonnegative, 0.0)
+    cautious = hyper(flag, False, keyword=True)
 
     @staticmethod
     def rule(h: Hyper, shape: tuple[int, ...]) -> str:
-        return "lion"
+        return "cautious_lion" if h["cautious"] else "lion"
 
     @staticmethod
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:

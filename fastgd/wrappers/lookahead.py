@@ -58,9 +58,10 @@ class Lookahead(Optimizer):
     Raises
     ------
     TypeError, ValueError
-        If an argument is not valid, or the optimizer averages weights: it would average the fast
-        ones, before they are pulled back.  A `fastgd.averages.EMA` of the parameters that is
-        updated after each step averages what they are then.
+        If an argument is not valid, or the optimizer averages weights, as schedule-free ones do by
+        themselves: it would average the fast ones, before they are pulled back.  A
+        `fastgd.averages.EMA` of the parameters that is updated after each step averages what they
+        are then.
 
     Notes
     -----

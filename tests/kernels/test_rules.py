@@ -87,7 +87,9 @@ def test_threads_do_not_change_a_bit(threads):
 
 
 FLAGS = {"adapt", "adaptive", "clip", "first"}  # coefficients that are 0 or 1
-UNDER_A_SIGN = {("lion", "beta1"), ("lion", "gamma1")}
+UNDER_A_SIGN = {
+    (rule, f"{key}1") for rule in ("lion", "cautious_lion") for key in ("beta", "gamma")
+}
 
 
 @pytest.mark.parametrize("rule", BY_ELEMENT)

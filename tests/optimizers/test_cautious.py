@@ -1,4 +1,4 @@
-"""Cautious Adam and RMSProp against a transcription, and at their edges."""
+"""Cautious rules against a transcription, and at their edges."""
 
 from __future__ import annotations
 
@@ -44,6 +44,21 @@ def rmsprop(p, g, state, t, h):
     return masked(V, g)
 
 
+def laprop(p, g, state, t, h):
+    beta1, beta2 = h["betas"]
+    v = state["v"] = beta2 * state.get("v", 0.0) + (1 - beta2) * g * g
+    scaled = g / (np.sqrt(v / (1 - beta2**t)) + h["eps"])
+    m = state["m"] = beta1 * state.get("m", 0.0) + (1 - beta1) * scaled
+    return masked(m, g) / (1 - beta1**t)
+
+
+def lion(p, g, state, t, h):
+    beta1, beta2 = h["betas"]
+    m = state.get("m", 0.0)
+    state["m"] = beta2 * m + (1 - beta2) * g
+    return masked(np.sign(beta1 * m + (1 - beta1) * g), g)
+
+
 @pytest.mark.parametrize(
     ("cls", "formula", "options"),
     [
@@ -52,6 +67,8 @@ def rmsprop(p, g, state, t, h):
         (fastgd.Adam, adam, {"betas": (0.5, 0.6), "eps": 0.1, "eps_root": 0.01}),
         (fastgd.Adam, adam, {"amsgrad": True}),
         (fastgd.AdamW, adam, {"weight_decay": 0.1}),
+        (fastgd.LaProp, laprop, {"weight_decay": 0.1}),
+        (fastgd.Lion, lion, {"weight_decay": 0.1, "betas": (0.95, 0.98)}),
         (fastgd.RMSprop, rmsprop, {"momentum": 0.9}),
         (fastgd.RMSprop, rmsprop, {"momentum": 0.9, "centered": True, "eps": 1e-3}),
     ],
@@ -130,6 +147,11 @@ def test_velocity_that_is_off_is_refused():
     opt.step(np.ones(2))
     with pytest.raises(ValueError, match="cautious"):
         opt.param_groups[0]["momentum"] = 0.0
+
+
+def test_nesterov_looks_ahead_and_caution_does_not():
+    with pytest.raises(ValueError, match="nesterov: excludes cautious"):
+        fastgd.Adam(np.ones(2), cautious=True, nesterov=True)
 
 
 def test_caution_now_and_then_goes_on_with_the_same_momentum():

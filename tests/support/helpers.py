@@ -57,8 +57,8 @@ def coefficients_of(rule, t=1):
     values = {"alpha": 0.01 / t, "beta": 0.9, "gamma": 0.1, "mu": 0.8, "beta1": 0.9, "gamma1": 0.1,
               "beta2": 0.99, "gamma2": 0.01, "eps": 1e-7, "eps_root": 1e-9, "lr": 0.01 / t,
               "mu_next": 0.85, "weight_decay": 0.03, "trust": 2e-3, "adapt": 1.0,
-              "clip": t % 2, "first": t % 2, "d_coef": 40.0, "hold": 0.98, "weight": 2.0, "adaptive": t % 2,
-              "eta_plus": 1.2, "delta_min": 0.08, "delta_max": 1.0,
+              "clip": t % 2, "first": t % 2, "d_coef": 40.0, "hold": 0.98, "weight": 2.0,
+              "adaptive": t % 2, "eta_plus": 1.2, "delta_min": 0.08, "delta_max": 1.0,
               "a": 3.4445, "b": -4.775, "c": 2.0315, "steps": 5.0, "rms": 0.2}  # fmt: skip
     return tuple(values.get(letter, 0.5) for letter in RULES[rule].coefficients)
 

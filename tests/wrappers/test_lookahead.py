@@ -271,6 +271,7 @@ def test_wrong_arguments():
         ((adam, 5, np.nan), ValueError),
         ((Lookahead(adam),), ValueError),
         ((fastgd.Adam(drawn(0), average=0.9),), ValueError),
+        ((fastgd.SGDScheduleFree(drawn(0)),), ValueError),
     ]:
         with pytest.raises(error):
             Lookahead(*arguments)

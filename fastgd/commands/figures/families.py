@@ -171,8 +171,8 @@ def words(result: Result) -> tuple[str, ...]:
         "rate alone, the gradients of each weight, norms of whole tensors, sums over the whole "
         f"model. The first of each in the valley, {best_of('valley')}. "
         "There the gradients turn, and what has gathered speed keeps it.",
-        f"Past the saddle, {best_of('saddle')}. Of all {len(result)}, {stuck} do not get there in "
-        f"{STEPS} steps at any of the rates. In noise, {best_of('noise')}. What is "
+        f"Past the saddle, {best_of('saddle')}; not there in {STEPS} steps at any of the rates: "
+        f"{stuck} of {len(result)}. In noise, {best_of('noise')}. What is "
         "best in one problem need not be so in the next.",
         "Two or thirty weights are few. Optimizers for large batches and wide matrices show what "
         "they are for elsewhere; here one sees only that they work.",

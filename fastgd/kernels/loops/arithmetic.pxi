@@ -54,6 +54,11 @@ cdef inline floating positive_part(floating x) noexcept nogil:
     return <floating> 0 if x < 0 else x
 
 
+cdef inline floating is_positive(floating x) noexcept nogil:
+    """1 where x > 0, else 0; NaN is not."""
+    return <floating> 1 if x > 0 else <floating> 0
+
+
 cdef inline floating weighed(floating weight, floating x) noexcept nogil:
     """x times its weight, and 0 where that is 0, whatever x is."""
     return weight * x if weight != 0 else <floating> 0
@@ -83,8 +88,3 @@ cdef inline floating cube_root(floating x) noexcept nogil:
     else:
         found = found * <double> 3.814697265625e-06 if x < DBL_MIN else found
         return found if x > 0 and x <= DBL_MAX else x
-
-
-cdef inline floating is_positive(floating x) noexcept nogil:
-    """1 where x > 0, else 0; NaN is not."""
-    return <floating> 1 if x > 0 else <floating> 0

@@ -396,6 +396,12 @@ def positive_part(x: Array) -> Array:
     return clipped
 
 
+def is_positive(x: Array) -> Array:
+    """1 where x > 0, else 0; NaN is not."""
+    found: Array = (x > 0).astype(x.dtype)
+    return found
+
+
 def weighed(weight: Scalar, x: Array) -> Array:
     """x times its weight, and 0 where that is 0, whatever x is."""
     product: Array = weight * x if weight != 0 else np.zeros_like(x)
@@ -427,10 +433,4 @@ def cube_root(x: Array) -> Array:
         root = root - (root - y / (root * root)) * to(1.0 / 3.0)
     root = np.where(small, root * to(2.0**-18), root)
     found: Array = np.where((x > 0) & (x < np.inf), root, x)
-    return found
-
-
-def is_positive(x: Array) -> Array:
-    """1 where x > 0, else 0; NaN is not."""
-    found: Array = (x > 0).astype(x.dtype)
     return found
