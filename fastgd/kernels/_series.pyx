@@ -162,10 +162,10 @@ def ewma_of_observed(cnp.ndarray x, cnp.ndarray out, cnp.ndarray v, cnp.ndarray 
 cdef void observed(const floating* x, floating* out, double* v, double* weights, Py_ssize_t outer,
                    Py_ssize_t length, Py_ssize_t inner, const double* beta, double gamma,
                    bint correct, bint ignore) noexcept:
-    cdef Py_ssize_t i, t, k
+    cdef Py_ssize_t _i, t, k
     cdef double now, w, fresh
     with nogil:
-        for i in range(outer):
+        for _i in range(outer):
             for t in range(length):
                 for k in range(inner):
                     now, w = x[k], weights[k]
