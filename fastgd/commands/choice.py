@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterable
 from typing import Any
 
+from fastgd.commands import output
 from fastgd.optimizers import GENERAL
 
 CLASSIC = ("SGD", "Momentum", "Adagrad", "RMSprop", "Adam", "AdamW")
@@ -17,7 +18,7 @@ def add_argument(parser: argparse.ArgumentParser, what: str) -> None:
     """Declare the option ``--optimizer``."""
     parser.add_argument(
         "--optimizer",
-        choices=["classic", "all", *GENERAL],
+        type=output.one_of(["classic", "all", *GENERAL]),
         default="classic",
         metavar="NAME",
         help=f"{what}: by name, classic for {', '.join(CLASSIC)}, or all",

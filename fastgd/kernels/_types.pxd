@@ -127,10 +127,12 @@ ctypedef void (*summed_f32)(
 ctypedef void (*summed_f64)(
     const void*, const ChunkArgs*, const double*, const Stages*, double*) noexcept nogil
 # rule, sweep, p, g, states, n, coefficients, the total of each term
-ctypedef void (*tile_f32)(const void*, const Sweep*, const float*, const float*, float**, Py_ssize_t,
-                          const float*, double*) noexcept nogil
-ctypedef void (*tile_f64)(const void*, const Sweep*, const double*, const double*, double**,
-                          Py_ssize_t, const double*, double*) noexcept nogil
+ctypedef void (*tile_f32)(
+    const void*, const Sweep*, const float*, const float*, float**, Py_ssize_t, const float*,
+    double*) noexcept nogil
+ctypedef void (*tile_f64)(
+    const void*, const Sweep*, const double*, const double*, double**, Py_ssize_t, const double*,
+    double*) noexcept nogil
 # chunk, stages, lines, how often there are the chunk's elements, and how far apart
 ctypedef void (*squared_lines)(
     const ChunkArgs*, const Stages*, const Lines*, Py_ssize_t, Py_ssize_t) noexcept nogil

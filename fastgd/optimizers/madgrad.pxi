@@ -1,8 +1,8 @@
 # One element of the rule of madgrad.py.
 
-cdef inline floating madgrad_element(floating p, floating g, floating* nu, floating* s, floating* x0,
-                                     floating first, floating l2, floating alpha, floating eps,
-                                     floating mu, floating gamma) noexcept nogil:
+cdef inline floating madgrad_element(floating p, floating g, floating* nu, floating* s,
+                                     floating* x0, floating first, floating l2, floating alpha,
+                                     floating eps, floating mu, floating gamma) noexcept nogil:
     cdef floating r = g + l2 * p
     x0[0] = p if first != 0 else x0[0]
     s[0] = s[0] + alpha * r

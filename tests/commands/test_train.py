@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from support.helpers import run_python
-from support.sampling import by_level, optimizers_by_kind, sampled
+from support.sampling import by_level, optimizers_by_sweeps, sampled
 
 from fastgd.__main__ import main
 from fastgd.commands import choice, mlp
@@ -15,7 +15,7 @@ train = pytest.importorskip("fastgd.commands.train", reason="the extra `train` i
 from matplotlib.figure import Figure
 
 
-@sampled({"name": optimizers_by_kind(), "seed": by_level([0], [0], [0, 1])})
+@sampled({"name": optimizers_by_sweeps(), "seed": by_level([0], [0], [0, 1])})
 def test_every_optimizer_reaches_95_percent(name, seed):
     outcome = train.train(name, epochs=30, batch_size=32, seed=seed, advance=lambda: None)
     assert outcome.accuracy >= 0.95

@@ -365,7 +365,7 @@ def test_hyper_parameters(name, key, value):
     if key in ("dampening", "beta2_decay") and value == -0.1:
         value = "-0.1"  # what may be negative
     if key.startswith("clip") and value is None:
-        value = 0  # None is no limit
+        value = -1 if key == "clip_exp" else 0  # None is no limit
     p = np.zeros(2)
     if value == OPTIMIZERS[name](p).defaults[key]:
         value = -1  # None or infinity, where it is the default

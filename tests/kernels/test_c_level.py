@@ -65,7 +65,7 @@ def test_there_is_a_function_for_every_rule_and_optimizer():
     assert len(set(c_api.ADDRESSES.values())) == len(names)
 
 
-@sampled({"rule": rules(), "backend": COMPILED, "suffix": DTYPES, "stages": STAGES})
+@sampled({"rule": rules(slow=True), "backend": COMPILED, "suffix": DTYPES, "stages": STAGES})
 def test_rules_equal_the_reference_to_the_bit(rule, backend, suffix, stages):
     fastgd.set_backend(backend)
     dtype, row = DTYPES[suffix], RULES[rule]

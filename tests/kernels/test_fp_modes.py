@@ -20,7 +20,7 @@ TINY = {F32: 1e-42, F64: 1e-312}  # subnormal, as are 0.9 and 0.001 times it
 # ------------------------------------------------------------------------------------- subnormals
 
 
-@sampled({"backend": COMPILED, "rule": rules(), "dtype": [F32, F64]})
+@sampled({"backend": COMPILED, "rule": rules(slow=True), "dtype": [F32, F64]})
 def test_subnormals_are_numbers_like_all_others(backend, rule, dtype):
     """States that decay through them, gradients and parameters there: the reference's bits."""
     for value, grad in ((TINY[dtype], 0), (TINY[dtype], TINY[dtype]), (1e-36, 0)):
@@ -61,7 +61,7 @@ def processor_cost(dtype):
 
 @pytest.mark.slow
 @unsanitized
-@sampled({"backend": COMPILED, "rule": rules(), "dtype": [F32, F64]})
+@sampled({"backend": COMPILED, "rule": rules(slow=True), "dtype": [F32, F64]})
 def test_speed_does_not_collapse_in_subnormals(backend, rule, dtype):
     """Where the processor itself handles them at speed, so do steps: measured 0.9 to 2.3."""
     if processor_cost(dtype) > 5:

@@ -37,10 +37,12 @@ def by_level(quick: Any, pairs: Any, whole: Any) -> Any:
     return {"quick": quick, "pairs": pairs, "whole": whole}[HOW_MUCH]
 
 
-def first_of_each(things: Iterable[Any], shape: Callable[[Any], object]) -> list[Any]:
-    """In a quick run the first thing of each shape; else all of them."""
+def first_of_each(
+    things: Iterable[Any], shape: Callable[[Any], object], slow: bool = False
+) -> list[Any]:
+    """In a quick run the first thing of each shape, as in all but whole runs if slow; else all."""
     things = list(things)
-    if HOW_MUCH != "quick":
+    if HOW_MUCH == "whole" or (HOW_MUCH == "pairs" and not slow):
         return things
     firsts: dict[object, Any] = {}
     for thing in things:
@@ -66,6 +68,12 @@ def kind_of(rule: str) -> tuple[object, ...]:
     return (*parts, row.after.gradient, row.sums, row.numbers, len(row.states), lined)
 
 
+def work_of(rule: str) -> tuple[object, ...]:
+    """What the engine does for a rule, without how much of each."""
+    before, begin, settle, gradient, sums, numbers, states, lined = kind_of(rule)
+    return before, begin, settle, gradient, bool(sums), bool(numbers), states, lined
+
+
 def kinds_of_rules() -> list[Any]:
     """Params (name, options): an optimizer that picks a rule of each kind."""
     found: dict[object, Any] = {}
@@ -76,9 +84,9 @@ def kinds_of_rules() -> list[Any]:
     return list(found.values())
 
 
-def rules() -> list[str]:
-    """The rules to test, of those that know nothing of rows and columns."""
-    return first_of_each(BY_ELEMENT, shape_of)
+def rules(slow: bool = False) -> list[str]:
+    """The rules to test, of those that know nothing of rows and columns; slowly, if that is so."""
+    return first_of_each(BY_ELEMENT, work_of if slow else shape_of, slow)
 
 
 def picked_shape(name: str, options: Mapping[str, Any]) -> tuple[object, ...]:
@@ -92,14 +100,15 @@ def optimizers(names: Iterable[str] = tuple(GENERAL)) -> list[str]:
     return first_of_each(names, lambda name: picked_shape(name, {}))
 
 
-def optimizers_by_kind() -> list[str]:
-    """An optimizer of each kind of rule, in whole runs all: for what takes seconds for each."""
-    if HOW_MUCH == "whole":
-        return list(GENERAL)
-    firsts: dict[object, str] = {}
-    for name in optimizers():
-        firsts.setdefault(picked_shape(name, {})[0], name)
-    return list(firsts.values())
+def sweeps_of(name: str) -> tuple[object, ...]:
+    """What an optimizer's rule does besides stepping elements: sums, numbers, rows and columns."""
+    before, begin, settle, *_, lined = kind_of(OPTIMIZERS[name](np.zeros(1)).stepper.rules[0])
+    return before, begin, settle, lined
+
+
+def optimizers_by_sweeps() -> list[str]:
+    """One of each of these, in whole runs all optimizers: for what takes seconds for each."""
+    return first_of_each(GENERAL, sweeps_of, slow=True)
 
 
 def optimizer_cases(
