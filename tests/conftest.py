@@ -21,6 +21,8 @@ collect_ignore = ["support", "tools"]
 if HOW_MUCH == "quick":  # what needs libraries whose import takes longer than many tests
     collect_ignore += ["adapters", "commands", "fastgd_mpi", "fastgd_torch", "plot", "project"]
     collect_ignore_glob = ["*/test_torch_*", "*_torch.py"]
+if HOW_MUCH != "whole":  # what builds the package once more
+    collect_ignore += ["project/test_new_family.py"]
 
 # With FASTGD_STRICT=1 (continuous integration) a skip for any other reason fails the run.
 MACHINE_REASONS = ("this CPU", "too little memory", "may not mount")
