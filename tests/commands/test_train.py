@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from support.helpers import run_python
-from support.sampling import by_level, optimizers_by_sweeps, sampled
+from support.sampling import optimizers_by_sweeps
 
 from fastgd.__main__ import main
 from fastgd.commands import choice, mlp
@@ -15,9 +15,9 @@ train = pytest.importorskip("fastgd.commands.train", reason="the extra `train` i
 from matplotlib.figure import Figure
 
 
-@sampled({"name": optimizers_by_sweeps(), "seed": by_level([0], [0], [0, 1])})
-def test_every_optimizer_reaches_95_percent(name, seed):
-    outcome = train.train(name, epochs=30, batch_size=32, seed=seed, advance=lambda: None)
+@pytest.mark.parametrize("name", optimizers_by_sweeps())
+def test_every_optimizer_reaches_95_percent(name):
+    outcome = train.train(name, epochs=30, batch_size=32, seed=0, advance=lambda: None)
     assert outcome.accuracy >= 0.95
     low = 0.1 if name == "Rprop" else 0.05  # which is made for gradients of all data
     assert outcome.losses[-1] < low < outcome.losses[0]
