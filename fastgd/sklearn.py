@@ -73,6 +73,11 @@ def recipe(estimator: Any) -> tuple[type[Optimizer], dict[str, Any]]:
             "eps": registry.RawRootEps(estimator.epsilon, estimator.beta_2),
         }
     kind = registry.named(name or estimator.solver.replace("lbfgs", "sgd"), "optimizer")
+    if kind.averages():
+        raise ValueError(
+            f"optimizer: expected one whose parameters are what to predict with, found {name!r}, "
+            "which learns an average of them that nothing would read"
+        )
     # What the estimator has parameters for is given by these, the learning rate as well.
     own = set(hyper) - {"lr"}
     known = {*kind.hypers, *Options.__annotations__} - REFUSED - own

@@ -98,9 +98,9 @@ def integer(value: Any, name: str, low: int = 0, end: int | None = None) -> int:
 
 
 def unlimited(value: Any, name: str) -> float:
-    """A number above 0; infinity for no limit."""
+    """A number of at least 1; infinity for no limit."""
     infinite = isinstance(value, (float, np.floating)) and value == math.inf
-    return math.inf if infinite else positive(value, name)
+    return math.inf if infinite else at_least_one(value, name)
 
 
 @schedulable
@@ -123,9 +123,16 @@ def fraction(value: Any, name: str) -> float:
     return result
 
 
+def _is_list(value: Any) -> bool:
+    """Whether a value is some in a row."""
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
 def two(value: Any, name: str) -> tuple[Any, Any]:
     """Two values of any kind."""
-    if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, str):
+    if not _is_list(value):
         raise TypeError(f"{name}: expected two numbers, found {shown(value)}")
     if len(value) != 2:
         raise ValueError(f"{name}: expected two numbers, found {len(value)}")
@@ -217,7 +224,7 @@ def floors(value: Any, name: str) -> tuple[float | None, float]:
 
 def three_numbers(value: Any, name: str) -> tuple[float, float, float]:
     """Three finite numbers."""
-    if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, str):
+    if not _is_list(value):
         raise TypeError(f"{name}: expected three numbers, found {shown(value)}")
     values = tuple(number(v, f"{name}[{k}]") for k, v in enumerate(value))
     if len(values) != 3:

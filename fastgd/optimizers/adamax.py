@@ -28,8 +28,7 @@ class Adamax(Optimizer):
     betas : (float, float)
         β₁ and β₂.
     eps : float
-        Added to each gradient's magnitude, as torch does; with 0, an element that never had a
-        gradient becomes NaN.
+        Added to each gradient's magnitude, as torch does.
 
     References
     ----------

@@ -56,6 +56,7 @@ class ASGD(Optimizer):
     """
 
     year = 1992
+    remade = True
     lr = hyper(nonnegative, 1e-2)
     lambd = hyper(nonnegative, 1e-4)
     alpha = hyper(nonnegative, 0.75)

@@ -62,8 +62,9 @@ class DAdaptAdam(Optimizer):
 
     Notes
     -----
-    A step at which all of s is 0 leaves parameters and d as they are.  Steps, which the correction
-    of α and schedules depend on, are counted for each parameter.
+    A step at which all of s is 0 leaves parameters and d as they are.  A gradient that never turns,
+    as that of a parameter that is projected onto a bound, lets d grow without end.  Steps, which
+    the correction of α and schedules depend on, are counted for each parameter.
 
     References
     ----------

@@ -9,7 +9,7 @@ import numpy as np
 from fastgd.core.contract import Hyper, hyper
 from fastgd.core.domains import nonnegative, start
 from fastgd.core.optimizer import Optimizer
-from fastgd.kernels.spec.registry import Array, FullWidth, Scalar, Squares, at_least, at_most, rule
+from fastgd.kernels.spec.registry import Array, FullWidth, Scalar, at_least, at_most, rule
 
 
 class FTRL(Optimizer):
@@ -40,14 +40,15 @@ class FTRL(Optimizer):
 
     Notes
     -----
-    z is the paper's times α, so that a schedule may change α, or be 0, at which W stays where it
-    is: then z and W follow AdaGrad's steps, which is what this is without penalties.  With a
-    constant α it is the paper's algorithm, with a power of -½ of n.
+    z is the paper's times α.  With a constant α it is the paper's algorithm, with a power of -½
+    of n.  A schedule may change α: without penalties W then follows AdaGrad's steps, and stays
+    where it is while α is 0.  The penalties count by the α of the moment, as λ₁ and λ₂ do if they
+    are changed: where α falls, weights that were 0 come back.
 
     At the first step of a parameter z is set so that W goes on from where it is, where the paper
     starts from 0.  From then on W follows from z and n: what is written to it later acts for one
-    step at most.  z keeps the parameter's full width whatever ``state_dtype`` says, unless it
-    names ``"linear"``.
+    step at most.  z and n keep the parameter's full width whatever ``state_dtype`` says, unless it
+    names ``"linear"`` or ``"accumulator"``.
 
     Keras and TensorFlow write the penalty as l2 ‖W‖²: their l2 is half of λ₂ here.  They too start
     n from 0.1, and β from 0.
@@ -68,6 +69,7 @@ class FTRL(Optimizer):
     """
 
     year = 2013
+    remade = True
     lr = hyper(nonnegative, 1e-3)
     beta = hyper(nonnegative, 0.0)
     l1 = hyper(nonnegative, 0.0)
@@ -101,7 +103,7 @@ def ftrl(
     p: Array,
     g: Array,
     linear: FullWidth,
-    accumulator: Squares,
+    accumulator: FullWidth,
     *,
     alpha: Scalar,
     tau: Scalar,

@@ -9,7 +9,7 @@ import numpy as np
 from fastgd.core.contract import Hyper, hyper
 from fastgd.core.domains import flag, fraction, nonnegative
 from fastgd.core.optimizer import Optimizer
-from fastgd.kernels.spec.registry import Array, FullWidth, Scalar, Squares, cube_root, rule
+from fastgd.kernels.spec.registry import Array, FullWidth, Scalar, cube_root, rule
 
 
 class MADGRAD(Optimizer):
@@ -36,12 +36,14 @@ class MADGRAD(Optimizer):
         ε; where gradients are tiny, 0 converges better.
     decouple_decay : bool
         Whether :math:`\alpha' \lambda W_{t-1}` is subtracted; else λW is added to the gradient.
+        Excludes a momentum of 0, with which nothing of W stays from step to step.
 
     Notes
     -----
-    W₀ is what a parameter was at its first step.  It and s, from which W is made anew at each step,
-    keep the parameter's full width whatever ``state_dtype`` says, unless it names ``"x0"``
-    and ``"grad_sum"``.  The cube root is worked out by arithmetic, with the same bits everywhere.
+    W₀ is what a parameter was at its first step.  It, s and ν, from which W is made anew at each
+    step, keep the parameter's full width whatever ``state_dtype`` says, unless it names ``"x0"``,
+    ``"grad_sum"`` or ``"grad_sum_sq"``.  The cube root is worked out by arithmetic, with the
+    same bits everywhere.
     Steps are counted for each parameter.
 
     References
@@ -62,6 +64,7 @@ class MADGRAD(Optimizer):
 
     year = 2021
     own_decay = True
+    remade = True
     lr = hyper(nonnegative, 1e-2)
     momentum = hyper(fraction, 0.9)
     weight_decay = hyper(nonnegative, 0.0)
@@ -71,6 +74,11 @@ class MADGRAD(Optimizer):
     @staticmethod
     def rule(h: Hyper, shape: tuple[int, ...]) -> str:
         return "madgrad"
+
+    @staticmethod
+    def consistent(h: Hyper) -> None:
+        if h["decouple_decay"] and h["momentum"] == 0:
+            raise ValueError("decouple_decay: excludes a momentum of 0")
 
     @staticmethod
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
@@ -92,7 +100,7 @@ class MADGRAD(Optimizer):
 def madgrad(
     p: Array,
     g: Array,
-    grad_sum_sq: Squares,
+    grad_sum_sq: FullWidth,
     grad_sum: FullWidth,
     x0: FullWidth,
     *,

@@ -203,7 +203,8 @@ class RAdamScheduleFree(Optimizer):
     params, lr, betas, eps, weight_decay, r, weight_lr_power, maximize, **options
         As for `AdamWScheduleFree`.
     silent_sgd_phase : bool
-        Stand still, but for v, until ρₜ > 4; else step along gradients as they are.
+        Stand still, but for v, until ρₜ > 4; else step along gradients as they are.  With a β₂ of
+        at most 0.6 that is for good.
 
     References
     ----------

@@ -80,12 +80,13 @@ class StableAdamW(Optimizer):
         beta1, beta2 = h["betas"]
         correction1 = 1.0 - beta1**t
         correction2 = 1.0 - beta2**t
+        square = h["eps"] * h["eps"]
         return (
             (beta1 - beta1**t) / correction1,
             (1.0 - beta1) / correction1,
             (beta2 - beta2**t) / correction2,
             (1.0 - beta2) / correction2,
-            h["eps"] * h["eps"],
+            square if square > 1.2e-38 else 1.2e-38,  # a normal number in float32, too
             h["lr"],
             h["weight_decay"],
             h["eps"],

@@ -58,7 +58,8 @@ class Lookahead(Optimizer):
     Raises
     ------
     TypeError, ValueError
-        If an argument is not valid, or the optimizer averages weights, as schedule-free ones do by
+        If an argument is not valid, or the optimizer makes parameters anew from states, as FTRL,
+        MADGRAD and ASGD do, or it averages weights, as schedule-free ones do by
         themselves: it would average the fast ones, before they are pulled back.  A
         `fastgd.averages.EMA` of the parameters that is updated after each step averages what they
         are then.
@@ -93,6 +94,11 @@ class Lookahead(Optimizer):
             raise ValueError(
                 "optimizer: expected one without average, which would average the fast weights "
                 "before they are pulled back; update a fastgd.averages.EMA after each step"
+            )
+        if optimizer.remade:
+            raise ValueError(
+                f"optimizer: expected one that steps from where parameters are, found "
+                f"{shown(optimizer)}, whose states would undo that they are pulled back, or miss it"
             )
         if not 0 <= domains.number(alpha, "alpha") <= 1:
             raise ValueError(f"alpha: expected a number from 0 to 1, found {alpha}")

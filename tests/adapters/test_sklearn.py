@@ -208,7 +208,16 @@ def test_cloning_grid_search_pipelines_and_parameters():
     assert pickle.loads(pickle.dumps(search)).predict(x).shape == (150,)
 
 
-@pytest.mark.parametrize("name", sorted(name.lower() for name in fastgd.optimizers.GENERAL))
+PLAIN = {key.lower() for key, cls in fastgd.optimizers.GENERAL.items() if not cls.averages()}
+
+
+def test_averages_that_nothing_would_read_are_refused():
+    x, y = data()
+    with pytest.raises(ValueError, match="^optimizer: expected one whose parameters"):
+        ours.MLPRegressor(**SMALL, optimizer="sgdschedulefree").fit(x, y)
+
+
+@pytest.mark.parametrize("name", sorted(PLAIN))
 @pytest.mark.parametrize("solver", ["adam", "sgd"])
 def test_every_optimizer_by_name(name, solver):
     x, y = data()

@@ -284,3 +284,14 @@ def test_stable_adamw_shortens_the_step_of_the_tensor_alone(backend):
     rms = sqrt((3 + 1e8 / (1 - gamma + gamma * 1e8)) / 4)
     assert calm - before[0] == pytest.approx(-0.1, rel=1e-5)
     assert (other - before[1])[:3] == pytest.approx(-0.1 / rms, rel=1e-5)
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-25])
+def test_stable_adamw_is_shortened_whatever_eps_is(eps):
+    w = np.zeros(4, np.float32)
+    opt = fastgd.StableAdamW(w, lr=0.1, betas=(0.0, 0.99), eps=eps, weight_decay=0.0)
+    g = np.array([1, 1, 1, 0], np.float32)
+    opt.step(g)
+    before = w.copy()
+    opt.step(100 * g)
+    assert before[0] - w[0] == pytest.approx(0.115, abs=1e-3)

@@ -108,8 +108,17 @@ def test_edges(backend):
     assert np.isnan(w).tolist() == [True, False, False]
 
 
-def test_z_keeps_its_width():
+def test_states_keep_their_width():
     w = np.ones(5000, np.float32)
     state = fastgd.FTRL(w, state_dtype="8bit").state[0]
     assert state["linear"].dtype == np.float32
-    assert state["accumulator"].dtype == np.uint8
+    assert state["accumulator"].dtype == np.float32
+
+
+@pytest.mark.parametrize("stored", ["8bit", "bfloat16"])
+def test_coded_states_leave_weights_where_they_are(stored):
+    w, rng = np.full(8192, 1.5, np.float32), np.random.default_rng(0)
+    opt = fastgd.FTRL(w, lr=0.0, state_dtype=stored)
+    for _ in range(20):
+        opt.step(rng.standard_normal(8192).astype(np.float32))
+    np.testing.assert_allclose(w, 1.5, rtol=1e-5)

@@ -298,3 +298,9 @@ def test_accumulated_gradients_schedules_and_separate_averages(backend):
     ema.update()
     assert w.tolist() == [-1.0] * 4
     assert ema.averages[0].tolist() == [-1.0] * 4
+
+
+@pytest.mark.parametrize("name", ["FTRL", "MADGRAD", "ASGD", "SGDScheduleFree"])
+def test_what_would_not_notice_that_it_is_pulled_is_refused(name):
+    with pytest.raises(ValueError, match="^optimizer: expected one"):
+        fastgd.Lookahead(getattr(fastgd, name)(np.ones(3)))
