@@ -141,7 +141,7 @@ def fastgd_bound(case, params, grads):
 
 
 def numpy_step(case, params, grads):
-    """The NumPy reference by itself, without the engine's checks."""
+    """The rule's expressions in NumPy alone; the whole reference where there is more to it."""
     opt = getattr(fastgd, case.optimizer)(params, lr=LR, **case.options)
     h = opt.param_groups[0]
     rules = opt.stepper.rules
@@ -156,8 +156,16 @@ def numpy_step(case, params, grads):
         t += 1
         settings = {name: opt.settings(name, h, t, 1.0) for name in set(rules)}
         for name, p, g, s, kept in zip(rules, params, grads, states, numbers, strict=True):
-            _, coefficients, stages = settings[name]
-            reference.step(name, p, g, s, coefficients, reference.Stages(*stages), numbers=kept)
+            _, coefficients, (_, _, decoupled, *_) = settings[name]
+            row = reference.RULES[name]
+            if row.before or row.begin or row.settle or row.line_states:
+                stages = reference.Stages(*settings[name][2])
+                reference.step(name, p, g, s, coefficients, stages, numbers=kept)
+                continue
+            if decoupled != 1.0:
+                p *= p.dtype.type(decoupled)
+            typed = map(p.dtype.type, coefficients)
+            row.after.update(p, g, *s, **dict(zip(row.after.coefficients, typed, strict=True)))
 
     return step, lambda: params
 

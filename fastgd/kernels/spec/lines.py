@@ -20,7 +20,7 @@ from fastgd.kernels.spec.sizes import SLICES
 
 
 class Axis(NamedTuple):
-    """An axis of an array without holes, as it lies in memory."""
+    """An axis of a contiguous array, as it lies in memory."""
 
     length: int  # elements of a line,
     stride: int  # and how many elements of the array they are apart

@@ -178,8 +178,8 @@ RULES: dict[str, Rule] = {}
 
 def rounded(key: str, value: Any, to: type[Any]) -> Any:
     """A coefficient of that name in the type that is computed with."""
-    x, least = to(value), np.finfo(to).tiny
-    return least if key == DENOMINATOR and 0 <= x < least else x
+    x = to(value)
+    return np.finfo(to).tiny if key == DENOMINATOR and 0 <= x < np.finfo(to).tiny else x
 
 
 F = TypeVar("F", bound=Update)
