@@ -345,9 +345,11 @@ def test_numbers_that_are_none():
             continue  # NumPy turns one element into a number, with a warning
         with pytest.raises((TypeError, ValueError), match="^lr: expected a"):
             fastgd.SGD(p, lr=bad)
-    for bad in ({0.9, 0.999}, "ab", 0.9, {0.9: 1, 0.99: 2}):
+    for bad in ({0.9, 0.999}, "ab", 0.9, {0.9: 1, 0.99: 2}, np.array(0.9)):
         with pytest.raises(TypeError, match="^betas: expected two numbers"):
             fastgd.Adam(p, betas=bad)
+        with pytest.raises(TypeError, match="^betas: expected three numbers"):
+            fastgd.AdEMAMix(p, betas=bad)
     with pytest.raises(TypeError, match=r"^backend: expected a str, found \[\]"):
         fastgd.set_backend([])
 
