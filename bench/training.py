@@ -1,6 +1,6 @@
 """Final losses with states in fewer bits, against float32's, on three problems.
 
-    python bench/training.py [--problem text] [--optimizer Adam] [--workers 2] [--log FILE]
+    python bench/training.py [--problem text] [--optimizer Adam] [--workers 2] [--log FILE] [--brief]
 
 For each problem and optimizer: the final loss of five float32 runs, which differ by their seed, and
 of as many with states of 16 and of 8 bits, from the same seeds: the same initial weights and
@@ -16,6 +16,8 @@ digits      a small network on handwritten digits, in NumPy: the loss on all of 
 text        a character-level language model of two million parameters on Python's help, in torch:
             the loss on a tenth of it that was held out
 quadratic   least squares with a condition number of 10^4, in NumPy
+
+With ``--brief``: a row for each optimizer, of these differences alone.
 
 With ``--log`` each run is a line of that file as soon as it ends, and those in it aren't run again.
 """
@@ -34,6 +36,7 @@ import numpy as np
 
 import fastgd
 from fastgd.commands.mlp import init_layers, loss_and_grads
+from fastgd.commands.train import SETTINGS
 from fastgd.core.storage import saved_as
 from fastgd.kernels.reference import RULES
 from fastgd.optimizers import GENERAL
@@ -180,12 +183,12 @@ def copied(tree):
 def moments(opt, exact):
     """Sum of an optimizer's second moments over the exact ones', and how many are off by double."""
     found = {True: [], False: []}
-    (rule,) = set(opt.stepper.rules)
-    for own, whole in zip(opt.state.values(), exact.state.values(), strict=True):
+    rows = zip(opt.state.values(), exact.state.values(), opt.stepper.rules, strict=True)
+    for own, whole, rule in rows:
         for key in RULES[rule].squares:
             found[True].append(saved_as(own, rule, key).load(F32))
             found[False].append(saved_as(whole, rule, key).load(F32))
-    if not found[True]:
+    if not any(map(np.any, found[False])):  # none, or they follow from step sizes that stand still
         return None
     v, w = np.concatenate(found[True]).astype(float), np.concatenate(found[False]).astype(float)
     v, w = v[w > 0], w[w > 0]
@@ -197,7 +200,7 @@ def run(job):
     problem, seed, name, storage, steps = job
     fastgd.set_num_threads(1)
     params, gradients, loss = PROBLEMS[problem](seed)
-    options = OTHERWISE.get(problem, {}).get(name, TUNED.get(name, {}))
+    options = OTHERWISE.get(problem, {}).get(name, TUNED.get(name, SETTINGS.get(name, {})))
     opt = getattr(fastgd, name)(params, **options, **STORAGES[storage])
     opts = [opt]
     if STORAGES[storage]:
@@ -257,6 +260,26 @@ def compared(lines, full):
     return f"{'inside' if inside else 'OUTSIDE'}, paired {paired.mean():+.2f} ± {error:.2f} %"
 
 
+def percent(lines, full):
+    """The mean of the paired differences, in percent of the mean loss, with its standard error."""
+    found, exact = (np.array([line["loss"] for line in each]) for each in (lines, full))
+    paired = 100 * (found - exact) / exact.mean()
+    return f"{paired.mean():+.1f} ± {paired.std(ddof=1) / np.sqrt(len(paired)):.1f}"
+
+
+def brief(problems, names, of):
+    """Print a table: an optimizer's final loss, and by how much fewer bits change it."""
+    heads = [f"{p}, {what}" for p in problems for what in ("float32", "bfloat16, %", "8 bits, %")]
+    print("| " + " | ".join(["", *heads]) + " |\n|---" + "|--:" * len(heads) + "|")
+    for name in names:
+        row = [name]
+        for problem in problems:
+            full, *less = of(problem, name).values()
+            row.append(f"{np.mean([line['loss'] for line in full]):.4f}")
+            row += [percent(lines, full) for lines in less]
+        print("| " + " | ".join(row) + " |")
+
+
 def main():
     """Print a line for each problem, optimizer and storage."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -267,19 +290,27 @@ def main():
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread each")
     parser.add_argument("--log", type=Path, default=None)
+    parser.add_argument("--brief", action="store_true", help="a row of a table for each")
     given = parser.parse_args()
     # All of a seed before the next, so that an interrupted log compares what it has.
     order = itertools.product(given.problem, range(given.seeds), given.optimizer, STORAGES)
     lines = measured([(*job, given.steps) for job in order], given.workers, given.log)
-    for problem, name in itertools.product(given.problem, given.optimizer):
-        of = {
+
+    def of(problem, name):
+        return {
             storage: [x for x in lines if key(x)[::2] == (problem, name, given.steps)
                       and x["storage"] == storage]
             for storage in STORAGES
         }  # fmt: skip
-        print(f"{problem}, {name}: float32 {words(of['float32'])}")
-        for storage in list(STORAGES)[1:]:
-            print(f"    {storage:<9}{compared(of[storage], of['float32'])}; {words(of[storage])}")
+
+    if given.brief:
+        brief(given.problem, given.optimizer, of)
+        return
+    for problem, name in itertools.product(given.problem, given.optimizer):
+        full, *less = of(problem, name).items()
+        print(f"{problem}, {name}: float32 {words(full[1])}")
+        for storage, found in less:
+            print(f"    {storage:<9}{compared(found, full[1])}; {words(found)}")
 
 
 if __name__ == "__main__":

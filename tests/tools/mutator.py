@@ -243,8 +243,8 @@ class Mutator:
             if m[2].startswith("floating is") or m[2].startswith("real is"):
                 return keep
             return [f"{indent}{m[1]} {self.condition(m[2], where)}:"]
-        if m := re.match(r"for (\w+) in range\((?:(.*), )?(.*)\):$", text):
-            start, stop = m[2] or "0", m[3]
+        if m := re.match(r"for (\w+) in range\((.*)\):$", text):
+            start, stop = ["0", *parts_of(m[2])][-2:]
             later = self.add(where, text, f"for {m[1]} in range({start} + 1, {stop}):")
             shorter = self.add(where, text, f"for {m[1]} in range({start}, {stop} - 1):")
             return [f"{indent}for {m[1]} in range({start} + 1 if MUTANT == {later} else {start}, "
