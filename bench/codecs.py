@@ -22,7 +22,7 @@ import fastgd
 N = 256
 TIMES = 500
 ROUNDS = 100
-ADAM = ["load e4m3", "load ue5m3", "random words", "stochastic e4m3", "stochastic ue5m3"]
+ADAM = ["load e5m2", "load ue6m2", "random words", "stochastic e5m2", "stochastic ue6m2"]
 
 
 def compiled() -> ctypes.CDLL:

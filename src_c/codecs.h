@@ -159,24 +159,24 @@ static inline uint16_t fastgd_float16_stochastic(float x, uint32_t random)
 /* A scale is a biased exponent, 2^(scale - 127), as in E8M0 of the OCP's MX formats; 255 is NaN.
  * The least are those for which no step between codes is a subnormal float32. */
 enum {
-    FASTGD_E4M3_LEAST = 32, FASTGD_E4M3_MOST = 239, FASTGD_E4M3_BINADES = 15,
-    FASTGD_UE5M3_LEAST = 1, FASTGD_UE5M3_MOST = 223, FASTGD_UE5M3_BINADES = 31
+    FASTGD_E5M2_LEAST = 32, FASTGD_E5M2_MOST = 223, FASTGD_E5M2_BINADES = 31,
+    FASTGD_UE6M2_LEAST = 1, FASTGD_UE6M2_MOST = 191, FASTGD_UE6M2_BINADES = 63
 };
 
-/* 20 bits of a float32 are cut off: to nearest after adding a half, stochastically after adding as
- * many random bits, the lower or the upper 20 of a word.  The eight bits in both are the upper state's
- * last ones, which decide one time in 4096. */
+/* 21 bits of a float32 are cut off: to nearest after adding a half, stochastically after adding as
+ * many random bits, the lower or the upper 21 of a word.  The ten bits in both are the upper state's
+ * last ones, which decide one time in 2048. */
 static inline int32_t fastgd_unit(const uint32_t *words, ptrdiff_t i, int rounding)
 {
     if (rounding == FASTGD_NEAREST) /* there are no words then */
-        return 0x80000;
-    return (int32_t)(rounding == FASTGD_LOWER ? words[i] & 0xfffff : words[i] >> 12);
+        return 0x100000;
+    return (int32_t)(rounding == FASTGD_LOWER ? words[i] & 0x1fffff : words[i] >> 11);
 }
 
 /* The codes of a tile are shuffled as if the tile were cut in four and each quarter gave one byte to
  * every 32-bit word, so that a loop over words meets each quarter's numbers side by side: codes are
  * shifted into position, not moved between lanes, which costs more than all of the rounding.  Here a
- * code stands in bits 20 to 27 of 32, from and to byte k of a word; its other bits mean nothing. */
+ * code stands in bits 21 to 28 of 32, from and to byte k of a word; its other bits mean nothing. */
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "8-bit states are laid out for little-endian processors"
 #endif
@@ -192,21 +192,21 @@ static inline void fastgd_put_word(uint8_t *at, uint32_t word) { memcpy(at, &wor
 
 static inline uint32_t fastgd_code(uint32_t word, int k)
 {
-    return k < 3 ? word << (20 - 8 * k) : word >> 4;
+    return k < 3 ? word << (21 - 8 * k) : word >> 3;
 }
 
 static inline uint32_t fastgd_codes(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3)
 {
-    return (c0 >> 20 & 0xff) | (c1 >> 12 & 0xff00) | (c2 >> 4 & 0xff0000) | (c3 << 4 & 0xff000000);
+    return (c0 >> 21 & 0xff) | (c1 >> 13 & 0xff00) | (c2 >> 5 & 0xff0000) | (c3 << 3 & 0xff000000);
 }
 
 /* The scale with which the largest of a tile (its bits) has the topmost exponent, or the next one if
  * it could be rounded beyond the largest code; NaN if that is inf, NaN or negative. */
 static inline int fastgd_tile_scale(uint32_t largest, int binades, int least)
 {
-    if (largest > FASTGD_INF - 0x100000)
+    if (largest > FASTGD_INF - 0x200000)
         return FASTGD_NAN_SCALE;
-    return fastgd_max((int)((largest + 0xfffff) >> 23) - binades, least);
+    return fastgd_max((int)((largest + 0x1fffff) >> 23) - binades, least);
 }
 
 /* The exponent bits of a scale as it was read; memory of zeros counts as the least scale. */
@@ -215,52 +215,52 @@ static inline int32_t fastgd_scale_bits(int scale, int least)
     return fastgd_max(scale, least) << 23;
 }
 
-/* Signed, 4 exponent bits, 3 mantissa bits, subnormals, no code for inf or NaN. */
-static inline float fastgd_e4m3_load(uint32_t code, int32_t scale_bits)
+/* Signed, 5 exponent bits, 2 mantissa bits, subnormals, no code for inf or NaN. */
+static inline float fastgd_e5m2_load(uint32_t code, int32_t scale_bits)
 {
-    const int32_t m = (int32_t)(code & 0x07f00000);
-    const float step = fastgd_float((uint32_t)(scale_bits - (22 << 23))); /* 2^-20 of it */
+    const int32_t m = (int32_t)(code & 0x0fe00000);
+    const float step = fastgd_float((uint32_t)(scale_bits - (22 << 23))); /* 2^-21 of it */
     const uint32_t subnormal = fastgd_bits((float)m * step);
-    const uint32_t u = m < 8 << 20 ? subnormal : (uint32_t)(m + scale_bits);
-    return fastgd_float(u | (code << 4 & 0x80000000));
+    const uint32_t u = m < 4 << 21 ? subnormal : (uint32_t)(m + scale_bits);
+    return fastgd_float(u | (code << 3 & 0x80000000));
 }
 
-/* The bits of 2^33.  Those of a sum with it are fixed point, here 2^20 for each step between
+/* The bits of 2.  Those of a sum with it are fixed point, here 2^21 for each step between
  * subnormals, and linear, up to where the number's own bits, which are its logarithm, overtake them:
  * at the first normal code.  What they have in common stands above the code's 8 bits. */
-#define FASTGD_FIXED 0x50000000
+#define FASTGD_FIXED 0x40000000
 
-static inline float fastgd_e4m3_steps(int32_t scale_bits)
+static inline float fastgd_e5m2_steps(int32_t scale_bits)
 {
-    return fastgd_float((286u << 23) - (uint32_t)scale_bits);
+    return fastgd_float((254u << 23) - (uint32_t)scale_bits);
 }
 
-static inline uint32_t fastgd_e4m3_store(float x, int32_t zero, float steps, int32_t unit)
+static inline uint32_t fastgd_e5m2_store(float x, int32_t zero, float steps, int32_t unit)
 {
     const int32_t a = fastgd_magnitude(x);
     const float fixed = fastgd_float(FASTGD_FIXED);
     const int32_t linear = (int32_t)fastgd_bits(fastgd_float((uint32_t)a) * steps + fixed);
     const int32_t b = fastgd_max(a + (FASTGD_FIXED - zero), linear) + unit;
-    return (uint32_t)b | (fastgd_bits(x) >> 4 & 0x08000000);
+    return (uint32_t)b | (fastgd_bits(x) >> 3 & 0x10000000);
 }
 
-/* Unsigned, 5 exponent bits, 3 mantissa bits, 0 for zero, no subnormals, no code for inf or NaN. */
+/* Unsigned, 6 exponent bits, 2 mantissa bits, 0 for zero, no subnormals, no code for inf or NaN. */
 
 /* The bits by which the largest is found, of which negative ones are beyond inf; -0 counts as 0. */
-static inline uint32_t fastgd_ue5m3_order(float x) { return fastgd_bits(x + 0.0f); }
+static inline uint32_t fastgd_ue6m2_order(float x) { return fastgd_bits(x + 0.0f); }
 
-static inline float fastgd_ue5m3_load(uint32_t code, int32_t scale_bits)
+static inline float fastgd_ue6m2_load(uint32_t code, int32_t scale_bits)
 {
-    const int32_t m = (int32_t)(code & 0x0ff00000);
+    const int32_t m = (int32_t)(code & 0x1fe00000);
     return fastgd_float((uint32_t)(m ? m + scale_bits : 0));
 }
 
 /* What is positive stays so, as a second moment of zero would make a step too long; only where it is
  * no normal float32 may it become zero. */
-static inline uint32_t fastgd_ue5m3_store(float x, int32_t zero, int32_t unit)
+static inline uint32_t fastgd_ue6m2_store(float x, int32_t zero, int32_t unit)
 {
     const int32_t a = fastgd_magnitude(x);
-    return (uint32_t)(fastgd_max(a - zero, fastgd_min(a, 1 << 20)) + unit);
+    return (uint32_t)(fastgd_max(a - zero, fastgd_min(a, 1 << 21)) + unit);
 }
 
 /* -------------------------------------------------------------------------------- random words */

@@ -109,6 +109,11 @@ def limit(value: Any, name: str) -> float | None:
     return None if value is None else positive(value, name)
 
 
+def duration(value: Any, name: str) -> float | None:
+    """A finite number of steps above 0, or None for none."""
+    return None if value is None else positive(value, name)
+
+
 def start(value: Any, name: str) -> float:
     """A finite number of at least 0 that is used once, so that a schedule makes no sense."""
     return nonnegative(value, name)
@@ -262,6 +267,7 @@ ANNOTATIONS: dict[Domain, tuple[str, str]] = {
     proper_fraction: ("float", "float"),
     proper_fractions: ("tuple[float, float]", "tuple[float, float]"),
     limit: ("Scalar | None", "float | None"),
+    duration: ("float | None", "float | None"),
     some_fraction: ("Scalar | None", "float | None"),
     positive: ("float", "float"),
     unlimited: ("float", "float"),
@@ -287,6 +293,7 @@ OTHER: dict[Domain, Any] = {
     proper_fraction: 0.75,
     proper_fractions: (0.8, 0.95),
     limit: 1.0,
+    duration: 4.5,
     some_fraction: 0.75,
     positive: 0.125,
     unlimited: 1.5,

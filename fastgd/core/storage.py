@@ -84,8 +84,8 @@ class Kind(NamedTuple):
 
 
 def scale_of(key: str) -> str:
-    """The key of the scales of a state that is kept in 8 bits."""
-    return f"{key}_scale"
+    """The key of the scales of a state that is kept in 8 bits, which are exponents."""
+    return f"{key}_exponent"
 
 
 def scales_in(entry: Iterable[str]) -> set[str]:
@@ -380,7 +380,7 @@ def _visible(code: Array, codec: str) -> Array:
 
 def _in_8_bits(rule: str, key: str) -> str:
     """The codec of a state in 8 bits: one that is never negative has twice the range."""
-    return "ue5m3" if key in RULES[rule].squares else "e4m3"
+    return "ue6m2" if key in RULES[rule].squares else "e5m2"
 
 
 def saved_as(saved: Mapping[str, Array], rule: str, key: str) -> CodedArray:

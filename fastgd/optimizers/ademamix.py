@@ -7,7 +7,7 @@ from math import log, sqrt
 import numpy as np
 
 from fastgd.core.contract import Hyper, hyper
-from fastgd.core.domains import limit, nonnegative, three_fractions
+from fastgd.core.domains import duration, nonnegative, three_fractions
 from fastgd.core.optimizer import Optimizer
 from fastgd.kernels.spec.registry import Array, Scalar, Squares, rule
 
@@ -62,8 +62,8 @@ class AdEMAMix(Optimizer):
     lr = hyper(nonnegative, 1e-3)
     betas = hyper(three_fractions, (0.9, 0.999, 0.9999))
     alpha = hyper(nonnegative, 2.0)
-    beta3_warmup = hyper(limit, None)
-    alpha_warmup = hyper(limit, None)
+    beta3_warmup = hyper(duration, None)
+    alpha_warmup = hyper(duration, None)
     eps = hyper(nonnegative, 1e-8)
     weight_decay = hyper(nonnegative, 0.0)
 

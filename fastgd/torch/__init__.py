@@ -42,7 +42,7 @@ By keyword there are fastgd's options (`fastgd.Options` has their meaning):
   A schedule-free optimizer has ``opt.average`` by itself; ``opt.eval()`` changes its parameters to
   that average, and ``opt.train()`` back, up to rounding.  A state dict says which they are.
 - ``state_dtype``, ``min_8bit_size``, ``seed``: 8-bit states are tensors of uint8, with their scales
-  in ``opt.state[p]["exp_avg_scale"]`` and its like.
+  in ``opt.state[p]["exp_avg_exponent"]`` and its like.
 - For parameters of 16 bits one of ``master=True``, ``master="split"``, ``rounding="stochastic"``.
   A master is in ``opt.state[p]["master"]``; the next step takes over what is written to the
   parameter itself, except behind autograd's back (``p.data.copy_()``): then write to the master.

@@ -30,8 +30,8 @@ DTYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
-    "e4m3": torch.uint8,
-    "ue5m3": torch.uint8,
+    "e5m2": torch.uint8,
+    "ue6m2": torch.uint8,
     "uint8": torch.uint8,
     "int16": torch.int16,
 }

@@ -16,7 +16,7 @@ FOLDER = "fastgd/kernels/loops"
 FLOATS = ("float", "double")
 PARAMS = {"float32": "float", "bfloat16": "Bfloat16", "split": "Split"}
 STATES = {"float32": "float", "bfloat16": "Bfloat16"}
-EIGHT_BITS = {"m": "e4m3", "v": "ue5m3"}
+EIGHT_BITS = {"m": "e5m2", "v": "ue6m2"}
 GRADS = ("float", "Bfloat16")
 # The most arrays of which GCC checks at run time that no two overlap, ten pairs, where it doesn't
 # take `restrict` for an answer: it does so of arguments alone.

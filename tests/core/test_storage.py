@@ -16,7 +16,7 @@ from fastgd.averages import EMA
 from fastgd.core.storage import Piece
 from fastgd.functional import global_norm
 from fastgd.kernels.reference import RULES
-from fastgd.kernels.spec.codecs import CODECS
+from fastgd.kernels.spec.codecs import CODECS, TILE
 from fastgd.kernels.spec.coded_array import as_coded
 from fastgd.kernels.spec.random_words import random_key, random_words
 from fastgd.optimizers import OPTIMIZERS
@@ -91,10 +91,10 @@ def test_states_show_how_they_are_kept():
     p = [np.ones((64, 64), F32), np.ones(100, F32)]
     opt = fastgd.Adam(p, state_dtype="8bit")
     large, small = opt.state[0], opt.state[1]
-    assert list(large) == ["step", "exp_avg", "exp_avg_scale", "exp_avg_sq", "exp_avg_sq_scale"]
-    assert large["exp_avg"].dtype == large["exp_avg_scale"].dtype == np.uint8
+    assert list(large) == ["step", "exp_avg", "exp_avg_exponent", "exp_avg_sq", "exp_avg_sq_exponent"]
+    assert large["exp_avg"].dtype == large["exp_avg_exponent"].dtype == np.uint8
     assert large["exp_avg"].shape == (64, 64)
-    assert large["exp_avg_scale"].shape == (16,)
+    assert large["exp_avg_exponent"].shape == (16,)
     assert list(small) == ["step", "exp_avg", "exp_avg_sq"]
     assert small["exp_avg"].dtype == F32
     opt = fastgd.Adam(p, state_dtype={"exp_avg": "bfloat16"})
@@ -111,8 +111,8 @@ def test_the_rule_says_which_states_are_squares(monkeypatch):
     other = RULES["adam"]._replace(name="other", squares=frozenset())
     monkeypatch.setitem(RULES, "other", other)
     codecs = {rule: storage.kinds(p, rule)["exp_avg_sq"].codec for rule in ("adam", "other")}
-    assert codecs == {"adam": "ue5m3", "other": "e4m3"}
-    assert storage.kinds(p, "adam")["exp_avg"].codec == "e4m3"
+    assert codecs == {"adam": "ue6m2", "other": "e5m2"}
+    assert storage.kinds(p, "adam")["exp_avg"].codec == "e5m2"
 
 
 def test_memory_of_8bit_states():
@@ -315,7 +315,7 @@ def test_states_move_between_storages(order):
     full = fastgd.Adam(p.copy(order=order))
     for k in range(3):
         full.step(np.asarray(np.random.default_rng(k).standard_normal((96, 64)), F32, order=order))
-    for state_dtype, rel in (("bfloat16", 2**-8), ("8bit", 0.07), ("float16", 0.01)):
+    for state_dtype, rel in (("bfloat16", 2**-8), ("8bit", 0.12), ("float16", 0.01)):
         other = fastgd.Adam(p.copy(order=order), state_dtype=state_dtype)
         other.load_state_dict(full.state_dict())
         back = fastgd.Adam(p.copy(order=order))
@@ -337,16 +337,16 @@ def test_saved_states_that_do_not_fit():
     opt.step(np.ones(5000, F32))
     for change, error, words in (
         (
-            lambda s: s.pop("exp_avg_scale"),
+            lambda s: s.pop("exp_avg_exponent"),
             ValueError,
-            "has no exp_avg_scale, which its codes need",
+            "has no exp_avg_exponent, which its codes need",
         ),
         (
-            lambda s: s.update(exp_avg_scale=np.zeros(3, np.uint8)),
+            lambda s: s.update(exp_avg_exponent=np.zeros(3, np.uint8)),
             ValueError,
             r"expected shape \(20,\)",
         ),
-        (lambda s: s.update(exp_avg_scale=np.zeros(20)), TypeError, "expected dtype uint8"),
+        (lambda s: s.update(exp_avg_exponent=np.zeros(20)), TypeError, "expected dtype uint8"),
         (
             lambda s: s.update(exp_avg=np.zeros(5000)),
             TypeError,
@@ -444,7 +444,7 @@ def test_stored_arrays_load_as_numbers():
     opt = fastgd.Adam(p, state_dtype="8bit")
     opt.step(np.full(5000, 3.0, F32))
     m = opt.storage.state(p, "adam", "exp_avg", opt.state[0]).load(F32)
-    assert np.allclose(m, 0.3, rtol=0.07)
+    assert np.allclose(m, 0.3, rtol=0.25)  # stored by chance
     assert as_coded(p).load(F32) is not None
 
 
@@ -507,3 +507,22 @@ def test_copies_of_a_shard_are_of_the_same_elements(rng):
         assert same_bits(q, own.param_groups[0]["params"][0])
     opt.step([g])
     assert same_bits(piece, q)
+
+
+@pytest.mark.parametrize("name", ["Adam", "RMSprop", "Adagrad"])
+def test_in_8_bits_small_gradients_beside_large_ones_move_parameters_as_far(rng, name):
+    """In a block where one gradient is 1 the others may be 10⁻⁷: on average nothing is lost."""
+    n, steps = 4 * TILE, 500
+    scale = np.full(n, 1e-7)
+    scale[::TILE] = 1
+    drawn = [(scale * (1 + 0.5 * rng.standard_normal(n))).astype(F32) for _ in range(steps)]
+    ends = []
+    for options in ({}, {"state_dtype": "8bit", "min_8bit_size": 0}):
+        p = np.zeros(n, F32)
+        opt = getattr(fastgd, name)(p, lr=1e-3, eps=0.0, **options)
+        for g in drawn:
+            opt.step(g)
+        ends.append(p.astype(np.float64))
+    paces = np.delete(ends[1] / ends[0], np.arange(0, n, TILE))
+    assert abs(paces.mean() - 1) < 0.06
+    assert paces.std() < 0.15

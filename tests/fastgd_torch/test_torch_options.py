@@ -469,14 +469,14 @@ def test_state_dicts_refused():
         return state
 
     for change, error, message in (
-        (lambda s: s["state"][4].pop("exp_avg_scale"), ValueError, "which the codes of exp_avg"),
+        (lambda s: s["state"][4].pop("exp_avg_exponent"), ValueError, "which the codes of exp_avg"),
         (
-            lambda s: s["state"][4].update(exp_avg_scale=torch.zeros(3, dtype=torch.uint8)),
+            lambda s: s["state"][4].update(exp_avg_exponent=torch.zeros(3, dtype=torch.uint8)),
             ValueError,
             r"expected shape \(20,\), found \(3,\)",
         ),
         (
-            lambda s: s["state"][4].update(exp_avg_scale=torch.zeros(20)),
+            lambda s: s["state"][4].update(exp_avg_exponent=torch.zeros(20)),
             TypeError,
             "expected dtype torch.uint8",
         ),

@@ -159,12 +159,12 @@ def test_states_of_8_bits_are_visible():
         entry = opt.state[p]
         if p.numel() < 256:
             assert entry["exp_avg"].dtype == torch.float32
-            assert "exp_avg_scale" not in entry
+            assert "exp_avg_exponent" not in entry
             continue
         for key in ("exp_avg", "exp_avg_sq"):
-            assert entry[key].dtype == entry[f"{key}_scale"].dtype == torch.uint8
+            assert entry[key].dtype == entry[f"{key}_exponent"].dtype == torch.uint8
             assert entry[key].shape == p.shape
-            assert entry[f"{key}_scale"].shape == (-(-p.numel() // 256),)
+            assert entry[f"{key}_exponent"].shape == (-(-p.numel() // 256),)
     opt.state[params[-2]]["exp_avg"].zero_()
     twin = copy.deepcopy(opt)
     draw(params, 1)

@@ -80,13 +80,13 @@ def test_compiled_loads_every_pair(compiled, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["e4m3", "ue5m3"])
+@pytest.mark.parametrize("name", ["e5m2", "ue6m2"])
 def test_compiled_loads_every_code_at_every_scale(compiled, name, dtype):
     code = np.tile(np.arange(256, dtype=np.uint8), 256)
     scale = np.arange(256, dtype=np.uint8)
     expected = CODECS[name].load(code, scale, dtype)
     assert same_bits(expected, compiled.load(name, code, scale, dtype))
-    assert np.array_equal(np.isnan(expected), scale.repeat(256) > {"e4m3": 239, "ue5m3": 223}[name])
+    assert np.array_equal(np.isnan(expected), scale.repeat(256) > {"e5m2": 223, "ue6m2": 191}[name])
 
 
 @pytest.mark.slow
@@ -115,13 +115,13 @@ def test_compiled_stores_by_chance_at_every_boundary(compiled, rng, name, shift)
 def special_tiles(name, rng):
     """Tiles of numbers: for each exponent of the largest, with smaller ones of every size."""
     exponents = np.arange(-149, 128)
-    spread = rng.uniform(0, 40, (exponents.size, TILE))
+    spread = rng.uniform(0, 72, (exponents.size, TILE))
     x = np.ldexp(rng.uniform(1, 2, spread.shape), (exponents[:, None] - spread).astype(int))
     x[:, 0] = np.ldexp(1.0, exponents)
-    x[:, 1] = np.ldexp(rng.choice([1.0, 1.875, np.nextafter(np.float32(1.875), 2)], exponents.size), exponents)  # fmt: skip
+    x[:, 1] = np.ldexp(rng.choice([1.0, 1.75, np.nextafter(np.float32(1.75), 2)], exponents.size), exponents)  # fmt: skip
     x[:, 2:6] = 0.0
     x[::3, ::2] = 0.0
-    if name == "e4m3":
+    if name == "e5m2":
         x *= rng.choice([-1, 1], x.shape)
     special = np.ones((9, TILE))
     special[:, 17] = [0.0, -0.0, np.nan, -np.nan, np.inf, -np.inf, -1.0, 3.3e38, 1e-45]
@@ -130,7 +130,7 @@ def special_tiles(name, rng):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["e4m3", "ue5m3"])
+@pytest.mark.parametrize("name", ["e5m2", "ue6m2"])
 def test_compiled_stores_tiles_of_every_size(compiled, rng, name, dtype):
     x = special_tiles(name, rng).astype(dtype)
     if dtype is np.float64:
@@ -142,10 +142,10 @@ def test_compiled_stores_tiles_of_every_size(compiled, rng, name, dtype):
             assert_same_store(compiled, name, x, random, shift)
 
 
-@pytest.mark.parametrize("name", ["e4m3", "ue5m3"])
+@pytest.mark.parametrize("name", ["e5m2", "ue6m2"])
 def test_compiled_stores_every_code_and_midpoint(compiled, name):
     """At several scales: all values of the format, what lies between, and the next float32s."""
-    for scale in (32, 33, 90, 127, 200, 223):
+    for scale in (32, 33, 90, 127, 190, {"e5m2": 223, "ue6m2": 191}[name]):
         codes = np.arange(256, dtype=np.uint8)
         values = CODECS[name].load(codes, np.array([scale], np.uint8), np.float32)
         values = np.sort(values)

@@ -24,14 +24,14 @@ def compiled(request):
 def every_outcome(name, x, fill):
     """What a number is stored as for each of 65,536 random words, as float64.
 
-    For 8-bit codes, which take 20 bits, these are the middles of as many equal intervals, and
+    For 8-bit codes, which take 21 bits, these are the middles of as many equal intervals, and
     `fill` is the largest of the tile, at whose scale the number is stored.
     """
     words = np.arange(65536, dtype=np.uint32)
     if CODECS[name].per == 1:
         numbers = np.full(65536, x, np.float32)
     else:
-        words = 16 * words + 8
+        words = 32 * words + 16
         numbers = np.full((65536 // 128, TILE), fill, np.float32)
         numbers[:, :128] = x
         spread = np.zeros(numbers.shape, np.uint32)
@@ -45,19 +45,19 @@ def every_outcome(name, x, fill):
 
 @pytest.mark.parametrize(
     ("name", "resolution"),
-    [("bfloat16", 0.0), ("float16", 2.0**-13), ("e4m3", 2.0**-16), ("ue5m3", 2.0**-16)],
+    [("bfloat16", 0.0), ("float16", 2.0**-13), ("e5m2", 2.0**-16), ("ue6m2", 2.0**-16)],
 )
 def test_stochastic_rounding_is_unbiased(rng, name, resolution):
     """Over all random words the mean is the number, within the words' resolution of a step."""
     fill = np.float32(300.0)
-    for exponent in (-20, -16, -10, -9.5, -5, -1, 0, 3, 8):
+    for exponent in (-26, -23, -16, -10, -9.5, -5, -1, 0, 3, 8):
         x = np.float32(min(2.0**exponent * rng.uniform(1, 2), 298.7))
         outcome = every_outcome(name, x, fill)
         codes = np.unique(outcome)
         assert codes.size == 2
         assert codes[0] < x < codes[1]
         assert abs(outcome.mean() - x) <= resolution * (codes[1] - codes[0]) + 1e-15 * x
-        if name != "ue5m3":
+        if name != "ue6m2":
             assert np.array_equal(every_outcome(name, -x, -fill), -outcome)
 
 
@@ -92,20 +92,20 @@ def test_finite_stays_finite_by_chance():
 # ----------------------------------------------------------------------------------- 8 bits
 
 
-@pytest.mark.parametrize("name", ["e4m3", "ue5m3"])
+@pytest.mark.parametrize("name", ["e5m2", "ue6m2"])
 def test_relative_error_is_as_documented(rng, name):
-    binades = {"e4m3": 14, "ue5m3": 30.8}[name]
+    binades = {"e5m2": 30, "ue6m2": 62.6}[name]
     x = np.exp2(-rng.uniform(0, binades, 100 * TILE)).astype(np.float32)
     x[::TILE] = 1.0
     words = rng.integers(0, 2**32, x.size, np.uint32)
-    for random, bound in ((None, 1 / 17), (words, 1 / 8)):
+    for random, bound in ((None, 1 / 9), (words, 1 / 4)):
         code, beside = stored(CODECS[name].store, name, x, random)
         error = np.abs(CODECS[name].load(code, beside, np.float64) / x - 1)
         assert bound / 2 < error.max() <= bound
 
 
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf, 3.3e38])
-@pytest.mark.parametrize("name", ["e4m3", "ue5m3"])
+@pytest.mark.parametrize("name", ["e5m2", "ue6m2"])
 def test_nan_and_inf_do_not_vanish(name, bad):
     """They make their tile NaN, and no other."""
     x = np.ones(3 * TILE - 5, np.float32)
@@ -122,14 +122,14 @@ def test_nan_and_inf_do_not_vanish(name, bad):
 def test_a_negative_second_moment_does_not_vanish():
     x = np.ones(TILE, np.float32)
     x[3] = -1e-30
-    assert stored(CODECS["ue5m3"].store, "ue5m3", x)[1] == NAN_SCALE
+    assert stored(CODECS["ue6m2"].store, "ue6m2", x)[1] == NAN_SCALE
     x[3] = -0.0
-    code, scale = stored(CODECS["ue5m3"].store, "ue5m3", x)
+    code, scale = stored(CODECS["ue6m2"].store, "ue6m2", x)
     assert scale != NAN_SCALE
-    assert CODECS["ue5m3"].load(code, scale, np.float32)[3] == 0
+    assert CODECS["ue6m2"].load(code, scale, np.float32)[3] == 0
 
 
-@pytest.mark.parametrize("name", ["e4m3", "ue5m3"])
+@pytest.mark.parametrize("name", ["e5m2", "ue6m2"])
 def test_fresh_memory_is_zero(compiled, name):
     code, scale = CODECS[name].new(TILE)
     assert not code.any()
@@ -143,20 +143,20 @@ def test_fresh_memory_is_zero(compiled, name):
 def test_zeros_and_their_signs_stay():
     x = np.array([0.0, -0.0, 5.0], np.float32)
     words = np.full(3, 0xFFFFFFFF, np.uint32)
-    code, beside = stored(CODECS["e4m3"].store, "e4m3", x, words)
+    code, beside = stored(CODECS["e5m2"].store, "e5m2", x, words)
     assert np.array_equal(
-        CODECS["e4m3"].load(code, beside, np.float32).view(np.uint32), x.view(np.uint32)
+        CODECS["e5m2"].load(code, beside, np.float32).view(np.uint32), x.view(np.uint32)
     )
 
 
 def test_positive_second_moments_stay_positive():
-    """The floor lies 31.7 binades below the tile's largest."""
-    x = np.array([1.875, 1e-30, np.finfo(np.float32).tiny, 0.0], np.float32)
+    """The floor lies 63.5 binades below the tile's largest."""
+    x = np.array([1.75, 1e-30, np.finfo(np.float32).tiny, 0.0], np.float32)
     for words in (None, np.zeros(4, np.uint32), np.full(4, 0xFFFFFFFF, np.uint32)):
-        code, beside = stored(CODECS["ue5m3"].store, "ue5m3", x, words)
-        back = CODECS["ue5m3"].load(code, beside, np.float64)
+        code, beside = stored(CODECS["ue6m2"].store, "ue6m2", x, words)
+        back = CODECS["ue6m2"].load(code, beside, np.float64)
         assert code.tolist() == [255, 1, 1, 0]
-        assert back[1] == 1.125 * 2.0**-31
+        assert back[1] == 1.25 * 2.0**-63
 
 
 @pytest.mark.slow
@@ -166,27 +166,31 @@ def test_positive_second_moments_stay_positive():
 )
 @pytest.mark.parametrize("company", ["alike", "one stays large"])
 def test_a_decaying_second_moment_is_followed(backend, beta, company):
-    """v ← βv from 1 to 1e-12, on average over a tile; to the floor where one stays large."""
-    codec = CODECS["ue5m3"]
+    """v ← βv from 1 to 1e-6, on average over tiles; from 2⁻⁴⁶ to the floor where one stays large.
+
+    Single numbers spread: after 18,000 steps, at 1.5e-8, such means are off by 10 to 50 percent.
+    """
+    codec = CODECS["ue6m2"]
     load, store = codec.load, codec.store
     if backend != "numpy":
         compiled = Compiled(backend)
 
         def load(*rest):
-            return compiled.load("ue5m3", *rest)
+            return compiled.load("ue6m2", *rest)
 
         def store(*rest):
-            compiled.store("ue5m3", *rest)
+            compiled.store("ue6m2", *rest)
 
     n = 8 * TILE
     code, scale = codec.new(n)
-    store(code, scale, np.ones(n, np.float32))
     decays = np.ones(n, bool)
+    exact, end, step, compared = 1.0, 1e-6, 0, 0
     if company == "one stays large":
         decays[::TILE] = False
-    floor = 1.125 * 2.0**-31
-    exact, step, compared = 1.0, 0, 0
-    while exact > 1e-12:
+        exact, end = 2.0**-46, 1e-22
+    store(code, scale, np.where(decays, exact, 1.0).astype(np.float32))
+    floor = 1.25 * 2.0**-63
+    while exact > end:
         v = load(code, scale, np.float32)
         v[decays] *= np.float32(beta)
         exact *= float(np.float32(beta))
@@ -194,9 +198,9 @@ def test_a_decaying_second_moment_is_followed(backend, beta, company):
         store(code, scale, v, random_words(random_key(0, step, 0), 0, n))
         if step % int(2 / (1 - beta)) == 0 and (company == "alike" or exact > 100 * floor):
             mean = load(code, scale, np.float64)[decays].mean()
-            assert mean == pytest.approx(exact, rel=0.2), step
+            assert mean == pytest.approx(exact, rel=0.35), step
             compared += 1
-    assert compared >= (13 if company == "alike" else 7)
+    assert compared >= (6 if company == "alike" else 3)
     v = load(code, scale, np.float64)
     assert v.min() > 0
     if company == "one stays large":
@@ -206,9 +210,9 @@ def test_a_decaying_second_moment_is_followed(backend, beta, company):
 
 def test_rounding_to_nearest_would_get_stuck():
     """Why states are rounded stochastically."""
-    code, scale = CODECS["ue5m3"].new(TILE)
-    CODECS["ue5m3"].store(code, scale, np.ones(TILE, np.float32))
+    code, scale = CODECS["ue6m2"].new(TILE)
+    CODECS["ue6m2"].store(code, scale, np.ones(TILE, np.float32))
     for _ in range(100):
-        v = CODECS["ue5m3"].load(code, scale, np.float32)
-        CODECS["ue5m3"].store(code, scale, v * np.float32(0.999))
-    assert np.all(CODECS["ue5m3"].load(code, scale, np.float32) == 1)
+        v = CODECS["ue6m2"].load(code, scale, np.float32)
+        CODECS["ue6m2"].store(code, scale, v * np.float32(0.999))
+    assert np.all(CODECS["ue6m2"].load(code, scale, np.float32) == 1)

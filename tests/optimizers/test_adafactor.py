@@ -215,7 +215,7 @@ def test_storage_is_that_of_other_states(kind, options, backend, threads):
         assert a.tobytes() == b.tobytes()
     computed = F64 if kind is F64 else F32
     assert {opt.state[0][key].dtype for key in ("row_var", "col_var")} == {np.dtype(computed)}
-    assert "row_var_scale" not in opt.state[0]
+    assert "row_var_exponent" not in opt.state[0]
 
 
 def test_state_dtype_names_no_rows():

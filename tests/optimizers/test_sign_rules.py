@@ -283,3 +283,12 @@ def test_cube_roots(dtype):
     assert found[:3].tolist() == [0.0, 0.0, np.inf]
     assert np.isnan(found[3])
     np.testing.assert_allclose(found[4:], np.cbrt(edges[4:]), rtol=1e-6)
+
+
+def test_a_warm_up_has_one_length():
+    """A schedule could end it at 0 steps, by which its progress can't be divided."""
+    for key in ("beta3_warmup", "alpha_warmup"):
+        with pytest.raises(TypeError, match=key):
+            fastgd.AdEMAMix(np.ones(2), **{key: lambda t: 0.0})
+        with pytest.raises(ValueError, match=key):
+            fastgd.AdEMAMix(np.ones(2), **{key: 0.0})

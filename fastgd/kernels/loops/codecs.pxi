@@ -13,8 +13,8 @@ from libc.string cimport memcpy, memset
 cdef extern from "codecs.h" nogil:
     const int FASTGD_NAN_SCALE
     const int FASTGD_NEAREST, FASTGD_LOWER, FASTGD_UPPER
-    const int FASTGD_E4M3_LEAST, FASTGD_E4M3_MOST, FASTGD_E4M3_BINADES
-    const int FASTGD_UE5M3_LEAST, FASTGD_UE5M3_MOST, FASTGD_UE5M3_BINADES
+    const int FASTGD_E5M2_LEAST, FASTGD_E5M2_MOST, FASTGD_E5M2_BINADES
+    const int FASTGD_UE6M2_LEAST, FASTGD_UE6M2_MOST, FASTGD_UE6M2_BINADES
     float fastgd_float(uint32_t)
     float fastgd_to_odd(double)
     int32_t fastgd_magnitude(float)
@@ -38,12 +38,12 @@ cdef extern from "codecs.h" nogil:
     void fastgd_put_word(uint8_t*, uint32_t)
     uint32_t fastgd_code(uint32_t, int)
     uint32_t fastgd_codes(uint32_t, uint32_t, uint32_t, uint32_t)
-    float fastgd_e4m3_load(uint32_t, int32_t)
-    float fastgd_e4m3_steps(int32_t)
-    uint32_t fastgd_e4m3_store(float, int32_t, float, int32_t)
-    uint32_t fastgd_ue5m3_order(float)
-    float fastgd_ue5m3_load(uint32_t, int32_t)
-    uint32_t fastgd_ue5m3_store(float, int32_t, int32_t)
+    float fastgd_e5m2_load(uint32_t, int32_t)
+    float fastgd_e5m2_steps(int32_t)
+    uint32_t fastgd_e5m2_store(float, int32_t, float, int32_t)
+    uint32_t fastgd_ue6m2_order(float)
+    float fastgd_ue6m2_load(uint32_t, int32_t)
+    uint32_t fastgd_ue6m2_store(float, int32_t, int32_t)
     uint64_t fastgd_random_key(uint64_t, uint64_t, uint64_t)
     uint64_t fastgd_split(uint64_t, uint64_t)
     uint32_t fastgd_tile_word(uint64_t, uint64_t)
@@ -195,31 +195,31 @@ cdef inline void fill_nan(floating* out, Py_ssize_t n) noexcept nogil:
         out[i] = <floating> fastgd_float(0x7fc00000)
 
 
-cdef inline void load_quarter_e4m3(floating* restrict out, const uint8_t* restrict c,
+cdef inline void load_quarter_e5m2(floating* restrict out, const uint8_t* restrict c,
                                    Py_ssize_t q, int k, int32_t bits) noexcept nogil:
     cdef Py_ssize_t j
     for j in range(q):
-        out[j] = <floating> fastgd_e4m3_load(fastgd_code(fastgd_word(c + 4 * j), k), bits)
+        out[j] = <floating> fastgd_e5m2_load(fastgd_code(fastgd_word(c + 4 * j), k), bits)
 
 
-cdef void load_e4m3(floating* restrict out, const void* restrict code,
+cdef void load_e5m2(floating* restrict out, const void* restrict code,
                     const void* restrict aux, Py_ssize_t n) noexcept nogil:
     cdef const uint8_t* c = <const uint8_t*> code
     cdef int scale = (<const uint8_t*> aux)[0]
-    cdef int32_t bits = fastgd_scale_bits(scale, FASTGD_E4M3_LEAST)
+    cdef int32_t bits = fastgd_scale_bits(scale, FASTGD_E5M2_LEAST)
     cdef Py_ssize_t q = n // 4, i
-    if scale > FASTGD_E4M3_MOST:
+    if scale > FASTGD_E5M2_MOST:
         fill_nan(out, n)
         return
-    load_quarter_e4m3(out, c, q, 0, bits)
-    load_quarter_e4m3(out + q, c, q, 1, bits)
-    load_quarter_e4m3(out + 2 * q, c, q, 2, bits)
-    load_quarter_e4m3(out + 3 * q, c, q, 3, bits)
+    load_quarter_e5m2(out, c, q, 0, bits)
+    load_quarter_e5m2(out + q, c, q, 1, bits)
+    load_quarter_e5m2(out + 2 * q, c, q, 2, bits)
+    load_quarter_e5m2(out + 3 * q, c, q, 3, bits)
     for i in range(4 * q, n):
-        out[i] = <floating> fastgd_e4m3_load(fastgd_code(c[i], 0), bits)
+        out[i] = <floating> fastgd_e5m2_load(fastgd_code(c[i], 0), bits)
 
 
-cdef inline int32_t largest_e4m3(const floating* x, Py_ssize_t n) noexcept nogil:
+cdef inline int32_t largest_e5m2(const floating* x, Py_ssize_t n) noexcept nogil:
     cdef int32_t largest = 0
     cdef Py_ssize_t i
     for i in range(n):
@@ -227,11 +227,11 @@ cdef inline int32_t largest_e4m3(const floating* x, Py_ssize_t n) noexcept nogil
     return largest
 
 
-cdef inline void put_e4m3(uint8_t* restrict c, uint8_t* restrict aux,
+cdef inline void put_e5m2(uint8_t* restrict c, uint8_t* restrict aux,
                           const floating* restrict x, Py_ssize_t n,
                           const uint32_t* restrict words, int rounding) noexcept nogil:
-    cdef int scale = fastgd_tile_scale(<uint32_t> largest_e4m3(x, n), FASTGD_E4M3_BINADES,
-                                       FASTGD_E4M3_LEAST)
+    cdef int scale = fastgd_tile_scale(<uint32_t> largest_e5m2(x, n), FASTGD_E5M2_BINADES,
+                                       FASTGD_E5M2_LEAST)
     cdef int32_t bits = scale << 23
     cdef float steps
     cdef Py_ssize_t q = n // 4, j
@@ -239,71 +239,71 @@ cdef inline void put_e4m3(uint8_t* restrict c, uint8_t* restrict aux,
     if scale == FASTGD_NAN_SCALE:
         memset(c, 0, n)
         return
-    steps = fastgd_e4m3_steps(bits)
+    steps = fastgd_e5m2_steps(bits)
     for j in range(q):
         fastgd_put_word(c + 4 * j, fastgd_codes(
-            fastgd_e4m3_store(<float> x[j], bits, steps, fastgd_unit(words, j, rounding)),
-            fastgd_e4m3_store(<float> x[q + j], bits, steps, fastgd_unit(words, q + j, rounding)),
-            fastgd_e4m3_store(<float> x[2 * q + j], bits, steps,
+            fastgd_e5m2_store(<float> x[j], bits, steps, fastgd_unit(words, j, rounding)),
+            fastgd_e5m2_store(<float> x[q + j], bits, steps, fastgd_unit(words, q + j, rounding)),
+            fastgd_e5m2_store(<float> x[2 * q + j], bits, steps,
                               fastgd_unit(words, 2 * q + j, rounding)),
-            fastgd_e4m3_store(<float> x[3 * q + j], bits, steps,
+            fastgd_e5m2_store(<float> x[3 * q + j], bits, steps,
                               fastgd_unit(words, 3 * q + j, rounding))))
     for j in range(4 * q, n):
-        c[j] = <uint8_t> (fastgd_e4m3_store(<float> x[j], bits, steps,
-                                            fastgd_unit(words, j, rounding)) >> 20)
+        c[j] = <uint8_t> (fastgd_e5m2_store(<float> x[j], bits, steps,
+                                            fastgd_unit(words, j, rounding)) >> 21)
 
 
-cdef void store_e4m3(void* restrict code, void* restrict aux, const floating* restrict x,
+cdef void store_e5m2(void* restrict code, void* restrict aux, const floating* restrict x,
                      Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
-    put_e4m3(<uint8_t*> code, <uint8_t*> aux, x, n, words, FASTGD_NEAREST)
+    put_e5m2(<uint8_t*> code, <uint8_t*> aux, x, n, words, FASTGD_NEAREST)
 
 
-cdef void stochastic_e4m3(void* restrict code, void* restrict aux, const floating* restrict x,
+cdef void stochastic_e5m2(void* restrict code, void* restrict aux, const floating* restrict x,
                           Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
     if shift == 0:
-        put_e4m3(<uint8_t*> code, <uint8_t*> aux, x, n, words, FASTGD_LOWER)
+        put_e5m2(<uint8_t*> code, <uint8_t*> aux, x, n, words, FASTGD_LOWER)
     else:
-        put_e4m3(<uint8_t*> code, <uint8_t*> aux, x, n, words, FASTGD_UPPER)
+        put_e5m2(<uint8_t*> code, <uint8_t*> aux, x, n, words, FASTGD_UPPER)
 
 
-cdef inline void load_quarter_ue5m3(floating* restrict out, const uint8_t* restrict c,
+cdef inline void load_quarter_ue6m2(floating* restrict out, const uint8_t* restrict c,
                                     Py_ssize_t q, int k, int32_t bits) noexcept nogil:
     cdef Py_ssize_t j
     for j in range(q):
-        out[j] = <floating> fastgd_ue5m3_load(fastgd_code(fastgd_word(c + 4 * j), k), bits)
+        out[j] = <floating> fastgd_ue6m2_load(fastgd_code(fastgd_word(c + 4 * j), k), bits)
 
 
-cdef void load_ue5m3(floating* restrict out, const void* restrict code,
+cdef void load_ue6m2(floating* restrict out, const void* restrict code,
                      const void* restrict aux, Py_ssize_t n) noexcept nogil:
     cdef const uint8_t* c = <const uint8_t*> code
     cdef int scale = (<const uint8_t*> aux)[0]
-    cdef int32_t bits = fastgd_scale_bits(scale, FASTGD_UE5M3_LEAST)
+    cdef int32_t bits = fastgd_scale_bits(scale, FASTGD_UE6M2_LEAST)
     cdef Py_ssize_t q = n // 4, i
-    if scale > FASTGD_UE5M3_MOST:
+    if scale > FASTGD_UE6M2_MOST:
         fill_nan(out, n)
         return
-    load_quarter_ue5m3(out, c, q, 0, bits)
-    load_quarter_ue5m3(out + q, c, q, 1, bits)
-    load_quarter_ue5m3(out + 2 * q, c, q, 2, bits)
-    load_quarter_ue5m3(out + 3 * q, c, q, 3, bits)
+    load_quarter_ue6m2(out, c, q, 0, bits)
+    load_quarter_ue6m2(out + q, c, q, 1, bits)
+    load_quarter_ue6m2(out + 2 * q, c, q, 2, bits)
+    load_quarter_ue6m2(out + 3 * q, c, q, 3, bits)
     for i in range(4 * q, n):
-        out[i] = <floating> fastgd_ue5m3_load(fastgd_code(c[i], 0), bits)
+        out[i] = <floating> fastgd_ue6m2_load(fastgd_code(c[i], 0), bits)
 
 
-cdef inline uint32_t largest_ue5m3(const floating* x, Py_ssize_t n) noexcept nogil:
+cdef inline uint32_t largest_ue6m2(const floating* x, Py_ssize_t n) noexcept nogil:
     cdef uint32_t largest = 0, order
     cdef Py_ssize_t i
     for i in range(n):
-        order = fastgd_ue5m3_order(<float> x[i])
+        order = fastgd_ue6m2_order(<float> x[i])
         largest = order if order > largest else largest
     return largest
 
 
-cdef inline void put_ue5m3(uint8_t* restrict c, uint8_t* restrict aux,
+cdef inline void put_ue6m2(uint8_t* restrict c, uint8_t* restrict aux,
                            const floating* restrict x, Py_ssize_t n,
                            const uint32_t* restrict words, int rounding) noexcept nogil:
-    cdef int scale = fastgd_tile_scale(largest_ue5m3(x, n), FASTGD_UE5M3_BINADES,
-                                       FASTGD_UE5M3_LEAST)
+    cdef int scale = fastgd_tile_scale(largest_ue6m2(x, n), FASTGD_UE6M2_BINADES,
+                                       FASTGD_UE6M2_LEAST)
     cdef int32_t bits = scale << 23
     cdef Py_ssize_t q = n // 4, j
     aux[0] = <uint8_t> scale
@@ -312,28 +312,28 @@ cdef inline void put_ue5m3(uint8_t* restrict c, uint8_t* restrict aux,
         return
     for j in range(q):
         fastgd_put_word(c + 4 * j, fastgd_codes(
-            fastgd_ue5m3_store(<float> x[j], bits, fastgd_unit(words, j, rounding)),
-            fastgd_ue5m3_store(<float> x[q + j], bits, fastgd_unit(words, q + j, rounding)),
-            fastgd_ue5m3_store(<float> x[2 * q + j], bits,
+            fastgd_ue6m2_store(<float> x[j], bits, fastgd_unit(words, j, rounding)),
+            fastgd_ue6m2_store(<float> x[q + j], bits, fastgd_unit(words, q + j, rounding)),
+            fastgd_ue6m2_store(<float> x[2 * q + j], bits,
                                fastgd_unit(words, 2 * q + j, rounding)),
-            fastgd_ue5m3_store(<float> x[3 * q + j], bits,
+            fastgd_ue6m2_store(<float> x[3 * q + j], bits,
                                fastgd_unit(words, 3 * q + j, rounding))))
     for j in range(4 * q, n):
-        c[j] = <uint8_t> (fastgd_ue5m3_store(<float> x[j], bits,
-                                             fastgd_unit(words, j, rounding)) >> 20)
+        c[j] = <uint8_t> (fastgd_ue6m2_store(<float> x[j], bits,
+                                             fastgd_unit(words, j, rounding)) >> 21)
 
 
-cdef void store_ue5m3(void* restrict code, void* restrict aux, const floating* restrict x,
+cdef void store_ue6m2(void* restrict code, void* restrict aux, const floating* restrict x,
                       Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
-    put_ue5m3(<uint8_t*> code, <uint8_t*> aux, x, n, words, FASTGD_NEAREST)
+    put_ue6m2(<uint8_t*> code, <uint8_t*> aux, x, n, words, FASTGD_NEAREST)
 
 
-cdef void stochastic_ue5m3(void* restrict code, void* restrict aux, const floating* restrict x,
+cdef void stochastic_ue6m2(void* restrict code, void* restrict aux, const floating* restrict x,
                            Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
     if shift == 0:
-        put_ue5m3(<uint8_t*> code, <uint8_t*> aux, x, n, words, FASTGD_LOWER)
+        put_ue6m2(<uint8_t*> code, <uint8_t*> aux, x, n, words, FASTGD_LOWER)
     else:
-        put_ue5m3(<uint8_t*> code, <uint8_t*> aux, x, n, words, FASTGD_UPPER)
+        put_ue6m2(<uint8_t*> code, <uint8_t*> aux, x, n, words, FASTGD_UPPER)
 
 
 # --------------------------------------------------------------------------------- random words
@@ -413,14 +413,14 @@ CODECS = {
         (<size_t> <void*> load_split[float], <size_t> <void*> load_split[double]),
         (<size_t> <void*> store_split[float], <size_t> <void*> store_split[double]),
         None),
-    "e4m3": (
-        (<size_t> <void*> load_e4m3[float], <size_t> <void*> load_e4m3[double]),
-        (<size_t> <void*> store_e4m3[float], <size_t> <void*> store_e4m3[double]),
-        (<size_t> <void*> stochastic_e4m3[float], <size_t> <void*> stochastic_e4m3[double])),
-    "ue5m3": (
-        (<size_t> <void*> load_ue5m3[float], <size_t> <void*> load_ue5m3[double]),
-        (<size_t> <void*> store_ue5m3[float], <size_t> <void*> store_ue5m3[double]),
-        (<size_t> <void*> stochastic_ue5m3[float], <size_t> <void*> stochastic_ue5m3[double])),
+    "e5m2": (
+        (<size_t> <void*> load_e5m2[float], <size_t> <void*> load_e5m2[double]),
+        (<size_t> <void*> store_e5m2[float], <size_t> <void*> store_e5m2[double]),
+        (<size_t> <void*> stochastic_e5m2[float], <size_t> <void*> stochastic_e5m2[double])),
+    "ue6m2": (
+        (<size_t> <void*> load_ue6m2[float], <size_t> <void*> load_ue6m2[double]),
+        (<size_t> <void*> store_ue6m2[float], <size_t> <void*> store_ue6m2[double]),
+        (<size_t> <void*> stochastic_ue6m2[float], <size_t> <void*> stochastic_ue6m2[double])),
 }
 # The loops that make random words and the table they take, and what makes the key of both.
 RANDOM = (<size_t> <void*> random_words, <size_t> <void*> random_table,

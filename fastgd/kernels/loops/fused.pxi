@@ -148,9 +148,9 @@ cdef inline void quarter(param_t* restrict p, int16_t* restrict low, const grad_
             fastgd_prefetch(<const char*> (code_v + start + TILE), STRIDE)
     for j in range(STRIDE):
         if has_m(&c):
-            one_m = fastgd_e4m3_load(fastgd_code(fastgd_word(code_m + 4 * j), k), bits_m)
+            one_m = fastgd_e5m2_load(fastgd_code(fastgd_word(code_m + 4 * j), k), bits_m)
         if has_v(&c):
-            one_v = fastgd_ue5m3_load(fastgd_code(fastgd_word(code_v + 4 * j), k), bits_v)
+            one_v = fastgd_ue6m2_load(fastgd_code(fastgd_word(code_v + 4 * j), k), bits_v)
         x = updated(decoupled * get_param(&p[j], &low[j]), scale * get(&g[j]), &one_m, &one_v, &c)
         put_param(&p[j], &low[j], x, words[j])
         if has_m(&c):
@@ -170,21 +170,21 @@ cdef bint in_8_bits(param_t* p, const grad_t* g, uint8_t* code_m, uint8_t* code_
     cdef bint prefetch = t.prefetch
     cdef int32_t bits_m = 0, bits_v = 0
     if has_m(given):
-        if t.scale_m[0] > FASTGD_E4M3_MOST:
+        if t.scale_m[0] > FASTGD_E5M2_MOST:
             return False
-        bits_m = fastgd_scale_bits(t.scale_m[0], FASTGD_E4M3_LEAST)
+        bits_m = fastgd_scale_bits(t.scale_m[0], FASTGD_E5M2_LEAST)
     if has_v(given):
-        if t.scale_v[0] > FASTGD_UE5M3_MOST:
+        if t.scale_v[0] > FASTGD_UE6M2_MOST:
             return False
-        bits_v = fastgd_scale_bits(t.scale_v[0], FASTGD_UE5M3_LEAST)
+        bits_v = fastgd_scale_bits(t.scale_v[0], FASTGD_UE6M2_LEAST)
     quarter(p, low, g, code_m, code_v, m, v, 0, bits_m, bits_v, c, words, prefetch, t)
     quarter(p, low, g, code_m, code_v, m, v, 1, bits_m, bits_v, c, words, prefetch, t)
     quarter(p, low, g, code_m, code_v, m, v, 2, bits_m, bits_v, c, words, prefetch, t)
     quarter(p, low, g, code_m, code_v, m, v, 3, bits_m, bits_v, c, words, prefetch, t)
     if has_m(given):
-        put_e4m3(code_m, t.scale_m, m, TILE, t.words, FASTGD_LOWER)
+        put_e5m2(code_m, t.scale_m, m, TILE, t.words, FASTGD_LOWER)
     if has_v(given):
-        put_ue5m3(code_v, t.scale_v, v, TILE, t.words, bits_for_v(given))
+        put_ue6m2(code_v, t.scale_v, v, TILE, t.words, bits_for_v(given))
     return True
 
 

@@ -53,7 +53,7 @@ class Codec(NamedTuple):
 
         Examples
         --------
-        >>> code, scale = CODECS["e4m3"].new(300)
+        >>> code, scale = CODECS["e5m2"].new(300)
         >>> code.dtype, scale.size
         (dtype('uint8'), 2)
         """
@@ -258,8 +258,8 @@ def store_split(
 
 # -------------------------------------------------------------------- 8 bits, one scale per tile
 
-E4M3_LEAST, E4M3_MOST, E4M3_BINADES = 32, 239, 15
-UE5M3_LEAST, UE5M3_MOST, UE5M3_BINADES = 1, 223, 31
+E5M2_LEAST, E5M2_MOST, E5M2_BINADES = 32, 223, 31
+UE6M2_LEAST, UE6M2_MOST, UE6M2_BINADES = 1, 191, 63
 
 
 def _each(scale: Array, n: int) -> Array:
@@ -273,15 +273,15 @@ def _scales(a: Array, binades: int, least: int) -> Array:
     It is in the one below if it could be rounded beyond the largest code.
     """
     largest = np.maximum.reduceat(a, np.arange(0, a.size, TILE))
-    scale = np.maximum(((largest + 0xFFFFF) >> 23) - binades, least)
-    return np.where(largest > INF - 0x100000, NAN_SCALE, scale)
+    scale = np.maximum(((largest + 0x1FFFFF) >> 23) - binades, least)
+    return np.where(largest > INF - 0x200000, NAN_SCALE, scale)
 
 
 def _unit(words: Array | None, shift: int) -> Array | int:
-    """What is added before 20 bits are cut off: a half, or 20 bits of a word, lower or upper."""
+    """What is added before 21 bits are cut off: a half, or 21 bits of a word, lower or upper."""
     if words is None:
-        return 0x80000
-    return words.astype(np.int64) >> 12 if shift else words.astype(np.int64) & 0xFFFFF
+        return 0x100000
+    return words.astype(np.int64) >> 11 if shift else words.astype(np.int64) & 0x1FFFFF
 
 
 def shuffled(n: int) -> Array:
@@ -303,27 +303,27 @@ def shuffled(n: int) -> Array:
     return order
 
 
-def load_e4m3(code: Array, aux: Array | None, dtype: DTypeLike) -> Array:
-    """Signed: (1 + m/8)·2^e, or (m/8)·2 where e = 0, times 2^(scale − 127); NaN at scale 255.
+def load_e5m2(code: Array, aux: Array | None, dtype: DTypeLike) -> Array:
+    """Signed: (1 + m/4)·2^e, or (m/4)·2 where e = 0, times 2^(scale − 127); NaN at scale 255.
 
     Examples
     --------
-    >>> code, scale = np.array([1, 0x81, 8, 127], np.uint8), np.array([127], np.uint8)
-    >>> load_e4m3(code, scale, np.float64)
-    array([ 2.500e-01, -2.500e-01,  2.000e+00,  6.144e+04])
+    >>> code, scale = np.array([1, 0x81, 4, 127], np.uint8), np.array([127], np.uint8)
+    >>> load_e5m2(code, scale, np.float64)
+    array([ 5.00000000e-01, -5.00000000e-01,  2.00000000e+00,  3.75809638e+09])
     """
     assert aux is not None
     scale, c = _each(aux, code.size), np.empty(code.size, np.int64)
     c[shuffled(code.size)] = code
-    zero = np.clip(scale, E4M3_LEAST, E4M3_MOST) << 23
+    zero = np.clip(scale, E5M2_LEAST, E5M2_MOST) << 23
     m, sign = c & 0x7F, c >> 7
-    subnormal = _bits(m.astype(np.float32) * _float(zero - (2 << 23)))
-    x = _float(np.where(m < 8, subnormal, (m << 20) + zero) | sign << 31)
-    return _cast(np.where(scale > E4M3_MOST, np.float32(np.nan), x), dtype)
+    subnormal = _bits(m.astype(np.float32) * _float(zero - (1 << 23)))
+    x = _float(np.where(m < 4, subnormal, (m << 21) + zero) | sign << 31)
+    return _cast(np.where(scale > E5M2_MOST, np.float32(np.nan), x), dtype)
 
 
 @_enter(np.uint8, np.uint8, TILE, stochastic=True)
-def store_e4m3(
+def store_e5m2(
     code: Array, aux: Array | None, x: Array, words: Array | None = None, shift: int = 0
 ) -> None:
     """To nearest, ties away from zero, or stochastic.  An inf or NaN makes its whole tile NaN."""
@@ -332,38 +332,38 @@ def store_e4m3(
         return
     u = _bits(_cast(x, np.float32))
     a, sign = u & 0x7FFFFFFF, u >> 31
-    aux[...] = _scales(a, E4M3_BINADES, E4M3_LEAST)
+    aux[...] = _scales(a, E5M2_BINADES, E5M2_LEAST)
     scale = _each(aux, x.size)
-    zero = np.minimum(scale, E4M3_MOST) << 23
+    zero = np.minimum(scale, E5M2_MOST) << 23
     unit = _unit(words, shift)
-    # The bits of a sum with 2^33 are fixed point, 2^20 for each step between subnormals, up to
+    # The bits of a sum with 2 are fixed point, 2^21 for each step between subnormals, up to
     # where the number's own bits, its logarithm, overtake them: at the first normal code.
-    fixed = np.array([2.0**33], np.float32)
+    fixed = np.array([2.0], np.float32)
     with np.errstate(all="ignore"):
-        linear = _float(a) * _float((286 << 23) - zero) + fixed
-    q = (np.maximum(a - zero, _bits(linear) - _bits(fixed)) + unit) >> 20
+        linear = _float(a) * _float((254 << 23) - zero) + fixed
+    q = (np.maximum(a - zero, _bits(linear) - _bits(fixed)) + unit) >> 21
     code[...] = np.where(scale == NAN_SCALE, 0, q | sign << 7)[shuffled(x.size)]
 
 
-def load_ue5m3(code: Array, aux: Array | None, dtype: DTypeLike) -> Array:
-    """Unsigned: (1 + m/8)·2^(e + scale − 127), but 0 for code 0; NaN at scale 255.
+def load_ue6m2(code: Array, aux: Array | None, dtype: DTypeLike) -> Array:
+    """Unsigned: (1 + m/4)·2^(e + scale − 127), but 0 for code 0; NaN at scale 255.
 
     Examples
     --------
-    >>> code, scale = np.array([0, 1, 8, 255], np.uint8), np.array([127], np.uint8)
-    >>> load_ue5m3(code, scale, np.float64)
-    array([0.00000000e+00, 1.12500000e+00, 2.00000000e+00, 4.02653184e+09])
+    >>> code, scale = np.array([0, 1, 4, 255], np.uint8), np.array([127], np.uint8)
+    >>> load_ue6m2(code, scale, np.float64)
+    array([0.00000000e+00, 1.25000000e+00, 2.00000000e+00, 1.61409011e+19])
     """
     assert aux is not None
     scale, c = _each(aux, code.size), np.empty(code.size, np.int64)
     c[shuffled(code.size)] = code
-    zero = np.clip(scale, UE5M3_LEAST, UE5M3_MOST) << 23
-    x = _float(np.where(c == 0, 0, (c << 20) + zero))
-    return _cast(np.where(scale > UE5M3_MOST, np.float32(np.nan), x), dtype)
+    zero = np.clip(scale, UE6M2_LEAST, UE6M2_MOST) << 23
+    x = _float(np.where(c == 0, 0, (c << 21) + zero))
+    return _cast(np.where(scale > UE6M2_MOST, np.float32(np.nan), x), dtype)
 
 
 @_enter(np.uint8, np.uint8, TILE, stochastic=True)
-def store_ue5m3(
+def store_ue6m2(
     code: Array, aux: Array | None, x: Array, words: Array | None = None, shift: int = 0
 ) -> None:
     """To nearest, ties up, or stochastic; a positive normal float32 never becomes zero.
@@ -375,8 +375,8 @@ def store_ue5m3(
         return
     x = _cast(x, np.float32)
     a = np.where(x < 0, 0x7FFFFFFF, _bits(x) & 0x7FFFFFFF)
-    aux[...] = _scales(a, UE5M3_BINADES, UE5M3_LEAST)
+    aux[...] = _scales(a, UE6M2_BINADES, UE6M2_LEAST)
     scale = _each(aux, x.size)
     unit = _unit(words, shift)
-    q = (np.maximum(a - (scale << 23), np.minimum(a, 1 << 20)) + unit) >> 20
+    q = (np.maximum(a - (scale << 23), np.minimum(a, 1 << 21)) + unit) >> 21
     code[...] = np.where(scale == NAN_SCALE, 0, q)[shuffled(x.size)]
