@@ -1,6 +1,7 @@
 """Final losses with states in fewer bits, against float32's, on three problems.
 
-    python bench/training.py [--problem text] [--optimizer Adam] [--workers 2] [--log FILE] [--brief]
+    python bench/training.py [--problem text] [--optimizer Adam] [--workers 2] [--log FILE]
+    python bench/training.py --brief ...
 
 For each problem and optimizer: the final loss of five float32 runs, which differ by their seed, and
 of as many with states of 16 and of 8 bits, from the same seeds: the same initial weights and

@@ -55,8 +55,8 @@ class Options(TypedDict, total=False):
     state_dtype : {"float32", "float64", "bfloat16", "float16", "8bit"} or dict by state
         How states are stored; by default in the compute dtype, float64 for float64 parameters, else
         float32.  States in fewer bits are rounded stochastically, so that small changes add up.
-        "8bit" is one byte for each element and one for each 256, among which gradients may differ by
-        10⁹ times; see ``docs/formats.md``.
+        "8bit" is one byte for each element and one for each 256, among which gradients may differ
+        by 10⁹ times; see ``docs/formats.md``.
     master : {False, True, "split"}
         For parameters of 16 bits: keep a float32 master in the state, of which they are a copy,
         rounded to nearest; or, for bfloat16, only the remainder, the master's lower 16 bits.

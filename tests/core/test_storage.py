@@ -91,7 +91,13 @@ def test_states_show_how_they_are_kept():
     p = [np.ones((64, 64), F32), np.ones(100, F32)]
     opt = fastgd.Adam(p, state_dtype="8bit")
     large, small = opt.state[0], opt.state[1]
-    assert list(large) == ["step", "exp_avg", "exp_avg_exponent", "exp_avg_sq", "exp_avg_sq_exponent"]
+    assert list(large) == [
+        "step",
+        "exp_avg",
+        "exp_avg_exponent",
+        "exp_avg_sq",
+        "exp_avg_sq_exponent",
+    ]
     assert large["exp_avg"].dtype == large["exp_avg_exponent"].dtype == np.uint8
     assert large["exp_avg"].shape == (64, 64)
     assert large["exp_avg_exponent"].shape == (16,)

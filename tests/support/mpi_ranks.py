@@ -77,7 +77,11 @@ def assert_shard(opt, whole):
             if key == "step" or a.ndim == 0:
                 assert a == whole.state[name][key], (name, key)
                 continue
-            cut = slice(low // 256, -(-high // 256)) if key.endswith("_exponent") else slice(low, high)
+            cut = (
+                slice(low // 256, -(-high // 256))
+                if key.endswith("_exponent")
+                else slice(low, high)
+            )
             expected = words(whole.state[name][key])[cut]
             assert (words(a) == expected).all(), (name, key)
     if opt.shard.average is not None:
