@@ -109,7 +109,7 @@ class Stepper:
         first: int = 0,
     ) -> None:
         self.kind = kind
-        self.options = _options.checked(options, kind.__name__, kind.hypers, kind.rows)
+        self.options = _options.checked(options, kind.__name__, kind.hypers)
         self.storage = _storage.checked(options)
         self.defaults = hyper
         self.param_groups: tuple[ParamGroup, ...] = ()
@@ -330,6 +330,7 @@ class Stepper:
             matrices=[*map(storage.matrix, all_params)] if with_matrices else None,
             shapes=[*map(storage.shape, self.params().values())] if storage.pieces else None,
             lazy=self.options["rows"] == "lazy",
+            sparse=kind.sparse,
         )
         plan.first = self._first
         self.state, self.rules, self.steps = MappingProxyType(state), rules, steps

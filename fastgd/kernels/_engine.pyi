@@ -84,6 +84,7 @@ class Plan:
         matrices: list[Matrix] | None = None,
         shapes: list[tuple[int, ...]] | None = None,
         lazy: bool = False,
+        sparse: bool = False,
     ) -> Plan: ...
     wrote: bool
     hyper_rows: HyperRows | None
