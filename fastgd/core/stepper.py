@@ -328,6 +328,9 @@ class Stepper:
             axes=axes,
             hyper_rows=self._hyper_rows(),
             matrices=[*map(storage.matrix, all_params)] if with_matrices else None,
+            shapes=[*map(storage.shape, self.params().values())] if storage.pieces else None,
+            lazy=self.options["rows"] == "lazy",
+            sparse=kind.sparse,
         )
         plan.first = self._first
         self.state, self.rules, self.steps = MappingProxyType(state), rules, steps
