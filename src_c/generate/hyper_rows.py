@@ -26,8 +26,10 @@ def text(families: list[Family], functions: Coefficients, note: str) -> str:
     lines = [f"# {note}", "", f"from libc.math cimport {', '.join((*CALLS, 'pow'))}", ""]
     lines += ["# The places in a row that all classes share.", "cdef enum:"]
     lines += [f"    {key.upper()}_AT = {k}" for k, key in enumerate(STAGES)]
-    table = ["", "", "# By module and class: functions, by the methods that they are of, each with its"]
-    table += ["# number of coefficients; and what is in rows, how many numbers, and which word is 1."]
+    table = ["", "", "# By module and class: functions, by the methods that they are of, and"]
+    table += [
+        "# how many coefficients they make; what is in rows, how many numbers, what word is 1."
+    ]
     table += ["COEFFICIENTS = {"]
     classes = {(family.name, cls.name): cls for family in families for cls in family.optimizers}
     for (family, name), functions_of in functions.items():
