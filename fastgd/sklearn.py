@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from fastgd.adapters import registry
 from fastgd.core.optimizer import Optimizer
 from fastgd.core.options import Options
+from fastgd.optimizers import OPTIMIZERS
 
 __all__ = ["MLPClassifier", "MLPRegressor"]
 
@@ -72,7 +73,7 @@ def recipe(estimator: Any) -> tuple[type[Optimizer], dict[str, Any]]:
             "betas": (estimator.beta_1, estimator.beta_2),
             "eps": registry.RawRootEps(estimator.epsilon, estimator.beta_2),
         }
-    kind = registry.named(name or estimator.solver.replace("lbfgs", "sgd"), "optimizer")
+    kind = registry.named(name or estimator.solver.replace("lbfgs", "sgd"), "optimizer", OPTIMIZERS)
     if kind.averages():
         raise ValueError(
             f"optimizer: expected one whose parameters are what to predict with, found {name!r}, "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import sqrt
 
@@ -11,13 +11,15 @@ from fastgd.core.optimizer import Optimizer
 from fastgd.optimizers import GENERAL
 
 
-def names() -> list[str]:
-    """The names of optimizers that step vectors, in lower case as in `fastgd.functional`."""
-    return [name.lower() for name in GENERAL]
+def names(known: Mapping[str, type[Optimizer]] = GENERAL) -> list[str]:
+    """The names of optimizers, in lower case as in `fastgd.functional`: of those for vectors."""
+    return [name.lower() for name in known]
 
 
-def named(name: object, what: str) -> type[Optimizer]:
-    """The optimizer of a name in lower case, one that steps vectors.
+def named(
+    name: object, what: str, known: Mapping[str, type[Optimizer]] = GENERAL
+) -> type[Optimizer]:
+    """The optimizer of a name in lower case: unless said otherwise, one for vectors.
 
     Raises
     ------
@@ -26,11 +28,13 @@ def named(name: object, what: str) -> type[Optimizer]:
     """
     if not isinstance(name, str):
         raise TypeError(f"{what}: expected the name of an optimizer, found {name!r}")
-    for known, kind in GENERAL.items():
-        if known.lower() == name:
+    for key, kind in known.items():
+        if key.lower() == name:
             return kind
-    known_names = ", ".join(names())
-    raise ValueError(f"{what}: expected one of {known_names}, found {name!r}{hint(name, names())}")
+    every = names(known)
+    raise ValueError(
+        f"{what}: expected one of {', '.join(every)}, found {name!r}{hint(name, every)}"
+    )
 
 
 @dataclass(frozen=True)

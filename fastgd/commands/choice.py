@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fastgd.commands import output
+from fastgd.core.optimizer import Optimizer
 from fastgd.optimizers import GENERAL
 
 CLASSIC = ("SGD", "Momentum", "Adagrad", "RMSprop", "Adam", "AdamW")
@@ -14,25 +15,27 @@ CLASSIC = ("SGD", "Momentum", "Adagrad", "RMSprop", "Adam", "AdamW")
 READABLE, BEST = 8, 5
 
 
-def add_argument(parser: argparse.ArgumentParser, what: str) -> None:
+def add_argument(
+    parser: argparse.ArgumentParser, what: str, known: Mapping[str, type[Optimizer]] = GENERAL
+) -> None:
     """Declare the option ``--optimizer``."""
     parser.add_argument(
         "--optimizer",
-        type=output.one_of(["classic", "all", *GENERAL]),
+        type=output.one_of(["classic", "all", *known]),
         default="classic",
         metavar="NAME",
         help=f"{what}: by name, classic for {', '.join(CLASSIC)}, or all",
     )
 
 
-def chosen(word: str) -> list[str]:
+def chosen(word: str, known: Mapping[str, type[Optimizer]] = GENERAL) -> list[str]:
     """The optimizers that the option's value names, in the order of their years.
 
     >>> chosen("classic"), len(chosen("all")) == len(GENERAL)
     (['SGD', 'Momentum', 'Adagrad', 'RMSprop', 'Adam', 'AdamW'], True)
     """
-    wanted: Iterable[str] = {"classic": CLASSIC, "all": GENERAL}.get(word, (word,))
-    return [name for name in GENERAL if name in wanted]
+    wanted: Iterable[str] = {"classic": CLASSIC, "all": known}.get(word, (word,))
+    return [name for name in known if name in wanted]
 
 
 def named(count: int) -> int:

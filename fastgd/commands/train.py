@@ -23,7 +23,7 @@ import fastgd
 from fastgd import plot
 from fastgd.commands import choice, output
 from fastgd.commands.mlp import accuracy, fit, init_layers
-from fastgd.optimizers import GENERAL
+from fastgd.optimizers import OPTIMIZERS
 
 SIZES = (64, 96, 32, 10)
 # How many small charts stand side by side.
@@ -56,6 +56,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "MADGRAD": {"lr": 5e-3},
     "NovoGrad": {"lr": 0.01},
     "SGDScheduleFree": {"lr": 0.5},
+    "Muon": {"lr": 2e-3, "adjust_lr_fn": "match_rms_adamw"},
     "AdamWScheduleFree": {"lr": 5e-3},
     "RAdamScheduleFree": {"lr": 5e-3},
     "DAdaptAdam": {"growth_rate": 1.02},
@@ -100,7 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
         return parse
 
-    choice.add_argument(parser, "which to train")
+    choice.add_argument(parser, "which to train", OPTIMIZERS)
     parser.add_argument("--epochs", type=integer(1), default=30, help="passes over the data")
     parser.add_argument("--batch-size", type=integer(1), default=32, help="digits per step")
     parser.add_argument("--seed", type=integer(0), default=0, help="of weights, split and order")
@@ -111,7 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, print the table, write the picture."""
-    names = choice.chosen(arguments.optimizer)
+    names = choice.chosen(arguments.optimizer, OPTIMIZERS)
     console = Console()
     columns = (
         TextColumn("{task.description:<9}"),
@@ -159,7 +160,7 @@ def train(
         fastgd.set_backend(use)
         rng = np.random.default_rng(seed)
         params = init_layers(SIZES, rng)
-        opt = GENERAL[name](params, **SETTINGS.get(name, {}))
+        opt = OPTIMIZERS[name](params, **SETTINGS.get(name, {}))
         losses, accuracies, times = [], [], []
         for loss, steps in fit(params, opt, x, y, epochs, batch_size, rng):
             losses.append(loss)

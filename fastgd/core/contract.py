@@ -68,8 +68,9 @@ class Contract:
     # The hyper-parameters that all groups have to have alike, as numbers of all parameters follow
     # from them; none, if there are no such numbers.  A learning rate may be 0 in some groups.
     shared: ClassVar[tuple[str, ...]] = ()
-    # The `coefficients` that the build put into C, and what the engine has of them.
-    translated: ClassVar[tuple[object, Translation] | None] = None
+    # The methods that the build put into C, of which all make coefficients, and what the engine has
+    # of them.
+    translated: ClassVar[tuple[Mapping[str, object], Translation] | None] = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -90,7 +91,7 @@ class Contract:
         cls.hypers = dict(order)
         cls.domains = {key: h.domain for key, h in order} | HYPER
         if (found := COEFFICIENTS.get((cls.__module__, cls.__name__))) is not None:
-            cls.translated = cls._declared("coefficients"), found
+            cls.translated = {key: cls._declared(key) for key in found[0]}, found
 
     @classmethod
     def arguments(
@@ -151,7 +152,8 @@ class Contract:
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
         """The rule's coefficients, in its order, for a parameter's t-th step, counted from 1.
 
-        Those of the class's other rules may follow.  All hyper-parameters are numbers here.
+        Those of the class's other rules may follow; or a rule has a method of its own, which is
+        called `<rule>_coefficients`.  All hyper-parameters are numbers here.
         """
         raise NotImplementedError("coefficients: declared by each optimizer, as fastgd.Adam")
 
@@ -252,15 +254,16 @@ class Contract:
         """What the engine works out `settings` by; None if the class says something else."""
         if cls.translated is None:
             return None
-        coefficients, found = cls.translated
-        ours = {"coefficients": coefficients}
-        ours |= {key: vars(Contract)[key] for key in ("stages", "settings")}
-        return found if all(cls._declared(key) is ours[key] for key in ours) else None
+        methods, found = cls.translated
+        ours = {**methods, **{key: vars(Contract)[key] for key in ("stages", "settings")}}
+        every = {key for base in cls.__mro__ for key in vars(base) if key.endswith("coefficients")}
+        own = all(cls._declared(key) is ours.get(key) for key in every.union(ours))
+        return found if own else None
 
     @classmethod
     def settings(cls, rule: str, h: Hyper, t: int, unscale: float) -> tuple[Any, ...]:
         """The rule, its coefficients and the stages of a parameter's t-th step, counted from 1."""
         # A scheduled momentum may be 0 at a step, and its rule takes it nonetheless: so classes
         # list all coefficients, and each rule takes as many of the first as it has.
-        coefficients = cls.coefficients(h, t)[: len(RULES[rule].coefficients)]
-        return rule, coefficients, cls.stages(h, unscale)
+        listed = getattr(cls, f"{rule}_coefficients", cls.coefficients)(h, t)
+        return rule, listed[: len(RULES[rule].coefficients)], cls.stages(h, unscale)

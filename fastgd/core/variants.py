@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from fastgd.core import domains
 from fastgd.core.contract import Contract, HyperParameter
 from fastgd.core.options import HYPER
+from fastgd.kernels.spec.registry import RULES
 
 # What all optimizers have: of these no rule depends.
 COMMON = {"lr", "weight_decay", "maximize"}
@@ -59,18 +60,18 @@ def _picked(cls: type[Contract], changes: dict[str, Any]) -> dict[tuple[int, ...
     return found
 
 
-def takes(cls: type[Contract], *shapes: tuple[int, ...]) -> bool:
-    """Whether a class steps parameters of these shapes.
+def is_general(cls: type[Contract]) -> bool:
+    """Whether a class has rules of its own for all shapes, and not for matrices alone.
 
     Examples
     --------
     >>> import fastgd
-    >>> takes(fastgd.Muon, (4, 3)), takes(fastgd.Muon, (4, 3), (3,))
+    >>> is_general(fastgd.Adafactor), is_general(fastgd.Muon)
     (True, False)
     """
     h = {key: declared.default for key, declared in cls.hypers.items()} | dict.fromkeys(HYPER)
     try:
-        return all(cls.rule(h, shape) for shape in shapes)
+        return not any(RULES[cls.rule(h, shape)].matrix for shape in ((), *SHAPES))
     except ValueError:
         return False
 

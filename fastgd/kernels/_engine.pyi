@@ -24,8 +24,9 @@ def global_norm(tree: object) -> float: ...
 def is_parameter(a: object) -> TypeGuard[NDArray[Any]]: ...
 def aligned_zeros(p: NDArray[Any], kind: dtype[Any]) -> NDArray[Any]: ...
 
-# The address of a function in C, how many coefficients it makes, and what is in its rows.
-_Translation = tuple[int, int, tuple[tuple[str, int], ...]]
+# By the names of methods the address of a function in C and how many coefficients it makes; and
+# what is in rows: keys, how many numbers of each, and the word that is 1.
+_Translation = tuple[dict[str, tuple[int, int]], tuple[tuple[str, int, str | None], ...]]
 COEFFICIENTS: Final[dict[tuple[str, str], _Translation]]
 
 @final
@@ -33,14 +34,13 @@ class HyperRows:
     def __new__(
         cls,
         groups: Sequence[Mapping[str, Any]],
-        function: int,
-        count: int,
-        places: tuple[tuple[str, int], ...],
+        functions: dict[str, tuple[int, int]],
+        places: tuple[tuple[str, int, str | None], ...],
         decoupled: bool,
         own_decay: bool,
     ) -> HyperRows: ...
     def made(
-        self, k: int, t: int, unscale: float
+        self, k: int, name: str, t: int, unscale: float
     ) -> tuple[tuple[float, ...], tuple[float, ...]] | None: ...
 
 @final

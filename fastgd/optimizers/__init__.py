@@ -15,7 +15,8 @@ Attributes
 OPTIMIZERS : mapping of type
     The classes by name, in the order of their papers' years.
 GENERAL : mapping of type
-    Those of them that step parameters of any shape, and not matrices alone.
+    Those of them that have rules of their own for parameters of any shape, and not for matrices
+    alone.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pkgutil import iter_modules
 from types import MappingProxyType
 
 from fastgd.core.optimizer import Optimizer
-from fastgd.core.variants import takes
+from fastgd.core.variants import is_general
 
 
 def _classes() -> Iterator[type[Optimizer]]:
@@ -43,7 +44,7 @@ OPTIMIZERS: Mapping[str, type[Optimizer]] = MappingProxyType(
     {cls.__name__: cls for cls in sorted(_classes(), key=lambda cls: cls.year)}
 )
 GENERAL: Mapping[str, type[Optimizer]] = MappingProxyType(
-    {name: cls for name, cls in OPTIMIZERS.items() if takes(cls, (), (3,), (4, 3))}
+    {name: cls for name, cls in OPTIMIZERS.items() if is_general(cls)}
 )
 __all__ = list(OPTIMIZERS)
 globals().update(OPTIMIZERS)

@@ -77,3 +77,23 @@ cdef inline floating cautious_lion_element(floating p, floating g, floating* m, 
     cdef floating u = beta1 * m[0] + gamma1 * g
     m[0] = beta2 * m[0] + gamma2 * g
     return p - rate * (is_positive(u * g) * sign(u))
+
+
+cdef inline void cautious_lamb_before_element(floating p, floating g, floating* m, floating* v,
+                                              floating* a, floating* dot, floating* w,
+                                              floating* agrees, floating beta1, floating gamma1,
+                                              floating beta2, floating gamma2, floating mu,
+                                              floating eps) noexcept nogil:
+    m[0] = beta1 * m[0] + gamma1 * g
+    v[0] = beta2 * v[0] + gamma2 * (g * g)
+    agrees[0] = is_positive(m[0] * g)
+    a[0] = mu * (agrees[0] * m[0]) / (root(v[0]) + eps)
+    dot[0] = a[0] * p
+    w[0] = p
+
+
+cdef inline floating cautious_lamb_element(floating p, floating g, floating m, floating v,
+                                           floating mu, floating eps, floating weight_decay,
+                                           floating weight, floating alpha) noexcept nogil:
+    cdef floating a = mu * (is_positive(m * g) * m) / (root(v) + eps)
+    return p - alpha * (weight * a + weight_decay * p)

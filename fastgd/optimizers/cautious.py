@@ -27,6 +27,7 @@ from fastgd.kernels.spec.registry import (
     Size,
     Squares,
     Sum,
+    SumOfSquares,
     is_positive,
     positive_part,
     rule,
@@ -210,3 +211,76 @@ def cautious_lion(
     u = beta1 * m + gamma1 * g
     p[...] = p - rate * (is_positive(u * g) * np.sign(u))
     m[...] = beta2 * m + gamma2 * g
+
+
+# -------------------------------------------------------------------------------------------- LAMB
+
+
+def cautious_lamb_before(
+    p: Array,
+    g: Array,
+    exp_avg: Array,
+    exp_avg_sq: Squares,
+    *,
+    beta1: Scalar,
+    gamma1: Scalar,
+    beta2: Scalar,
+    gamma2: Scalar,
+    mu: Scalar,
+    eps: Scalar,
+) -> tuple[Array, Array, Array, Array]:
+    """m ← β₁m + γ₁g; v ← β₂v + γ₂g²; returns a = [m·g > 0] μm / (√v + ε), ap, p and [m·g > 0]."""
+    m, v = exp_avg, exp_avg_sq
+    m[...] = beta1 * m + gamma1 * g
+    v[...] = beta2 * v + gamma2 * (g * g)
+    agrees = is_positive(m * g)
+    a = mu * (agrees * m) / (np.sqrt(v) + eps)
+    return a, a * p, p, agrees
+
+
+@sets("weight", "alpha")
+def cautious_lamb_settle(
+    update: SumOfSquares,
+    dot: Sum,
+    param: SumOfSquares,
+    agreeing: Sum,
+    size: Size,
+    *,
+    weight_decay: Scalar,
+    lr: Scalar,
+    adapt: Scalar,
+    clip: Scalar,
+) -> tuple[Scalar, Scalar]:
+    """The weight w of a, and α = lr‖p‖/‖wa + λp‖, lr where a norm is 0.
+
+    ‖wa + λp‖² = w²‖a‖² + 2wλ⟨a, p⟩ + λ²‖p‖².
+    """
+    share = agreeing / size
+    weight = 1.0 / share if share > 1e-3 else 1.0 / 1e-3
+    squares = (
+        weight * weight * update
+        + 2.0 * weight * weight_decay * dot
+        + weight_decay * weight_decay * param
+    )
+    ratio = np.sqrt(param) / np.sqrt(squares) if param > 0.0 and squares > 0.0 else 1.0
+    bounded = 1.0 if clip != 0.0 and ratio > 1.0 else ratio
+    return weight, lr * bounded if adapt != 0.0 else lr
+
+
+@rule(before=cautious_lamb_before, settle=cautious_lamb_settle)
+def cautious_lamb(
+    p: Array,
+    g: Array,
+    exp_avg: Read,
+    exp_avg_sq: Read,
+    *,
+    mu: Scalar,
+    eps: Scalar,
+    weight_decay: Scalar,
+    weight: Scalar,
+    alpha: Scalar,
+) -> None:
+    """LAMB where the gradient agrees: p ← p − α (w [m·g > 0] μm / (√v + ε) + λp), α by ‖p‖."""
+    m, v = exp_avg, exp_avg_sq
+    a = mu * (is_positive(m * g) * m) / (np.sqrt(v) + eps)
+    p[...] = p - alpha * (weight * a + weight_decay * p)

@@ -49,10 +49,14 @@ class LAMB(Optimizer):
         Let the ratio of the norms be at most 1 (LAMBC).
     always_adapt : bool
         Take the ratio also where λ is 0, as the paper does; False is what timm and NVIDIA do.
+    cautious : bool
+        Take Adam's part of u only where momentum and gradient agree, and more of it there, as
+        `Adam` does; the decay acts everywhere.
 
     References
     ----------
     You et al., "Large batch optimization for deep learning: training BERT in 76 minutes", 2020.
+    Liang et al., "Cautious optimizers: improving training with one line of code", 2024 (cautious).
 
     Examples
     --------
@@ -73,10 +77,11 @@ class LAMB(Optimizer):
     bias_correction = hyper(flag, True, keyword=True)
     trust_clip = hyper(flag, False, keyword=True)
     always_adapt = hyper(flag, True, keyword=True)
+    cautious = hyper(flag, False, keyword=True)
 
     @staticmethod
     def rule(h: Hyper, shape: tuple[int, ...]) -> str:
-        return "lamb"
+        return "cautious_lamb" if h["cautious"] else "lamb"
 
     @staticmethod
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""Muon: momentum whose matrices are made orthogonal."""
+"""Muon: momentum whose matrices are made orthogonal; AdamW for all that is no matrix."""
 
 from __future__ import annotations
 
@@ -7,13 +7,21 @@ from math import sqrt
 import numpy as np
 
 from fastgd.core.contract import Hyper, hyper
-from fastgd.core.domains import adjustment, count, flag, nonnegative, three_numbers
+from fastgd.core.domains import (
+    adjustment,
+    count,
+    flag,
+    nonnegative,
+    three_numbers,
+    two_fractions,
+)
 from fastgd.core.optimizer import Optimizer
 from fastgd.kernels.spec.registry import Array, Kept, Scalar, rule
+from fastgd.optimizers.adam import Adam
 
 
 class Muon(Optimizer):
-    r"""Momentum whose matrices are brought close to orthogonal ones, for hidden layers.
+    r"""Momentum whose matrices are brought close to orthogonal ones; the rest goes by AdamW.
 
     .. math::
         B_t &= \mu B_{t-1} + (1 - \mu) g_t, \\
@@ -25,13 +33,18 @@ class Muon(Optimizer):
     values near 1, to between about 0.7 and 1.2.  :math:`f = \sqrt{\max(1, r / s)}` for a matrix of
     r rows and s columns.
 
+    Parameters of other shapes, as biases and gains, take the steps of `AdamW`, by the same
+    :math:`\alpha` and :math:`\lambda`.  So should embeddings and the last layer, which are matrices
+    only by shape: put them into a group with ``use_muon=False``.  That group may have a learning
+    rate of its own, as Jordan's have, for the two rules want about the same only with
+    "match_rms_adamw".
+
     Parameters
     ----------
     params, lr, maximize, **options
-        As for `SGD`; each parameter a matrix.  Biases, gains, embeddings and the last layer are
-        for an optimizer of their own, as `AdamW`.
+        As for `SGD`.
     weight_decay : float
-        λ.
+        λ, of all parameters.
     momentum : float
         μ.
     nesterov : bool
@@ -45,6 +58,12 @@ class Muon(Optimizer):
     adjust_lr_fn : {None, "original", "match_rms_adamw"}
         The last takes :math:`f = 0.2 \sqrt{\max(r, s)}`, with which steps are about as large as
         those of `AdamW`; None is "original".
+    use_muon : bool
+        False steps matrices by AdamW, too.
+    adamw_betas : (float, float)
+        AdamW's β₁ and β₂, for all that is stepped by it.
+    adamw_eps : float
+        Its ε.
 
     Notes
     -----
@@ -52,7 +71,11 @@ class Muon(Optimizer):
     `torch.optim.Muon` does so in bfloat16, and differs by about a hundredth of a step.  The
     products of matrices are NumPy's, by BLAS: other than the rest of fastgd, they may differ in the
     last bits from machine to machine, as ``RULES["muon"].exact`` says.  A shard of a matrix can't
-    be stepped.
+    be stepped, but by AdamW.
+
+    The second rule and its defaults are those of the implementation by Liu et al.; that by Jordan
+    et al. has the same with ε of 10⁻¹⁰.  Both flatten, or refuse, what has more than two axes,
+    which is AdamW's here.
 
     References
     ----------
@@ -68,6 +91,16 @@ class Muon(Optimizer):
     >>> W.round(1)  # both directions count alike
     array([[-0.7,  0. ],
            [ 0. , -0.7]])
+    >>> params = {"embedding": np.ones((5, 2)), "W": np.eye(2), "b": np.zeros(2)}
+    >>> opt = fastgd.Muon(
+    ...     [
+    ...         {"params": {"W": params["W"], "b": params["b"]}},
+    ...         {"params": params["embedding"], "use_muon": False, "lr": 3e-4},
+    ...     ]
+    ... )
+    >>> [sorted(entry) for entry in opt.state.values()]  # doctest: +NORMALIZE_WHITESPACE
+    [['momentum_buffer', 'step'], ['exp_avg', 'exp_avg_sq', 'step'],
+     ['exp_avg', 'exp_avg_sq', 'step']]
     """
 
     year = 2024
@@ -80,15 +113,13 @@ class Muon(Optimizer):
     eps = hyper(nonnegative, 1e-7)
     ns_steps = hyper(count, 5)
     adjust_lr_fn = hyper(adjustment, None)
+    use_muon = hyper(flag, True, keyword=True)
+    adamw_betas = hyper(two_fractions, (0.9, 0.95), keyword=True)
+    adamw_eps = hyper(nonnegative, 1e-8, keyword=True)
 
     @staticmethod
     def rule(h: Hyper, shape: tuple[int, ...]) -> str:
-        if len(shape) != 2:
-            raise ValueError(
-                f"expected a matrix, found shape {shape}; put other parameters into an optimizer "
-                "of their own, as AdamW"
-            )
-        return "muon"
+        return "muon" if h["use_muon"] and len(shape) == 2 else "adam"
 
     @staticmethod
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
@@ -104,6 +135,19 @@ class Muon(Optimizer):
             h["ns_steps"],
             0.2 if h["adjust_lr_fn"] == "match_rms_adamw" else 0.0,
             h["lr"],
+        )
+
+    @staticmethod
+    def adam_coefficients(h: Hyper, t: int) -> tuple[float, ...]:
+        """The coefficients of what is stepped by AdamW."""
+        return Adam.coefficients(
+            {
+                "lr": h["lr"],
+                "betas": h["adamw_betas"],
+                "eps": h["adamw_eps"],
+                "eps_root": 0.0,
+            },
+            t,
         )
 
 

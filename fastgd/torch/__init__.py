@@ -82,6 +82,7 @@ the rounding of sums over processes, and but for stochastic rounding (see the la
   element's in its shard.  8-bit states of DTensors are refused.
 
 `step_in_backward` steps each parameter as soon as its gradient is made, and frees the gradient.
+`Lookahead` and `SAM` go around any of these optimizers, and are that optimizer to schedulers.
 """
 
 from __future__ import annotations
@@ -91,9 +92,19 @@ from typing import Any
 from fastgd.torch._average import EMA
 from fastgd.torch._backward import StepInBackward, step_in_backward
 from fastgd.torch._classes import CLASSES
+from fastgd.torch._lookahead import Lookahead
 from fastgd.torch._optimizer import Optimizer
+from fastgd.torch._sam import SAM
 
-__all__ = ["EMA", "Optimizer", "StepInBackward", "step_in_backward", *CLASSES]
+__all__ = [
+    "EMA",
+    "SAM",
+    "Lookahead",
+    "Optimizer",
+    "StepInBackward",
+    "step_in_backward",
+    *CLASSES,
+]
 
 globals().update(CLASSES)
 

@@ -73,7 +73,8 @@ class Setup(NamedTuple):
     keys: Sequence[str]  # the names of its hyper-parameters
     options: Options
     average: EMA | None
-    skipped: NDArray[np.int64]  # the number of steps skipped, counted up in place
+    skipped: NDArray[np.int64]  # the number of steps skipped, counted up in place,
+    taken: NDArray[np.float64]  # and of those that were not
     processes: Any  # among which the parameters are split, or None
 
 
@@ -240,6 +241,7 @@ class Binding:
             skipped=setup.skipped,
             first=self._first,
         )
+        stepper.taken = setup.taken
         if setup.average is not None and stepper.average is not None:
             setup.average.steps = stepper.average.steps
         return stepper
@@ -320,6 +322,34 @@ class Binding:
             torch.autograd.graph.increment_version([p.grad for p in stepped])
         self._note_masters()
         return record
+
+    def gradients(self, groups: list[dict[str, Any]], state: State) -> list[list[Any]] | None:
+        """The arrays of all gradients, by groups; None if all has to be bound again first."""
+        if not self._follow() or self._watch.read(groups, state) is None:
+            return None
+        self._watch.tick(skipped=True)  # lets go of them
+        flat = [None if a is None else _tensors.flat(_tensors.local(a)) for a in self._gradients()]
+        each = iter(flat)
+        return [[next(each) for _ in own] for own in self._arrays]
+
+    def _gradients(self) -> Iterator[Any]:
+        """The gradient of each parameter, None for those that are not bound."""
+        n = 0
+        for section in self._sections:
+            for p in section.params or [None]:
+                yield None if p is None or self._watch.tensors[n] is None else p.grad
+                n += 1
+
+    def changed(self) -> None:
+        """Tell autograd that parameters were changed by other steps than these."""
+        bound = [section.params[i] for _, section, i, _ in self._bound()]
+        torch.autograd.graph.increment_version(bound)
+        self._note_masters()
+
+    def tensors(self) -> Iterator[tuple[str, Any, Any]]:
+        """The name, parameter, and tensor with its memory, of all that is bound."""
+        for n, section, i, name in self._bound():
+            yield name, section.params[i], self._watch.tensors[n]
 
     def _follow_masters(self) -> None:
         """Take what was written to parameters since the last step into their masters."""

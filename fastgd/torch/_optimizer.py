@@ -80,6 +80,8 @@ class Optimizer(torch.optim.Optimizer):
         self._lock = RLock()
         fork_locks.guard(self, "_lock")
         self._skipped = np.zeros(1, np.int64)
+        self._taken = np.zeros(1)  # steps, without those that were skipped
+        self.perturbed = False  # whether parameters are elsewhere for the moment, as SAM takes them
         self.record: StepRecord | None = None
 
     @property
@@ -88,20 +90,27 @@ class Optimizer(torch.optim.Optimizer):
         return self._iterates if self.ema is None else self.ema
 
     def _refuse_swapped(self, what: str) -> None:
-        """Raise RuntimeError within a block that has averages in the place of parameters."""
+        """Raise RuntimeError while something else is in the place of parameters."""
+        self._refuse_perturbed(what)
         for average in (self.ema, self._iterates):
             if average is not None:
                 average.refuse_swapped(what)
 
+    def _refuse_perturbed(self, what: str) -> None:
+        if self.perturbed:
+            raise RuntimeError(f"{what}: the parameters are perturbed, and will be restored")
+
     def refuse_evaluated(self, what: str) -> None:
-        """Raise RuntimeError while averages are in the place of parameters, wherever put there."""
+        """The same, and also while a schedule-free optimizer's parameters are its averages."""
+        self._refuse_perturbed(what)
         if self.ema is not None:
             self.ema.refuse_swapped(what)
         if self._iterates is not None:
             self._iterates.refuse_evaluated(what)
 
     def _setup(self) -> Setup:
-        return Setup(self.kind, self.keys, self.options, self.ema, self._skipped, self._processes)
+        counts = self._skipped, self._taken
+        return Setup(self.kind, self.keys, self.options, self.ema, *counts, self._processes)
 
     @property
     def skipped(self) -> int:
@@ -253,13 +262,28 @@ class Optimizer(torch.optim.Optimizer):
         if any(p.grad is not None for p in params) or (
             _sharing.may_be(params, self._processes) and self._wants_sums()
         ):
-            sections = [Section(k, group, 0, group["params"]) for k, group in enumerate(groups)]
-            binding = Binding(self._setup(), sections, state)
+            binding = self._bound()
             record = binding.step(groups, state, scale)
             if not record:
                 raise RuntimeError("params: changed while they were read")
             self._binding = binding
             self.record = self.record if record is True else record
+
+    def _bound(self) -> Binding:
+        """A binding of all parameters as they are now."""
+        groups = self.param_groups
+        sections = [Section(k, group, 0, group["params"]) for k, group in enumerate(groups)]
+        return Binding(self._setup(), sections, self.state)
+
+    def gradients(self) -> tuple[Binding, list[list[Any]]]:
+        """Parameters bound, as they will be in the next step, and the arrays of their gradients."""
+        for _ in range(2):
+            if self._binding is not None:
+                grads = self._binding.gradients(self.param_groups, self.state)
+                if grads is not None:
+                    return self._binding, grads
+            self._binding = self._bound()
+        raise RuntimeError("params: changed while they were read")
 
     def _wants_sums(self) -> bool:
         """Whether a step adds up anything over all of a gradient or of a parameter."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fastgd.core import domains
 from fastgd.core.interrupts import to_the_end
 from fastgd.core.optimizer import Optimizer
+from fastgd.core.stepper import Stepper
 from fastgd.core.trees import Name
 from fastgd.kernels._engine import Plan, StepRecord
 from fastgd.kernels.memory import checks
@@ -107,9 +108,7 @@ class Lookahead(Optimizer):
         # What may not be set as an attribute, as it would do nothing.
         self.__dict__["domains"] = optimizer.domains
         self.slow: dict[Name, Array] = {}
-        # What pulls, and the slow weights in the order of memory with what they are set to.
-        self._plan: Plan | None = None
-        self._pairs: list[tuple[Array, Array | CodedArray]] = []
+        self._over: Pull | None = None
         self._pulled = np.zeros(1)  # 1 while parameters are pulled and the slow weights not yet
         with self.stepper.lock:
             self.stepper.refuse_elsewhere("Lookahead")
@@ -137,39 +136,17 @@ class Lookahead(Optimizer):
     def _taken(self) -> float:
         return float(self.stepper.taken[0])
 
-    def _stepped(self) -> dict[Name, CodedArray]:
-        """What steps update: parameters, or their masters."""
-        stepper = self.stepper
-        return {
-            name: stepper.storage.parameter(p, stepper.state[name])
-            for name, p in stepper.params().items()
-        }
-
     def _keep_up(self) -> None:
         """Start the slow weights of parameters that have none, where these are now."""
-        if self._plan is not None and len(self.slow) == len(self.stepper.steps):
+        if self._over is not None and len(self.slow) == len(self.stepper.steps):
             return
-        stepped = self._stepped()
+        stepped = stepped_by(self.stepper)
         slow = dict(self.slow)
         for name, p in self.stepper.params().items():
             if name not in slow:
-                own = stepped[name]
-                plain = p.dtype if own.codec == codec_of(p.dtype) else computed(p.dtype)
-                slow[name] = aligned_zeros(p, plain)
-                _take(_pair(slow[name], own))
-        self._pairs = [_pair(slow[name], own) for name, own in stepped.items()]
-        n = len(stepped)
-        self._plan = Plan(
-            [None] * n,
-            list(stepped.values()),
-            self.stepper.labels(),
-            [0] * n,
-            [()] * n,
-            ["sgd"] * n,
-            np.zeros(n, np.int64),
-            [slow[name] for name in stepped],
-            copies=self.stepper.all_copies(),
-        )
+                slow[name] = aligned_zeros(p, dtype_of(p, stepped[name]))
+                take(slow[name], stepped[name])
+        self._over = Pull(self.stepper, slow)
         self.slow = slow
 
     def _pull(self) -> None:
@@ -177,18 +154,9 @@ class Lookahead(Optimizer):
 
         It may be done over at any point: parameters that were pulled are where the slow weights go.
         """
-        # p ← p − (1 − α)(p − φ): the stage of L2 decay makes the difference of −φ.
-        row = "sgd", (1.0 - self.alpha,), Stages(factor=-1.0, weight_decay=1.0)
         while self._taken() - self._last >= self.k:
-            if not self._pulled[0]:
-                plan = self._plan
-                assert plan is not None
-                plan.steps[...] = self.stepper.steps
-                plan.seed = (self.stepper.plan.seed ^ _SALT) % 2**64
-                plan.step(None, lambda *_: row, 1.0, tally=self._pulled, amount=1.0)
-            for pair in self._pairs:
-                _take(pair)
-            self._pulled[0] = 0.0
+            assert self._over is not None
+            self._over(self.alpha, self._pulled)
             self._last = self._taken()
 
     def step(self, grads: object = None, *, grad_scale: float = 1.0) -> StepRecord:
@@ -274,7 +242,64 @@ class Lookahead(Optimizer):
         with self.stepper.lock:
             self._keep_up()
             to_the_end(self._pull)
-            return {**self.__dict__, "_plan": None, "_pairs": []}
+            return {**self.__dict__, "_over": None}
+
+
+class Pull:
+    """What pulls all that a stepper steps towards slow weights, and these after.
+
+    Parameters
+    ----------
+    stepper : Stepper
+        It goes by where its parameters are now.
+    slow : mapping of ndarray
+        The slow weights, by the name of their parameter.
+    """
+
+    def __init__(self, stepper: Stepper, slow: Mapping[Name, Array]) -> None:
+        stepped, n = stepped_by(stepper), len(slow)
+        self._stepper = stepper
+        # The slow weights in the order of memory, with what they are set to.
+        self._pairs = [_pair(slow[name], own) for name, own in stepped.items()]
+        self._plan = Plan(
+            [None] * n,
+            list(stepped.values()),
+            stepper.labels(),
+            [0] * n,
+            [()] * n,
+            ["sgd"] * n,
+            np.zeros(n, np.int64),
+            [slow[name] for name in stepped],
+            copies=stepper.all_copies(),
+        )
+
+    def __call__(self, alpha: float, pulled: Array) -> None:
+        """Pull; may be done over at any point, as `pulled` is 1 while the slow weights are due."""
+        # p ← p − (1 − α)(p − φ): the stage of L2 decay makes the difference of −φ.
+        row = "sgd", (1.0 - alpha,), Stages(factor=-1.0, weight_decay=1.0)
+        if not pulled[0]:
+            self._plan.steps[...] = self._stepper.steps
+            self._plan.seed = (self._stepper.plan.seed ^ _SALT) % 2**64
+            self._plan.step(None, lambda *_: row, 1.0, tally=pulled, amount=1.0)
+        for pair in self._pairs:
+            _take(pair)
+        pulled[0] = 0.0
+
+
+def stepped_by(stepper: Stepper) -> dict[Name, CodedArray]:
+    """What a stepper updates: parameters, or their masters."""
+    params = stepper.params().items()
+    return {name: stepper.storage.parameter(p, stepper.state[name]) for name, p in params}
+
+
+def dtype_of(p: Array, own: CodedArray) -> np.dtype[Any]:
+    """The type of the slow weights of a parameter, of which a stepper updates `own`."""
+    return p.dtype if own.codec == codec_of(p.dtype) else computed(p.dtype)
+
+
+def take(slow: Array, own: CodedArray) -> None:
+    """Set slow weights to what a stepper updates."""
+    _take(_pair(slow, own))
 
 
 def _pair(slow: Array, own: CodedArray) -> tuple[Array, Array | CodedArray]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fastgd.core import domains
 from fastgd.core.interrupts import to_the_end
 from fastgd.core.optimizer import Optimizer
+from fastgd.core.stepper import Stepper
 from fastgd.kernels._engine import Plan, StepRecord, global_norm
 from fastgd.kernels.memory.checks import shown
 from fastgd.kernels.reference import Stages
@@ -158,64 +159,82 @@ class SAM:
             params, copies = list(stepper.params().values()), stepper.copies
             if grads is None and (grads := stepper.bound()) is None:
                 raise TypeError("perturbed() needs gradients, as no gradients were bound")
-            with np.errstate(all="ignore"):
-                along, norm = self._direction(params, grads)
-            finite, nonfinite = math.isfinite(norm), stepper.options["nonfinite"]
-            if not finite and nonfinite == "raise":
-                raise FloatingPointError(f"grads: expected a finite norm, found {norm}")
-            plan, scale = self._plan(params, copies), self.rho / (norm + 1e-12)
-
-            def configure(k: int, *_: Any) -> tuple[Any, ...]:
-                sign = 1.0 if stepper.param_groups[k]["maximize"] else -1.0
-                return "sgd", (sign * scale,), Stages()
-
+            perturb = perturbation(stepper, grads, self.rho, self.adaptive)
             changed = [*params, *(copies or ())]
             saved = [a.copy("K") for a in changed]
             try:
                 stepper.perturbed = True
-                if finite or nonfinite == "propagate":
-                    zero = stepper.options["zero_grads"]
-                    if zero and self.adaptive:  # what `along` is made of
-                        stepper.nothing_accumulated().add(grads, 1.0, zero=True)
-                    plan.step(along, configure, 1.0, zero=zero)
+                perturb()
                 yield
             finally:
                 to_the_end(partial(self._restore, changed, saved))
-
-    def _direction(self, params: list[Array], grads: object) -> tuple[object, float]:
-        """What to perturb along, times a number, and the norm to divide by."""
-        if not self.adaptive:
-            return grads, global_norm(grads)
-        # A copy of the gradients, in the order of the parameters.
-        stepper = self.optimizer.stepper
-        sums = stepper.nothing_accumulated()
-        sums.add(grads, 1.0)
-        weights = [as_coded(p).load(a.dtype) for p, a in zip(params, sums.sums, strict=True)]
-        for own, w in zip(sums.sums, weights, strict=True):
-            as_coded(own).raw()[...] *= w
-        norm = global_norm(sums.sums)
-        for own, w in zip(sums.sums, weights, strict=True):
-            as_coded(own).raw()[...] *= w
-        return sums.grads(), norm
-
-    def _plan(self, params: list[Array], copies: list[Array] | None) -> Plan:
-        """What adds to the parameters, which has none of the optimizer's states."""
-        stepper, n = self.optimizer.stepper, len(params)
-        groups = [k for k, names in enumerate(stepper.names) for _ in names]
-        given = [as_coded(p)._replace(stochastic=p.itemsize == 2) for p in params]
-        return Plan(
-            stepper.structure,
-            given,
-            stepper.labels(),
-            groups,
-            [()] * n,
-            ["sgd"] * n,
-            stepper.steps.copy(),
-            copies=copies,
-            seed=(stepper.plan.seed ^ _SALT) % 2**64,
-        )
 
     def _restore(self, changed: list[Array], saved: list[Array]) -> None:
         for a, value in zip(changed, saved, strict=True):
             a[...] = value
         self.optimizer.stepper.perturbed = False
+
+
+def perturbation(stepper: Stepper, grads: object, rho: float, adaptive: bool) -> Callable[[], None]:
+    """What perturbs the parameters of a stepper along gradients, of which the norm is taken here.
+
+    Raises
+    ------
+    TypeError, ValueError, FloatingPointError
+        As `SAM.perturbed`; the function itself may only find that gradients don't fit their
+        parameters, before it changes anything.
+    """
+    params, copies = list(stepper.params().values()), stepper.copies
+    with np.errstate(all="ignore"):
+        along, norm = (
+            _by_weights(stepper, params, grads) if adaptive else (grads, global_norm(grads))
+        )
+    finite, nonfinite = math.isfinite(norm), stepper.options["nonfinite"]
+    if not finite and nonfinite == "raise":
+        raise FloatingPointError(f"grads: expected a finite norm, found {norm}")
+    plan, scale = _plan(stepper, params, copies), rho / (norm + 1e-12)
+
+    def configure(k: int, *_: Any) -> tuple[Any, ...]:
+        sign = 1.0 if stepper.param_groups[k]["maximize"] else -1.0
+        return "sgd", (sign * scale,), Stages()
+
+    def perturb() -> None:
+        if finite or nonfinite == "propagate":
+            zero = stepper.options["zero_grads"]
+            if zero and adaptive:  # what `along` is made of
+                stepper.nothing_accumulated().add(grads, 1.0, zero=True)
+            plan.step(along, configure, 1.0, zero=zero)
+
+    return perturb
+
+
+def _by_weights(stepper: Stepper, params: list[Array], grads: object) -> tuple[object, float]:
+    """W²g, what to perturb along with `adaptive`, and the norm of Wg."""
+    # A copy of the gradients, in the order of the parameters.
+    sums = stepper.nothing_accumulated()
+    sums.add(grads, 1.0)
+    weights = [as_coded(p).load(a.dtype) for p, a in zip(params, sums.sums, strict=True)]
+    for own, w in zip(sums.sums, weights, strict=True):
+        as_coded(own).raw()[...] *= w
+    norm = global_norm(sums.sums)
+    for own, w in zip(sums.sums, weights, strict=True):
+        as_coded(own).raw()[...] *= w
+    return sums.grads(), norm
+
+
+def _plan(stepper: Stepper, params: list[Array], copies: list[Array] | None) -> Plan:
+    """What adds to the parameters, which has none of the optimizer's states."""
+    n = len(params)
+    groups = [k for k, names in enumerate(stepper.names) for _ in names]
+    given = [as_coded(p)._replace(stochastic=p.itemsize == 2) for p in params]
+    return Plan(
+        stepper.structure,
+        given,
+        stepper.labels(),
+        groups,
+        [()] * n,
+        ["sgd"] * n,
+        stepper.steps.copy(),
+        copies=copies,
+        seed=(stepper.plan.seed ^ _SALT) % 2**64,
+    )

@@ -10,6 +10,7 @@ Three files come out: declarations for Cython (`c_api.pxd`), what `c_api.pyx` in
 from __future__ import annotations
 
 import ast
+import copy
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -237,6 +238,14 @@ def statements(
             raise UntranslatableError(f"line {node.lineno}: {ast.unparse(node)}")
 
 
+class Made(NamedTuple):
+    """A function for coefficients, how many it makes, and the words that it compares with."""
+
+    function: Function
+    count: int
+    words: dict[str, str]  # by the names of its arguments
+
+
 def scalars(cls: Optimizer) -> dict[str, list[str]]:
     """What C calls the numbers of each hyper-parameter, in the signature's order."""
     names = {}
@@ -248,11 +257,11 @@ def scalars(cls: Optimizer) -> dict[str, list[str]]:
     return names
 
 
-def count_of(cls: Optimizer) -> int:
-    """How many coefficients a class returns, always as many."""
+def count_of(method: ast.FunctionDef) -> int:
+    """How many coefficients a method returns, always as many."""
     counts = {
         len(node.value.elts)
-        for node in ast.walk(cls.coefficients or ast.Pass())
+        for node in ast.walk(method)
         if isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple)
     }
     most = SIZES["MAX_COEFFICIENTS"]
@@ -263,14 +272,41 @@ def count_of(cls: Optimizer) -> int:
     return counts.pop()
 
 
-def _coefficients(cls: Optimizer) -> Function:
-    """The function for the coefficients of an optimizer's step."""
+class _Given(ast.NodeTransformer):
+    """Hyper-parameters replaced by what stands for them elsewhere."""
+
+    def __init__(self, given: dict[str, ast.expr]) -> None:
+        self.given = given
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
+        if ast.unparse(node.value) != "h":
+            return self.generic_visit(node)
+        key = ast.literal_eval(node.slice)
+        if key not in self.given:
+            raise UntranslatableError(f"expected {key!r} among {sorted(self.given)}")
+        return self.given[key]
+
+
+def _spelled_out(method: ast.FunctionDef, classes: dict[str, Optimizer]) -> ast.FunctionDef:
+    """A method with what it returns of another class's, `Adam.coefficients({...}, t)`."""
+    value = method.body[-1].value if isinstance(method.body[-1], ast.Return) else None
+    if not isinstance(value, ast.Call) or not isinstance(value.func, ast.Attribute):
+        return method
+    theirs = classes[ast.unparse(value.func.value)].coefficients[value.func.attr]
+    hyper, step = value.args
+    if not isinstance(hyper, ast.Dict) or ast.unparse(step) != "t":
+        raise UntranslatableError(f"line {value.lineno}: {ast.unparse(value)}")
+    keys = [ast.literal_eval(key or ast.Constant(None)) for key in hyper.keys]
+    given = _Given(dict(zip(keys, hyper.values, strict=True)))
+    return given.visit(copy.deepcopy(_spelled_out(theirs, classes)))
+
+
+def _coefficients(cls: Optimizer, key: str, classes: dict[str, Optimizer]) -> Made:
+    """The function for the coefficients of an optimizer's step, all rules' or one's own."""
     names = scalars(cls)
     to = Translator(names)
-    method = cls.coefficients
-    if method is None:
-        raise UntranslatableError("there is no method coefficients")
-    count_of(cls)
+    method = _spelled_out(cls.coefficients[key], classes)
+    count = count_of(method)
     text = ast.unparse(method)
     mentioned = {name for key in names if f"h['{key}']" in text for name in names[key]}
     local: list[str] = []
@@ -284,23 +320,31 @@ def _coefficients(cls: Optimizer) -> Function:
     arguments += [("long long", "step"), ("double *", "out")]
     declared = ["cdef double t = <double> step"]
     declared += [f"cdef double {', '.join(local)}"] * bool(local)
+    own = key.removesuffix("coefficients")
     about = f"of fastgd.{cls.name}, of whose rules each takes the first so many"
+    if own:
+        about = f"of the rule {own.removesuffix('_')} of fastgd.{cls.name}"
     about += "".join(f"; {name}: whether it is {word}" for name, word in to.words.items())
-    name = f"{cls.name.lower()}_coefficients"
-    return Function(name, tuple(arguments), [*declared, *lines], about)
+    name = f"{cls.name.lower()}_{key}"
+    return Made(Function(name, tuple(arguments), [*declared, *lines], about), count, to.words)
 
 
-# By the names of family and class.
-Coefficients = dict[tuple[str, str], Function]
+# By the names of family and class, and then of the method.
+Coefficients = dict[tuple[str, str], dict[str, Made]]
 
 
 def coefficient_functions(families: list[Family]) -> Coefficients:
     """The functions of all optimizers; without those whose Python is more than arithmetic."""
-    functions = {}
+    functions: Coefficients = {}
+    classes = {cls.name: cls for family in families for cls in family.optimizers}
     for family in families:
         for cls in family.optimizers:
             try:
-                functions[family.name, cls.name] = _coefficients(cls)
+                if "coefficients" not in cls.coefficients:
+                    raise UntranslatableError("there is no method coefficients")
+                functions[family.name, cls.name] = {
+                    key: _coefficients(cls, key, classes) for key in cls.coefficients
+                }
             except UntranslatableError as error:  # the tests demand that nobody is left out
                 print(f"fastgd: no C function for the coefficients of {cls.name}: {error}")
     return functions
@@ -312,7 +356,7 @@ def coefficient_functions(families: list[Family]) -> Coefficients:
 def files(families: list[Family], coefficients: Coefficients, note: str) -> dict[str, str]:
     """The three files, by path."""
     ruled = rule_functions(families)
-    functions = [*ruled, *coefficients.values()]
+    functions = [*ruled, *(f.function for own in coefficients.values() for f in own.values())]
     names = [rule.name for family in families for rule in family.rules]
 
     pxd = [f"# {note}", "# What each function does is said in fastgd.h, at its prototype.", ""]

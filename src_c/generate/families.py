@@ -131,7 +131,8 @@ class Optimizer(NamedTuple):
     bases: list[str]
     hypers: dict[str, Hyper]  # also those of its bases
     year: int
-    coefficients: ast.FunctionDef | None  # the method, its own or its base's
+    # The methods `coefficients` and `<rule>_coefficients`, its own or its bases'.
+    coefficients: dict[str, ast.FunctionDef]
 
 
 class Family(NamedTuple):
@@ -387,11 +388,13 @@ def _optimizers(tree: ast.Module, known: dict[str, Optimizer]) -> list[Optimizer
                 raise FamilyError(f"{node.name}: expected Optimizer or a class of one as its base")
             continue
         hypers: dict[str, Hyper] = {}
-        year, coefficients = 0, None
+        year = 0
+        coefficients: dict[str, ast.FunctionDef] = {}
         for base in bases:
             if base in known:
                 hypers |= known[base].hypers
-                year, coefficients = known[base].year, known[base].coefficients
+                year = known[base].year
+                coefficients |= known[base].coefficients
         for line in node.body:
             if (value := _declared(line)) is not None:
                 if not isinstance(line, ast.Assign) or len(value.args) != 2:
@@ -406,8 +409,8 @@ def _optimizers(tree: ast.Module, known: dict[str, Optimizer]) -> list[Optimizer
                 )
             elif isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == "year":
                 year = ast.literal_eval(line.value)
-            elif isinstance(line, ast.FunctionDef) and line.name == "coefficients":
-                coefficients = line
+            elif isinstance(line, ast.FunctionDef) and line.name.endswith("coefficients"):
+                coefficients[line.name] = line
         known[node.name] = Optimizer(node.name, bases, hypers, year, coefficients)
         if not node.name.startswith("_"):
             found.append(known[node.name])

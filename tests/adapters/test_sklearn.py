@@ -208,7 +208,7 @@ def test_cloning_grid_search_pipelines_and_parameters():
     assert pickle.loads(pickle.dumps(search)).predict(x).shape == (150,)
 
 
-PLAIN = {key.lower() for key, cls in fastgd.optimizers.GENERAL.items() if not cls.averages()}
+PLAIN = {key.lower() for key, cls in fastgd.optimizers.OPTIMIZERS.items() if not cls.averages()}
 
 
 def test_averages_that_nothing_would_read_are_refused():
@@ -224,7 +224,7 @@ def test_every_optimizer_by_name(name, solver):
     params = {"solver": solver, "optimizer": name, "learning_rate_init": 0.01}
     model = ours.MLPRegressor(**SMALL, **params).partial_fit(x, y)
     w = [v.copy() for v in weights(model)]
-    kind = {known.lower(): known for known in fastgd.optimizers.GENERAL}[name]
+    kind = {known.lower(): known for known in fastgd.optimizers.OPTIMIZERS}[name]
     opt = getattr(fastgd, kind)(w, lr=0.01)
     opt.load_state_dict(pickle.loads(pickle.dumps(model._optimizer))._states())
     assert opt.state_dict()["state"][0]["step"] == 10  # batches of 16 of 150

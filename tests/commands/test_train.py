@@ -9,7 +9,7 @@ from support.sampling import optimizers_by_sweeps
 
 from fastgd.__main__ import main
 from fastgd.commands import choice, mlp
-from fastgd.optimizers import GENERAL
+from fastgd.optimizers import OPTIMIZERS
 
 train = pytest.importorskip("fastgd.commands.train", reason="the extra `train` is not installed")
 from matplotlib.figure import Figure
@@ -83,7 +83,7 @@ def test_all_optimizers_in_one_picture(tmp_path, capsys):
     args = ["train", "--optimizer", "all", "--epochs", "1", "--batch-size", "1437"]
     assert main([*args, "--output", str(tmp_path / "all.png")]) == 0
     rows = [line.split("│")[1] for line in capsys.readouterr().out.splitlines() if "│" in line]
-    assert [row.strip() for row in rows] == list(GENERAL)
+    assert [row.strip() for row in rows] == list(OPTIMIZERS)
     one = train.Outcome("A", 0.9, [1.0, 0.1], [0.9, 0.98], 1.0, 2.0, True)
     outcomes = [one._replace(optimizer=f"{k}", accuracy=0.9 + k / 1000) for k in range(20)]
     best = train.ranked(outcomes)

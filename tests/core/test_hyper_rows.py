@@ -47,7 +47,7 @@ def made_by(opt, t, unscale=1.0, k=0):
     group = opt.param_groups[k]
     h = group.at(t - 1)
     said = (*type(opt).coefficients({**group, **h}, t),), type(opt).stages({**group, **h}, unscale)
-    return opt.stepper.plan.hyper_rows.made(k, t, unscale), said
+    return opt.stepper.plan.hyper_rows.made(k, opt.stepper.rules[0], t, unscale), said
 
 
 @pytest.mark.parametrize("name", GENERAL)
@@ -186,11 +186,12 @@ def test_values_that_no_row_holds_are_left_to_python():
 
     p, q = np.zeros(2, np.float32), np.zeros(2, np.float32)
     opt = Single([{"params": p}, {"params": q}])
-    assert opt.stepper.plan.hyper_rows.made(0, 1, 1.0) is None
+    assert opt.stepper.plan.hyper_rows.made(0, "momentum", 1, 1.0) is None
     opt.step([np.ones(2, np.float32)] * 2)
     expected = Single.settings("momentum", opt.param_groups[0], 1, 1.0)[1]
     assert p[0] == -np.float32(expected[0]) * np.float32(expected[2])
-    assert Extra(p, other=lambda step: 0.25).stepper.plan.hyper_rows.made(0, 1, 1.0) is not None
+    extra = Extra(p, other=lambda step: 0.25)
+    assert extra.stepper.plan.hyper_rows.made(0, "momentum", 1, 1.0) is not None
     with pytest.raises(ValueError, match="other: expected a number from 0 to below 1, found 2"):
         Extra(p, other=lambda step: 2).step(np.ones(2, np.float32))
 
@@ -199,7 +200,7 @@ def test_numbers_that_are_not_finite_are_left_to_python():
     """As Python may raise where C goes on."""
     p = np.ones(2)
     opt = fastgd.Adam(p, lr=1e308, betas=(1 - 2**-53, 0.5))
-    assert opt.stepper.plan.hyper_rows.made(0, 1, 1.0) is None
+    assert opt.stepper.plan.hyper_rows.made(0, "adam", 1, 1.0) is None
     opt.step(np.zeros(2))
     assert np.isnan(p).all()  # ∞ times 0, as without C
     q = np.ones(2, np.float32)

@@ -92,6 +92,32 @@ def test_the_formula(cls, formula, options):
         np.testing.assert_allclose(p, q, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("options", [
+    {}, {"weight_decay": 0.0}, {"weight_decay": 3.0, "maximize": True, "bias_correction": False},
+    {"trust_clip": True, "betas": (0.5, 0.6), "eps": 0.1},
+    {"weight_decay": 0.0, "always_adapt": False},
+])  # fmt: skip
+def test_lamb_is_masked_before_it_decays(options):
+    """As in timm: the decay is no momentum, and both have their part in the norm."""
+    h = {key: one.default for key, one in fastgd.LAMB.hypers.items()} | {"lr": 0.01, **options}
+    params = drawn(0)
+    theirs, states = [p.copy() for p in params], [{} for _ in params]
+    opt = fastgd.LAMB(params, lr=0.01, cautious=True, **options)
+    of_adam = {"betas": h["betas"], "eps": h["eps"], "eps_root": 0.0, "amsgrad": False}
+    for t in range(1, 101):
+        grads = drawn(t)
+        opt.step(grads)
+        for q, g, state in zip(theirs, grads, states, strict=True):
+            at = t if h["bias_correction"] else np.inf
+            u = adam(q, -g if h["maximize"] else g, state, at, of_adam) + h["weight_decay"] * q
+            norm = np.linalg.norm(u)  # of one element nothing may be left
+            ratio = np.linalg.norm(q) / norm if norm else 1.0
+            ratio = min(ratio, 1.0) if h["trust_clip"] else ratio
+            q[...] = q - 0.01 * u * (ratio if h["always_adapt"] or h["weight_decay"] else 1.0)
+    for p, q in zip(params, theirs, strict=True):
+        np.testing.assert_allclose(p, q, rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize("backend", [*COMPILED, "numpy"])
 def test_what_disagrees_stays_and_the_others_go_further(backend):
     fastgd.set_backend(backend)

@@ -284,22 +284,119 @@ def test_work_space_is_that_of_the_largest_and_states_are_their_own():
     assert all(map(same_bits, params, alone))
 
 
+# -------------------------------------------------------------------------- what is no matrix
+
+OTHERS = [(), (3,), (2, 3, 4), (0,), (70_000,)]
+
+
+def mixed(params, **options):
+    """A group with a matrix amid all other shapes, and one of matrices that take no part."""
+    groups = [{"params": params[:-1]}, {"params": params[-1:], "use_muon": False, "lr": 0.25}]
+    return fastgd.Muon(groups, **options)
+
+
+MIXED = [*OTHERS[:2], (30, 20), *OTHERS[2:], (8, 5)]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("backend", [*COMPILED, "numpy"])
+def test_others_take_the_steps_of_adamw(backend, dtype):
+    fastgd.set_backend(backend)
+    params, others = drawn(MIXED, 0, dtype), drawn(MIXED, 0, dtype)
+    opt = mixed(params, lr=0.1, weight_decay=0.5, adamw_eps=1e-3)
+    ones = [
+        fastgd.Muon(p, lr=0.1, weight_decay=0.5)
+        if p.shape == (30, 20)
+        else fastgd.AdamW(
+            p, 0.25 if p.shape == (8, 5) else 0.1, (0.9, 0.95), 1e-3, weight_decay=0.5
+        )
+        for p in others
+    ]
+    for t in range(3):
+        grads = drawn(MIXED, t + 1, dtype)
+        opt.step([grads[:-1], grads[-1:]])
+        for one, g in zip(ones, grads, strict=True):
+            one.step(g)
+    assert all(map(same_bits, params, others))
+    keys = [sorted({*entry} - {"step"}) for entry in opt.state.values()]
+    of_adam = ["exp_avg", "exp_avg_sq"]
+    assert keys == [of_adam, of_adam, ["momentum_buffer"], *[of_adam] * 4]
+
+
+def test_adamw_is_as_jordan_and_moonshot_write_it():
+    """To 1e-12 in float64, by the defaults of the latter."""
+    (p,) = drawn([(50,)], 0, np.float64)
+    q, m, v = p.copy(), 0.0, 0.0
+    opt = fastgd.Muon(p)
+    for t in range(1, 101):
+        (g,) = drawn([(50,)], t, np.float64)
+        opt.step(g)
+        m, v = m + (1 - 0.9) * (g - m), v + (1 - 0.95) * (g * g - v)
+        q = q * (1 - 1e-3 * 0.1) - 1e-3 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.95**t)) + 1e-8)
+    np.testing.assert_allclose(p, q, rtol=1e-12, atol=1e-14)
+
+
+def test_all_backends_and_threads_step_mixtures_alike():
+    """With all that goes around a rule, of which clipping has one norm of all."""
+    results = []
+    for backend, threads in [*((name, 2) for name in fastgd.available_backends()), ("numpy", 1)]:
+        fastgd.set_backend(backend)
+        fastgd.set_num_threads(threads)
+        params = drawn(MIXED)
+        options = {"state_dtype": "8bit", "min_8bit_size": 0, "average": 0.9, "clip_norm": 1.0}
+        opt = mixed(params, lr=lambda t: 0.1 / (t + 1), **options)
+        for seed in range(3):
+            grads = drawn(MIXED, seed)
+            opt.step([grads[:-1], [None] if seed == 1 else grads[-1:]])
+        states = [a for s in opt.state.values() for a in s.values()]
+        results.append([*params, *states, *opt.average.averages.values()])
+    for other in results[1:]:
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("adjust_lr_fn", [None, "original", "match_rms_adamw"])
+def test_c_makes_the_coefficients_of_both_rules(adjust_lr_fn):
+    """Words and counts are numbers in C, too."""
+    opt = mixed(drawn(MIXED), adjust_lr_fn=adjust_lr_fn, ns_steps=3, adamw_betas=(0.5, 0.75))
+    rows = opt.stepper.plan.hyper_rows
+    for k, rule in opt.stepper.owners:
+        for t in (1, 7):
+            _, coefficients, stages = opt.settings(rule, opt.param_groups[k], t, 0.5)
+            assert rows.made(k, rule, t, 0.5) == (coefficients, stages)
+
+
+def test_a_subclass_with_other_coefficients_of_a_rule_is_asked():
+    class Other(fastgd.Muon):
+        @staticmethod
+        def adam_coefficients(h, t):
+            return tuple(2 * c if k == 0 else c for k, c in enumerate(super_coefficients(h, t)))
+
+    super_coefficients = fastgd.Muon.adam_coefficients
+    p, q = np.zeros(3), np.zeros(3)
+    fastgd.Muon(p, lr=0.1).step(np.ones(3))
+    Other(q, lr=0.1).step(np.ones(3))
+    assert same_bits(2 * p, q)
+
+
+def test_a_change_of_mind_makes_other_states():
+    p = drawn([(4, 3)])[0]
+    opt = fastgd.Muon(p)
+    opt.step(drawn([(4, 3)], 1)[0])
+    opt.param_groups[0]["use_muon"] = False
+    opt.step(drawn([(4, 3)], 2)[0])
+    assert opt.stepper.rules == ["adam"]
+    assert set(opt.state[0]) >= {"exp_avg", "exp_avg_sq"}
+
+
+def test_functional_picks_the_rule_by_shape():
+    p, q, g = np.ones(3), np.ones(3), np.full(3, 0.5)
+    m, v = np.zeros((2, 3))
+    fastgd.functional.muon(p, g, m, v, step=1, adamw_eps=0.1)
+    fastgd.Muon(q, adamw_eps=0.1).step(g)
+    assert same_bits(p, q)
+
+
 # ------------------------------------------------------------------------------------ refusals
-
-
-@pytest.mark.parametrize("shape", [(), (3,), (2, 3, 4)])
-def test_other_shapes_are_refused_with_what_to_do(shape):
-    message = r"expected a matrix, found shape \(.*an optimizer of their own, as AdamW"
-    params = {"W": np.ones((2, 2)), "b": np.ones(shape)}
-    with pytest.raises(ValueError, match=r'params\["b"\]: ' + message):
-        fastgd.Muon(params)
-    opt = fastgd.Muon([{"params": params["W"]}])
-    with pytest.raises(ValueError, match=r"params\[1\]: " + message):
-        opt.add_param_group({"params": params["b"]})
-    opt.step([np.ones((2, 2))])
-    p = np.ones(shape)
-    with pytest.raises(ValueError, match=r"p: " + message):
-        fastgd.functional.muon(p, p.copy(), p.copy(), step=1)
 
 
 @pytest.mark.parametrize(("key", "value", "error"), [
@@ -322,6 +419,7 @@ def test_what_is_declared_is_read():
     assert set(OPTIMIZERS) - set(GENERAL) >= {"Muon"}
     with pytest.raises(ValueError, match="as rule muon does not step shards"):
         fastgd.Muon(Piece(np.ones(6), 6, 12, shape=(4, 3)))
+    fastgd.Muon(Piece(np.ones(6), 6, 12, shape=(4, 3)), use_muon=False)
 
 
 def test_sharded_refuses_before_anything_is_changed():
@@ -511,5 +609,40 @@ def test_torchs_defaults_signature_and_tensors_for_lr():
     p.grad = torch.ones_like(p)
     opt.step()
     assert (p < 0.9).all()
-    with pytest.raises(ValueError, match=r"params\[0\]\[1\]: expected a matrix"):
-        fastgd.torch.Muon([p, torch.nn.Parameter(torch.ones(3))])
+
+
+def test_torch_steps_a_whole_model():
+    """What torch refuses goes by AdamW; of groups without matrices torch's AdamW takes the states."""
+    torch = pytest.importorskip("torch")
+    import fastgd.torch
+
+    arrays = drawn(MIXED)
+    tensors = [torch.nn.Parameter(torch.tensor(a)) for a in arrays]
+    groups = [{"params": tensors[:-1]}, {"params": tensors[-1:], "use_muon": False, "lr": 0.25}]
+    opt, twin = fastgd.torch.Muon(groups, lr=0.1), mixed(arrays, lr=0.1)
+    for t in range(2):
+        grads = drawn(MIXED, t + 1)
+        for p, g in zip(tensors, grads, strict=True):
+            p.grad = torch.tensor(g)
+        opt.step()
+        twin.step([grads[:-1], grads[-1:]])
+    # But for a last bit of the products, which follow from how the memory lies.
+    for p, a in zip(tensors, arrays, strict=True):
+        np.testing.assert_allclose(p.detach().numpy(), a, rtol=1e-5, atol=1e-6)
+    other = fastgd.torch.Muon([{"params": g["params"]} for g in groups])
+    other.load_state_dict(opt.state_dict())
+    assert [g["use_muon"] for g in other.param_groups] == [True, False]
+    adamw = torch.optim.AdamW(tensors[-1:])
+    adamw.load_state_dict(
+        {
+            "state": {0: opt.state_dict()["state"][6]},
+            "param_groups": [{**adamw.param_groups[0], "params": [0]}],
+        }
+    )
+    adamw.step()
+    # A state dict of torch's has nothing of AdamW: our settings of it stay.
+    matrix = torch.nn.Parameter(torch.ones(3, 2))
+    theirs = torch.optim.Muon([matrix], lr=0.5)
+    ours = fastgd.torch.Muon([matrix], adamw_betas=(0.5, 0.5), use_muon=False)
+    ours.load_state_dict(theirs.state_dict())
+    assert (ours.param_groups[0]["lr"], ours.param_groups[0]["adamw_betas"]) == (0.5, (0.5, 0.5))

@@ -12,6 +12,12 @@ cdef enum:
     SCHEDULED = 2              # some of it is to be worked out at each step
 
 
+# What makes the coefficients of a rule.
+cdef struct Maker:
+    coefficients_of function   # NULL: there is none
+    int count                  # of coefficients that it makes
+
+
 @cython.final
 cdef class HyperRows:
     """The hyper-parameters of groups, a row of numbers for each, and the coefficients of these.
@@ -20,7 +26,7 @@ cdef class HyperRows:
     ----------
     groups : sequence of ParamGroup
         The groups.
-    function, count, places : int, int, tuple of (str, int)
+    functions, places : dict of (int, int), tuple of (str, int, str or None)
         A row of `COEFFICIENTS`.
     decoupled, own_decay : bool
         What a `Contract` says of weight decay.
@@ -29,9 +35,8 @@ cdef class HyperRows:
     cdef object groups, changes
     cdef object filled         # the latest change of groups that is in the rows
     cdef bint any_scheduled
-    cdef coefficients_of function
-    cdef int count             # of coefficients that it makes
-    cdef dict places           # {key: (place in a row, how many numbers)}
+    cdef dict functions
+    cdef dict places           # {key: (place in a row, how many numbers, what word is 1)}
     cdef dict missing          # what groups may lack
     cdef bint own_decay
     cdef Py_ssize_t width
@@ -39,14 +44,13 @@ cdef class HyperRows:
     cdef char* kinds           # of each group
     cdef list scheduled        # the keys in each group that are
 
-    def __cinit__(self, groups, size_t function, int count, tuple places, bint decoupled,
-                  bint own_decay):
+    def __cinit__(self, groups, dict functions, tuple places, bint decoupled, bint own_decay):
         cdef Py_ssize_t n = len(groups)
         self.groups, self.own_decay = groups, own_decay
-        self.function, self.count = <coefficients_of> <void*> function, count
+        self.functions = functions
         self.places = {}
-        for key, size in places:
-            self.places[key] = self.width, size
+        for key, size, word in places:
+            self.places[key] = self.width, size, word
             self.width += size
         self.missing = {"weight_decay": 0.0, "decoupled_weight_decay": decoupled}
         self.rows = <double*> calloc(n * self.width, sizeof(double))
@@ -97,15 +101,29 @@ cdef class HyperRows:
                     return False
                 row[at + j] = one
             return True
-        if value is None:
+        if place[2] is not None and (value is None or type(value) is str):
+            row[at] = value == place[2]
+        elif value is None:
             row[at] = INFINITY if CLIP_VALUE_AT <= at <= CLIP_RATIO_AT else NAN
-        elif type(value) is float or type(value) is bool:
+        elif (type(value) is float or type(value) is bool
+              or type(value) is int and -2**53 <= value <= 2**53):
             row[at] = value
         else:
             return False
         return True
 
-    cdef bint make(self, GroupStep* s, Py_ssize_t k, cnp.int64_t step, double unscale) except -1:
+    cdef Maker maker_of(self, name) except *:
+        """What makes the coefficients of a rule: the method of its own, or that of all rules."""
+        cdef Maker maker
+        address, maker.count = self.functions.get(f"{name}_coefficients",
+                                                  self.functions["coefficients"])
+        maker.function = <coefficients_of> <void*> <size_t> address
+        if maker.count < row_of(name).info.n_given:
+            maker.function = NULL
+        return maker
+
+    cdef bint make(self, GroupStep* s, Py_ssize_t k, Maker maker, cnp.int64_t step,
+                   double unscale) except -1:
         """Fill in coefficients and stages of a group's step, counted from 0, as `settings` does.
 
         False if Python has to be asked: also where C finds no number, as Python may raise then.
@@ -124,8 +142,8 @@ cdef class HyperRows:
                     self.kinds[k] = BY_PYTHON
         if self.kinds[k] == BY_PYTHON:
             return False
-        self.function(h, step + 1, s.c64)
-        for j in range(self.count):
+        maker.function(h, step + 1, s.c64)
+        for j in range(maker.count):
             if not isfinite(s.c64[j]):
                 return False
         s.stages.weight_decay, s.stages.decoupled = 0.0, 1.0
@@ -138,9 +156,13 @@ cdef class HyperRows:
         s.clip_norm, s.clip_ratio = h[CLIP_NORM_AT], h[CLIP_RATIO_AT]
         return True
 
-    def made(self, Py_ssize_t k, cnp.int64_t t, double unscale):
-        """What C makes for a group's t-th step: coefficients and stages, or None; for tests."""
+    def made(self, Py_ssize_t k, name, cnp.int64_t t, double unscale):
+        """What C makes for a group's t-th step by a rule, or None: all coefficients, and stages.
+
+        For tests.
+        """
         cdef GroupStep s
-        if not self.make(&s, k, t - 1, unscale):
+        cdef Maker maker = self.maker_of(name)
+        if not self.make(&s, k, maker, t - 1, unscale):
             return None
-        return tuple([s.c64[j] for j in range(self.count)]), stages_of(&s)
+        return tuple([s.c64[j] for j in range(maker.count)]), stages_of(&s)

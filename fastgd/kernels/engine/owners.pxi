@@ -3,6 +3,7 @@
 # The tensors of a group that follow the same rule.
 cdef struct Owner:
     Py_ssize_t group
+    Maker maker
     bint has_loops             # whether those of the backend in use are in its latest step,
     GroupStep latest           # from which the next one takes them
 
@@ -31,6 +32,8 @@ cdef class Owners:
             t = &layout.tensors[i]
             owner = &self.owners[t.owner]
             owner.group, owner.latest.info = t.group, t.info
+            if self.rules[t.owner] is None and hyper_rows is not None:
+                owner.maker = hyper_rows.maker_of(rules[i])
             self.rules[t.owner] = rules[i]
 
     def __dealloc__(self):
@@ -50,9 +53,8 @@ cdef class Owners:
         cdef Owner* owner = &self.owners[k]
         cdef tuple row = None
         group_step[0] = owner.latest
-        if not (self.backend.compiled and self.hyper_rows is not None
-                and self.hyper_rows.count >= owner.latest.info.n_given
-                and self.hyper_rows.make(group_step, owner.group, step, unscale)):
+        if not (self.backend.compiled and owner.maker.function != NULL
+                and self.hyper_rows.make(group_step, owner.group, owner.maker, step, unscale)):
             row = configure(k, step + 1, unscale)
             read_row(group_step, row)
         complete(group_step)

@@ -19,5 +19,5 @@ SLICES = 64
 # The most that a rule may have of each; the engine refuses more.
 MAX_STATES = 4
 MAX_COEFFICIENTS = 20
-MAX_SUMS = 2
+MAX_SUMS = 4
 MAX_NUMBERS = 4
