@@ -105,9 +105,9 @@ class Mapped(Home):
     -----
     *What is promised.*  Before the first write after `flush` a mark is written to the disk (fsync);
     `flush` writes all pages to the disk (msync), and only then takes the mark away (fsync, rename).
-    So a table without the mark is the one that was flushed, whole and to the bit, whatever happened:
-    a killed process, a machine without power.  A table with the mark was left amid training, and is
-    refused: ``accept_torn=True`` opens it all the same.
+    So a table without the mark is the one that was flushed, whole and to the bit, whatever
+    happened: a killed process, a machine without power.  A table with the mark was left amid
+    training, and is refused: ``accept_torn=True`` opens it all the same.
 
     *What is not.*  A torn table is no older state of the table, as writes go to the one copy that
     there is: of a killed process at most one step is halfway, as its writes are in the system's
@@ -117,10 +117,10 @@ class Mapped(Home):
     file systems of networks may promise less.  Hyper-parameters are not kept, and have to be given
     again, as for any optimizer.
 
-    The next optimizer goes on from the states in the folder if it keeps the same ones, and is
-    refused if it lacks some; a state that doesn't start from zero, and a master, are written in full
-    when they are made.  ``opt.state_dict()`` and `fastgd.save` copy all there is to memory or file,
-    and averages are kept in memory.
+    The next optimizer goes on from the states in the folder, and is refused if these lack some that
+    it keeps.  A state that doesn't start from zero, and a master, are written in full when they are
+    made.  ``opt.state_dict()`` and `fastgd.save` copy all there is to memory or to a file, and
+    averages are kept in memory.  Optimizers of such parameters can't be copied or pickled.
 
     Examples
     --------
@@ -314,7 +314,7 @@ class Mapped(Home):
     def _read(
         self, wanted: tuple[tuple[int, ...] | None, str | None], accept_torn: bool
     ) -> tuple[dict[str, Spec], int, bool]:
-        """The arrays of the table that there is, its number of steps, and whether it has the mark."""
+        """The arrays of the table that there is, its steps, and whether it has the mark."""
         path = self._path(HEADER)
         with open(path, "rb") as file:
             specs, step, whole = _parsed(file.read(), path)

@@ -20,12 +20,14 @@ class Home(ABC):
     ----------
     array : ndarray
         The parameter.
-    step : int
-        The number of steps that it has taken.
     """
 
     array: Array
-    step: int
+
+    @property
+    @abstractmethod
+    def step(self) -> int:
+        """The number of steps that the parameter has taken."""
 
     @abstractmethod
     def known(self, kinds: Mapping[str, Kind], restarts: bool) -> dict[str, Array]:

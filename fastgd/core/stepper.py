@@ -660,7 +660,7 @@ class Stepper:
             self.refuse_elsewhere("copy")  # nothing would restore the parameters of the copy
             if self.homes:
                 raise TypeError(
-                    "copy: expected parameters in memory, found some that keep their states in files"
+                    "copy: expected parameters in memory, found some whose states are in files"
                 )
             own = self.__dict__.keys() - {"plan", "lock", "iterates"}
             content = {key: self.__dict__[key] for key in own}
