@@ -24,6 +24,7 @@ from fastgd.kernels import (
     show_config,
 )
 from fastgd.kernels._engine import StepRecord
+from fastgd.kernels.memory.rows import Rows
 from fastgd.optimizers import *  # noqa: F403
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Mapped",
     "Optimizer",
     "Options",
+    "Rows",
     "StepRecord",
     "available_backends",
     "averages",

@@ -52,6 +52,10 @@ class Options(TypedDict, total=False):
         them.  Excludes ``master=True``.
     zero_grads : bool
         Zero the gradients' arrays in the sweep that reads them; also if the step is skipped.
+    rows : {"exact", "lazy"}
+        What gradients by rows (`fastgd.Rows`) may leave undone.  "exact": nothing; a step raises
+        ValueError where rows without a gradient would move, by momentum or decay.  "lazy": these
+        wait for their next gradient, and decay acts on the rows that have one.
     state_dtype : {"float32", "float64", "bfloat16", "float16", "8bit"} or dict by state
         How states are stored; by default in the compute dtype, float64 for float64 parameters, else
         float32.  States in fewer bits are rounded stochastically, so that small changes add up.
@@ -100,6 +104,7 @@ class Options(TypedDict, total=False):
     average: float | EMA | None
     copy_to: object
     zero_grads: bool
+    rows: str
     state_dtype: str | Mapping[str, str] | None
     master: bool | str
     rounding: str | None
@@ -116,10 +121,11 @@ HYPER: dict[str, domains.Domain] = {
 
 CLIP_BY = ("all", "group", "tensor")
 NONFINITE = ("propagate", "skip", "raise")
+ROWS = ("exact", "lazy")
 
 
 def checked(
-    given: Mapping[str, Any], optimizer: str, hypers: Iterable[str] = ()
+    given: Mapping[str, Any], optimizer: str, hypers: Iterable[str] = (), rows: str = "exact"
 ) -> Mapping[str, Any]:
     """Validate the options that are fixed when an optimizer is made, but for arrays and storage."""
     for key in given:
@@ -137,6 +143,7 @@ def checked(
                 NONFINITE, given.get("nonfinite", "propagate"), "nonfinite"
             ),
             "zero_grads": domains.flag(given.get("zero_grads", False), "zero_grads"),
+            "rows": domains.one_of(ROWS, given.get("rows", rows), "rows"),
         }
     )
 

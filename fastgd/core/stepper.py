@@ -112,7 +112,7 @@ class Stepper:
         first: int = 0,
     ) -> None:
         self.kind = kind
-        self.options = _options.checked(options, kind.__name__, kind.hypers)
+        self.options = _options.checked(options, kind.__name__, kind.hypers, kind.rows)
         self.storage = _storage.checked(options)
         self.defaults = hyper
         self.param_groups: tuple[ParamGroup, ...] = ()
@@ -345,6 +345,8 @@ class Stepper:
             axes=axes,
             hyper_rows=self._hyper_rows(),
             matrices=[*map(storage.matrix, all_params)] if with_matrices else None,
+            shapes=[*map(storage.shape, self.params().values())] if storage.pieces else None,
+            lazy=self.options["rows"] == "lazy",
         )
         plan.first = self._first
         self.state, self.rules, self.steps = MappingProxyType(state), rules, steps

@@ -82,6 +82,8 @@ class Plan:
         axes: Sequence[Axes | None] | None = None,
         hyper_rows: HyperRows | None = None,
         matrices: list[Matrix] | None = None,
+        shapes: list[tuple[int, ...]] | None = None,
+        lazy: bool = False,
     ) -> Plan: ...
     wrote: bool
     hyper_rows: HyperRows | None

@@ -25,8 +25,9 @@ from fastgd.kernels._grad_pointers cimport GRAD_POINTERS, GradPointer
 from fastgd.kernels._types cimport *
 
 from fastgd.kernels import reference
-from fastgd.kernels.memory import buffers, checks
+from fastgd.kernels.memory import buffers, checks, rows as memory_rows
 from fastgd.kernels.spec import codecs, coded_array
+from fastgd.kernels.spec import rows as rows_spec
 from fastgd.kernels.spec.matrices import matrix_of
 from fastgd.kernels.spec.registry import DENOMINATOR
 
@@ -84,6 +85,8 @@ include "engine/backend.pxi"
 include "engine/group_steps.pxi"
 include "engine/hyper_rows.pxi"
 include "engine/sweep.pxi"
+include "engine/rows.pxi"
+include "engine/row_sweep.pxi"
 include "engine/lines.pxi"
 include "engine/layout.pxi"
 include "engine/own_steps.pxi"
@@ -92,6 +95,7 @@ include "engine/owners.pxi"
 include "engine/gradients.pxi"
 include "engine/by_reference.pxi"
 include "engine/norms/sums.pxi"
+include "engine/norms/rows.pxi"
 include "engine/norms/plan.pxi"
 include "engine/norms/tree.pxi"
 
@@ -149,6 +153,10 @@ cdef class Plan:
         Those of each parameter's rows and columns, where its rule has states of these.
     hyper_rows : HyperRows, optional
         What compiled backends take coefficients from, instead of asking for them.
+    shapes : list of tuple, optional
+        The shape of each parameter, where arrays only stand for them; by default the array's.
+    lazy : bool
+        Whether gradients by rows may leave undone what a rule does to rows without a gradient.
     matrices : list of `matrices.Matrix`, optional
         What each parameter is as a matrix, for rules with a matrix step; by default as its array
         is.
@@ -179,6 +187,7 @@ cdef class Plan:
     cdef StepArgs args
     cdef Py_ssize_t elements    # that this step works on
     cdef bint busy
+    cdef bint lazy              # whether steps by rows need not be those of dense gradients
     cdef readonly bint wrote    # whether the last step came to what it writes
 
     def __cinit__(self, structure, params, labels, list groups, states,
@@ -186,20 +195,22 @@ cdef class Plan:
                   cnp.ndarray average_steps=None, copies=None, clip_by="all",
                   nonfinite="propagate", cnp.ndarray skipped=None, unsigned long long seed=0,
                   list unit_lengths=None, list numbers=None, list owners=None,
-                  list sizes=None, list matrices=None, list axes=None, HyperRows hyper_rows=None):
+                  list sizes=None, list matrices=None, list axes=None, HyperRows hyper_rows=None,
+                  list shapes=None, bint lazy=False):
         cdef Py_ssize_t i
         self.seed = seed
         self.steps, self.counts = steps, <cnp.int64_t*> cnp.PyArray_DATA(steps)
         self.average_steps, self.skipped = average_steps, skipped
         self.clip_by, self.nonfinite = CLIP_BY[clip_by], NONFINITE[nonfinite]
         self.layout = Layout(params, labels, groups, states, rules, averages, copies, unit_lengths,
-                             numbers, sizes, matrices, axes)
+                             numbers, sizes, matrices, axes, shapes)
+        self.lazy = lazy
         for i in range(self.layout.n):
             self.layout.tensors[i].owner = (groups if owners is None else owners)[i]
         self.hyper_rows = hyper_rows
         self.owners = Owners(self.layout, rules, hyper_rows)
         self.gradients = Gradients(self.layout, structure, grads)
-        self.norms = PlanNorms(self.layout)
+        self.norms = PlanNorms(self.layout, self.gradients)
         self.group_steps = <GroupStep*> calloc(self.layout.n, sizeof(GroupStep))
         if self.group_steps == NULL:
             raise MemoryError
@@ -308,7 +319,7 @@ cdef class Plan:
         cdef list arrays
         if not PyCapsule_CheckExact(grads):    # else they were looked at with the gradients
             self.layout.check_unmoved()
-        arrays = self.gradients.take(grads, zero or not backend.compiled)
+        arrays = self.gradients.take(grads, zero or not backend.compiled, backend)
         if zero:
             self.gradients.check_zeroable(arrays)
         if average is not None:
@@ -361,7 +372,8 @@ cdef class Plan:
             if backend.compiled:
                 self.sweep(combine_sums)
             else:
-                step_by_reference(self.layout, arrays, configured, average, combine_sums)
+                step_by_reference(self.layout, self.gradients, arrays, configured, average,
+                                  combine_sums)
         record.step = max_of(self.counts, self.layout.n)
 
     cdef tuple configure(self, Backend backend, configure, double unscale):
@@ -404,6 +416,8 @@ cdef class Plan:
                                  "out of float32's range")
             if group_step.info != t.info:
                 raise RuntimeError(f"params{self.layout.labels[i]}: its states do not fit the rule")
+            if t.rows != NULL:
+                self.check_rows(i, group_step)
             t.unit, t.n_units = t.n, 1
             if not isinf(group_step.clip_ratio):
                 if t.unit_length == 0:
@@ -426,7 +440,7 @@ cdef class Plan:
             if t.g == NULL:
                 elements += t.n if t.flags else 0
                 continue
-            elements += t.n
+            elements += t.n if t.rows == NULL else t.rows.n * t.rows.length
             group_step = &self.group_steps[t.group_step]
             t.factor = group_step.factor
             if clips and not isinf(group_step.clip_norm):
@@ -485,6 +499,10 @@ cdef class Plan:
         self.args.at_once = combine_sums is None
         for k in range(self.layout.n_batches):
             self.sweep_batch(&self.layout.batches[k], combine_sums)
+        if self.gradients.has_rows:
+            for k in range(self.layout.n):
+                if self.layout.tensors[k].rows != NULL:
+                    self.sweep_rows(k)
 
     cdef int sweep_batch(self, const Batch* batch, combine_sums) except -1:
         """The same of some of the tensors."""
@@ -508,11 +526,66 @@ cdef class Plan:
             share_numbers(self.layout)
         self.run_threads(batch, False)
 
+    cdef int check_rows(self, Py_ssize_t i, const GroupStep* group_step) except -1:
+        """Refuse a gradient by rows where the step needs all of its parameter, or all rows."""
+        cdef Tensor* t = &self.layout.tensors[i]
+        cdef Py_ssize_t per = 1
+        cdef int j
+        for j in range(t.n_states):
+            per = max(per, codec_rows[t.s_codec[j]].per)
+        memory_rows.check_rule(
+            reference.RULES[self.layout.rules[i]], f"grads{self.layout.labels[i]}", self.lazy,
+            group_step.stages.flags & (L2_DECAY | DECOUPLED_DECAY) != 0, t.average != NULL,
+            t.rows.length % per == 0)
+
+    cdef void sweep_rows(self, Py_ssize_t i) noexcept:
+        """The sweep over the rows of a table."""
+        cdef Tensor* t = &self.layout.tensors[i]
+        cdef const Coding* coding = &self.layout.codings[i]
+        cdef Py_ssize_t n = t.rows.n, threads = threads_for(n * t.rows.length, n), k
+        cdef bint zero = t.flags & ZERO_GRADIENT != 0
+        t.flags &= ~ZERO_GRADIENT    # as values may be read where they are, and in part
+        if t.own != NULL:
+            begin_own(t, self.group_steps)
+            settle_own(t)
+        if t.rows.length:
+            with nogil:
+                if threads <= 1:
+                    run_rows(t, coding, self.group_steps, &self.args, 0, n)
+                else:
+                    for k in prange(threads, num_threads=threads, schedule="static", chunksize=1):
+                        run_rows(t, coding, self.group_steps, &self.args, n * k // threads,
+                                 n * (k + 1) // threads)
+        if zero:
+            self.gradients.zero_rows(i)
+
     cdef void run_threads(self, const Batch* batch, bint first) noexcept:
+        """One sweep over the chunks of some tensors, but for those with gradients by rows."""
+        cdef Batch part
+        cdef Py_ssize_t i
+        cdef Chunk* chunks = self.layout.chunks
+        if not self.gradients.has_rows:
+            self.run_chunks(batch, first, self.elements_in(batch))
+            return
+        part = batch[0]
+        for i in range(batch.tensor, batch.end + 1):
+            if i < batch.end and self.layout.tensors[i].rows == NULL:
+                continue
+            part.end = i
+            part.chunk_end = (self.layout.tensors[i].first_chunk if i < batch.end
+                              else batch.chunk_end)
+            if part.chunk < part.chunk_end:
+                self.run_chunks(&part, first, chunks[part.chunk_end - 1].before
+                                + chunks[part.chunk_end - 1].n - chunks[part.chunk].before)
+            part.tensor = i + 1
+            part.chunk = (self.layout.tensors[i + 1].first_chunk if i + 1 < batch.end
+                          else batch.chunk_end)
+
+    cdef void run_chunks(self, const Batch* batch, bint first, Py_ssize_t elements) noexcept:
         """One sweep over the chunks of some tensors."""
         cdef Chunk* chunks = self.layout.chunks + batch.chunk
         cdef Py_ssize_t n = batch.chunk_end - batch.chunk, k
-        cdef Py_ssize_t threads = threads_for(self.elements_in(batch), n)
+        cdef Py_ssize_t threads = threads_for(elements, n)
         cdef Tensor* tensors = self.layout.tensors
         if tensors[batch.tensor].info.matrix != NULL:
             # Its sweeps take a few hundredths of what its products take, and other threads, which

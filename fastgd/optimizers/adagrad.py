@@ -66,7 +66,8 @@ class Adagrad(Optimizer):
         params=("float32",),
         states=("float32", "bfloat16", "8bit"),
         gain="1.0 to 1.05 in cache, 1.05 to 1.3 out of it, Intel Xeon with AVX-512",
-    )
+    ),
+    by_rows="exact",
 )
 def adagrad(
     p: Array, g: Array, sum: Squares, *, alpha: Scalar, eps: Scalar, eps_root: Scalar

@@ -288,7 +288,7 @@ def schedule_free_begin(
     return total, largest, share, lr * (1.0 - beta * (1.0 - share))
 
 
-@rule(begin=schedule_free_begin)
+@rule(begin=schedule_free_begin, by_rows="moves every row towards its average")
 def sgd_schedule_free(
     p: Array,
     g: Array,
@@ -308,7 +308,7 @@ def sgd_schedule_free(
     z[...] = z - lr * g
 
 
-@rule(begin=schedule_free_begin)
+@rule(begin=schedule_free_begin, by_rows="moves every row towards its average")
 def adamw_schedule_free(
     p: Array,
     g: Array,

@@ -139,7 +139,7 @@ class Momentum(Optimizer):
 # ---------------------------------------------------------------------------------------- the rules
 
 
-@rule
+@rule(by_rows="exact")
 def sgd(p: Array, g: Array, *, alpha: Scalar) -> None:
     """Gradient descent: p ← p − αg."""
     p[...] = p - alpha * g

@@ -68,7 +68,7 @@ class SignSGD(Optimizer):
 # --------------------------------------------------------------------------------------- the rules
 
 
-@rule
+@rule(by_rows="exact")
 def sign_sgd(p: Array, g: Array, *, alpha: Scalar) -> None:
     """p ← p − α sign(g) (Bernstein et al., 2018)."""
     p[...] = p - alpha * np.sign(g)

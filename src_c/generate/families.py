@@ -40,7 +40,7 @@ LINES = ("Rows", "Columns")
 DENOMINATOR = "eps"
 
 # What a rule declares that is no function.
-OPTIONS = ("fused", "shards", "exact")
+OPTIONS = ("fused", "shards", "exact", "by_rows")
 
 
 class FamilyError(Exception):

@@ -1,7 +1,7 @@
 # A step by the specification itself.  Included by _engine.pyx.
 
-cdef int step_by_reference(Layout layout, list arrays, list configured, tuple average,
-                           combine_sums) except -1:
+cdef int step_by_reference(Layout layout, Gradients gradients, list arrays, list configured,
+                           tuple average, combine_sums) except -1:
     """What the sweeps do, in NumPy; of gradients that are arrays, by what each group's step is."""
     cdef Py_ssize_t i
     cdef int j
@@ -10,7 +10,7 @@ cdef int step_by_reference(Layout layout, list arrays, list configured, tuple av
     cdef Batch whole = layout.whole()
     for i in range(layout.n):
         t = &layout.tensors[i]
-        if t.g != NULL:
+        if t.g != NULL and t.rows == NULL:
             steps[i] = tensor_step(layout, i, arrays[i], configured[t.group_step])
             steps[i].begin()
             steps[i].lines()
@@ -24,6 +24,9 @@ cdef int step_by_reference(Layout layout, list arrays, list configured, tuple av
         add_up_tensors(layout)
     for i in range(layout.n):
         t = &layout.tensors[i]
+        if t.rows != NULL:
+            rows_by_reference(layout, gradients, i, arrays[i], configured[t.group_step])
+            continue
         if t.g != NULL:
             if t.own != NULL:
                 for j in range(t.info.first.n_terms):
@@ -56,3 +59,28 @@ cdef object tensor_step(Layout layout, Py_ssize_t i, g, tuple row):
     return reference.TensorStep(name, p, coded_array.as_coded(g), states, coefficients,
                                 reference.Stages(t.factor, *stages[1:]), keys, units, numbers,
                                 t.size, layout.matrix_of(i), axes)
+
+
+cdef int rows_by_reference(Layout layout, Gradients gradients, Py_ssize_t i, rows,
+                           tuple row) except -1:
+    """The step of some rows of a table by the specification."""
+    cdef Tensor* t = &layout.tensors[i]
+    cdef RowSet own = gradients.row_sets[i]
+    cdef Py_ssize_t k
+    *states, p = layout.coded_of(i)
+    name, coefficients, stages = row
+    distinct, g = own.arrays(t.is_double)
+    factors = None
+    if t.flags & SCALE_UNITS:
+        factors = np.array([t.factors[k] for k in range(t.rows.n)])
+    keys = [layout.codings[i].key[k] for k in range(t.n_words)]
+    numbers = dict(zip(reference.RULES[name].numbers, layout.numbers_of(i), strict=True))
+    rows_spec.row_steps(name, p, distinct, g, states, coefficients,
+                        reference.Stages(t.factor, *stages[1:]), keys, factors, numbers)
+    if t.flags & COPY:
+        copied = coded_array.as_coded(layout.copies[i])
+        for place in distinct.tolist():
+            reference.copy(rows_spec.row_of(copied, place, t.rows.length),
+                           rows_spec.row_of(p, place, t.rows.length))
+    if t.flags & ZERO_GRADIENT:
+        rows.values[...] = 0

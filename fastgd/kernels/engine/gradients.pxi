@@ -1,5 +1,7 @@
 # The gradients of a step: read, checked, and noted as pointers.  Included by _engine.pyx.
 
+cdef object Rows = memory_rows.Rows
+
 # What is known of a tensor's gradients from step to step.
 cdef struct KnownGrad:
     char* bound                # the gradient bound when the plan was made, or NULL
@@ -27,15 +29,21 @@ cdef class Gradients:
     cdef list bound             # the gradients' arrays, None where there is none, or None
     cdef list borrowed          # what keeps borrowed memory from going away
     cdef KnownGrad* known
+    cdef Backend backend        # of this step
+    cdef bint has_rows          # whether a gradient of the latest step is one by rows
+    cdef dict row_sets          # by tensor, of those that had one
 
     def __cinit__(self, Layout layout, structure, grads):
         cdef Py_ssize_t i
-        self.layout, self.structure = layout, structure
+        self.layout, self.structure, self.row_sets = layout, structure, {}
         self.known = <KnownGrad*> calloc(layout.n, sizeof(KnownGrad))
         if self.known == NULL:
             raise MemoryError
         if grads is not None:
             self.bound = self.read(grads)
+            if self.has_rows:
+                raise TypeError("grads: expected arrays, found Rows, which can't be bound; give "
+                                "them to step()")
             for i in range(layout.n):
                 self.known[i].bound = layout.tensors[i].g
                 self.known[i].bound_codec = layout.tensors[i].g_codec
@@ -45,11 +53,14 @@ cdef class Gradients:
     def __dealloc__(self):
         free(self.known)
 
-    cdef list take(self, grads, bint arrays):
+    cdef list take(self, grads, bint arrays, Backend backend):
         """Note the pointers of a step's gradients, given or bound.
 
-        Returns the arrays; None where pointers are given, unless arrays are wanted.
+        Returns the arrays, or `Rows`; None where pointers are given, unless arrays are wanted.
         """
+        self.backend = backend
+        if self.has_rows:
+            self.forget_rows()
         if PyCapsule_CheckExact(grads):
             self.take_pointers(<GradPointer*> PyCapsule_GetPointer(grads, GRAD_POINTERS))
             return self.arrays_at_pointers() if arrays else None
@@ -97,10 +108,47 @@ cdef class Gradients:
         if grad is None:
             t.g = NULL
             return 0
+        if type(grad) is Rows:
+            self.read_rows(i, grad)
+            arrays[i] = grad
+            return 0
         if not (cnp.PyArray_CheckExact(grad) and fits(grad, self.layout.params[i], t.order)):
             grad = checks.as_gradient(grad, self.layout.params[i], f"grads{self.layout.labels[i]}")
         self.point(i, cnp.PyArray_BYTES(<cnp.ndarray> grad), codec_of(<cnp.ndarray> grad))
         arrays[i] = grad
+
+    cdef int read_rows(self, Py_ssize_t i, rows) except -1:
+        """Note a gradient by rows."""
+        cdef Tensor* t = &self.layout.tensors[i]
+        cdef str name = f"grads{self.layout.labels[i]}"
+        cdef tuple shape = self.layout.shape_of(i)
+        cdef Py_ssize_t length, bad
+        cdef RowSet own
+        memory_rows.check_rows(rows, shape, self.layout.is_in_rows(i, shape), name)
+        length = t.n // shape[0] if shape[0] else 0
+        for part, a in (("indices", rows.indices), ("values", rows.values)):
+            self.check_overlap(i, <size_t> cnp.PyArray_BYTES(<cnp.ndarray> a),
+                               cnp.PyArray_NBYTES(<cnp.ndarray> a))
+        self.has_rows = True
+        if self.backend is None:    # to be bound, which is refused
+            return 0
+        own = self.row_sets.get(i)
+        if own is None:
+            own = self.row_sets[i] = RowSet()
+        # What is known of other gradients is so of their memory as a whole.
+        self.known[i].disjoint = self.known[i].zeroable = NULL
+        t.g, t.g_codec = cnp.PyArray_BYTES(<cnp.ndarray> rows.values), t.is_double
+        bad = own.take(rows, shape[0], length, t.is_double, self.backend)
+        if bad >= 0:
+            memory_rows.refuse_index(rows, bad, shape[0], name)
+        t.rows = &own.view
+
+    cdef void forget_rows(self) noexcept:
+        """Let no tensor have a gradient by rows."""
+        cdef Py_ssize_t i
+        for i in range(self.layout.n):
+            self.layout.tensors[i].rows = NULL
+        self.has_rows = False
 
     cdef inline int point(self, Py_ssize_t i, char* g, int codec) except -1:
         """Point a tensor at this gradient."""
@@ -180,6 +228,7 @@ cdef class Gradients:
         cdef Py_ssize_t i
         cdef bint known = True
         labels = self.layout.labels
+        arrays = [a.values if type(a) is Rows else a for a in arrays]
         for i in range(self.layout.n):
             if arrays[i] is not None:
                 if not cnp.PyArray_ISWRITEABLE(<cnp.ndarray> arrays[i]):
@@ -192,21 +241,25 @@ cdef class Gradients:
                                        for i in range(self.layout.n) if arrays[i] is not None])
             # Valid for this very set of gradients.
             for i in range(self.layout.n):
-                self.known[i].zeroable = self.layout.tensors[i].g
+                self.known[i].zeroable = (self.layout.tensors[i].g
+                                          if self.layout.tensors[i].rows == NULL else NULL)
 
     cdef bint are_disjoint(self) except -1:
         """Whether no gradient overlaps another."""
         cdef Py_ssize_t i, n = 0, size
         cdef Tensor* t
+        cdef char* start
         cdef bint disjoint
         cdef Range* ranges = <Range*> malloc(self.layout.n * sizeof(Range))
         if ranges == NULL:
             raise MemoryError
         for i in range(self.layout.n):
             t = &self.layout.tensors[i]
-            size = t.n * codec_rows[t.g_codec].size
+            start, size = t.g, t.n * codec_rows[t.g_codec].size
+            if t.rows != NULL:
+                start = self.values_of(i, &size)
             if t.g != NULL and size:
-                ranges[n] = Range(<size_t> t.g, <size_t> t.g + size, i, 0)
+                ranges[n] = Range(<size_t> start, <size_t> start + size, i, 0)
                 n += 1
         disjoint = are_disjoint(ranges, n)
         free(ranges)
@@ -217,5 +270,18 @@ cdef class Gradients:
         cdef Tensor* t
         for i in range(self.layout.n):
             t = &self.layout.tensors[i]
-            if t.g != NULL:
+            if t.rows != NULL:
+                self.zero_rows(i)
+            elif t.g != NULL:
                 memset(t.g, 0, t.n * codec_rows[t.g_codec].size)
+
+    cdef char* values_of(self, Py_ssize_t i, Py_ssize_t* size) noexcept:
+        """The memory of the values of a gradient by rows, as they were given."""
+        cdef RowSet own = self.row_sets[i]
+        size[0] = own.wiped_size
+        return own.wiped
+
+    cdef void zero_rows(self, Py_ssize_t i) noexcept:
+        cdef Py_ssize_t size
+        cdef char* start = self.values_of(i, &size)
+        memset(start, 0, size)

@@ -12,6 +12,7 @@ cdef class Layout:
     cdef list arrays            # of each parameter, its states and itself: plain or `CodedArray`
     cdef list averages, copies
     cdef list numbers
+    cdef list shapes            # of the parameters that arrays stand for, or None: the arrays' own
     cdef list matrices          # what each parameter is as a matrix, or None: as its array
     cdef list workspaces        # of each tensor whose rule has a matrix step, else None
     cdef Range* written         # all that a step writes, by address
@@ -38,12 +39,13 @@ cdef class Layout:
     cdef bint prefetch          # whether the arrays are too large to stay in cache
 
     def __cinit__(self, params, labels, list groups, states, list rules, list averages,
-                  copies, list unit_lengths, list numbers, list sizes, list matrices, list axes):
+                  copies, list unit_lengths, list numbers, list sizes, list matrices, list axes,
+                  list shapes):
         cdef Py_ssize_t i
         cdef dict alike = {}
         self.labels, self.rules = labels, rules
         self.averages, self.copies = averages, None if copies is None else list(copies)
-        self.numbers, self.matrices, self.axes = numbers, matrices, axes
+        self.numbers, self.matrices, self.axes, self.shapes = numbers, matrices, axes, shapes
         self.n, self.n_groups = len(params), max(groups) + 1
         self.arrays, self.params = [], []
         self.tensors = <Tensor*> calloc(self.n, sizeof(Tensor))
@@ -273,6 +275,22 @@ cdef class Layout:
                 t.own.numbers[j] = <double*> address_of(self.numbers_of(i)[j])
             blocks += n_blocks(t.n) if t.info.first.n_terms else 0
             k += 1
+
+    cdef tuple shape_of(self, Py_ssize_t i):
+        """The shape of the parameter that an array is, or stands for."""
+        return (<object> self.params[i]).shape if self.shapes is None else self.shapes[i]
+
+    cdef bint is_in_rows(self, Py_ssize_t i, tuple shape) except -1:
+        """Whether an array is all of a parameter of that shape, row after row."""
+        cdef Tensor* t = &self.tensors[i]
+        cdef Py_ssize_t n = 1
+        for k in shape:
+            n *= k
+        if n != t.n:
+            return False
+        if self.shapes is None or len(shape) == cnp.PyArray_NDIM(self.params[i]):
+            return cnp.PyArray_IS_C_CONTIGUOUS(self.params[i])
+        return n == 0 or t.unit_length == n // shape[0]
 
     cdef object matrix_of(self, Py_ssize_t i):
         """What a parameter is as a matrix."""

@@ -24,7 +24,8 @@ cdef inline bint is_at_once(const Tensor* t, const StepArgs* step) noexcept nogi
 
 cdef inline bint is_apart(const Tensor* t, const StepArgs* step) noexcept nogil:
     """Whether this step works out coefficients of a tensor between sweeps over all tensors."""
-    return t.own != NULL and t.g != NULL and not is_at_once(t, step)
+    return (t.own != NULL and t.g != NULL and t.rows == NULL
+            and not is_at_once(t, step))
 
 
 cdef inline void begin_own(Tensor* t, const GroupStep* group_steps) noexcept nogil:

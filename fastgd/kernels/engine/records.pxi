@@ -37,6 +37,21 @@ cdef struct OwnStep:
     double sums[MAX_SUMS]
     double* totals             # of the terms of each chunk
 
+# The distinct rows of a gradient by rows, in ascending order.
+cdef struct RowList:
+    cnp.uint64_t* entries      # of each row its index, and in the lower bits where its gradient is:
+    int bits                   # so many,
+    cnp.uint64_t mask          # all of them set
+    Py_ssize_t n               # distinct rows
+    Py_ssize_t length          # elements of each,
+    Py_ssize_t size            # and bytes of its gradient
+    Py_ssize_t given           # places below this are of values, others of sums
+    char* values
+    char* sums                 # of rows that came several times
+    double* totals             # sums of squares of the blocks of each row,
+    double* norms              # its norm,
+    double* factors            # and what its gradient is multiplied by
+
 # A tensor of the layout, and what this step does with it.
 cdef struct Tensor:
     char* p
@@ -46,6 +61,7 @@ cdef struct Tensor:
     char* copy                 # of the parameter, or NULL
     char* kept                 # the kept term, where the rule has a matrix step, or NULL
     const RuleInfo* info
+    RowList* rows              # this step's gradient, where it is one by rows; or NULL
     OwnStep* own               # its own coefficients, or NULL: those of its group's step
     const Lines* lines         # of a rule with states of rows and columns, or NULL
     int n_states

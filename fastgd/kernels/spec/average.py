@@ -15,7 +15,7 @@ def ema(p: Array, g: Array, *, beta: Scalar, gamma: Scalar) -> None:
     p[...] = p + gamma * (g - p) if gamma < beta else g + beta * (p - g)
 
 
-@rule
+@rule(by_rows="exact")
 def weighted_sum(p: Array, g: Array, *, weight: Scalar) -> None:
     """The sum of gradients by weights: p ← p + wg, p the sum."""
     p[...] = p + weight * g

@@ -150,6 +150,7 @@ class Rule(NamedTuple):
     rows: Sweep | None = None  # and makes what sweeps see of rows,
     columns: Sweep | None = None  # and of columns
     line_states: Mapping[str, str] = {}  # which these are: "rows" or "columns"
+    by_rows: str = "lazy"  # what it makes of gradients by rows: see `rule`
 
     @property
     def update(self) -> Update:
@@ -212,6 +213,7 @@ def rule(
     lines: Update | None = None,
     rows: Update | None = None,
     columns: Update | None = None,
+    by_rows: str | None = None,
 ) -> Callable[[Update], Update]: ...
 
 
@@ -239,6 +241,11 @@ def rule(update: Update | None = None, **parts: Any) -> Any:
         parameter's rows and columns; the sum of the term's squares; and coefficients.
     lines, rows, columns : callable, optional
         What updates the states of rows and columns, and makes what sweeps see of them.
+    by_rows : str, optional
+        What becomes of gradients by rows (`fastgd.Rows`).  "exact": where the gradient is 0,
+        parameter and states stand still, so that to leave such rows alone changes nothing.  "lazy":
+        they would go on, and wait for their next gradient instead.  Else why rows alone can't be
+        stepped, in words that follow the rule's name.  By default "lazy", if the rule is one sweep.
 
     Raises
     ------
@@ -311,6 +318,7 @@ def _entered(
     lines: Update | None = None,
     rows: Update | None = None,
     columns: Update | None = None,
+    by_rows: str | None = None,
 ) -> Update:
     name = update.__code__.co_name
     if name in RULES:
@@ -343,6 +351,9 @@ def _entered(
     if shared and set(sums) - {"total"}:
         raise TypeError(f"rule {name}: shares {sorted(shared)}: expected sums that are totals")
     settled = tuple(key for part in worked_out for key in part.sets if key not in numbers)
+    if by_rows is None:
+        whole = first is not None or between is not None or line_states
+        by_rows = "takes sums over the whole parameter" if whole else "lazy"
     RULES[name] = Rule(
         name,
         tuple(states),
@@ -362,6 +373,7 @@ def _entered(
         exact,
         between,
         line_states=line_states,
+        by_rows=by_rows,
         **beforehand,
     )
     return update

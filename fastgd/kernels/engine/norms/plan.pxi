@@ -17,6 +17,7 @@ cdef class PlanNorms:
     """The norms of the gradients and parameters of a layout; room is made when first needed."""
 
     cdef Layout layout
+    cdef Gradients gradients
     cdef TensorNorms* tensors
     cdef SumChunk* chunks
     cdef double* totals         # of all blocks
@@ -26,8 +27,8 @@ cdef class PlanNorms:
     cdef Py_ssize_t n_sums
     cdef bint by_units          # whether there is room for the norms of all units
 
-    def __cinit__(self, Layout layout):
-        self.layout = layout
+    def __cinit__(self, Layout layout, Gradients gradients):
+        self.layout, self.gradients = layout, gradients
         self.n_sums = layout.n + layout.n_groups + 1
 
     def __dealloc__(self):
@@ -105,6 +106,11 @@ cdef class PlanNorms:
             clips = not isinf(group_steps[t.group_step].clip_ratio)
             if not (norms or clips):
                 continue
+            if t.rows != NULL:
+                self.measure_rows(backend, t)
+                known.totals, known.norms, known.factors = (
+                    t.rows.totals, t.rows.norms if clips else NULL, t.rows.factors)
+                continue
             known.totals = totals
             totals += t.n_units * n_blocks(t.unit)
             whole = self.gradient(i)
@@ -120,6 +126,25 @@ cdef class PlanNorms:
         add_up_chunks(backend, self.chunks, n, elements, 1.0)
         self.add_up_units(backend)
 
+    cdef int measure_rows(self, Backend backend, Tensor* t) except -1:
+        """Sum up the squares of each distinct row of a gradient by rows."""
+        cdef RowSet own = self.gradients.row_sets[t - self.layout.tensors]
+        cdef Py_ssize_t n = t.rows.n, threads = threads_for(n * t.rows.length, n), k
+        cdef const Loops* loops = &backend.loops
+        cdef SumChunk one
+        own.reserve_units()
+        if not backend.compiled:
+            for k in range(n):
+                one = chunk_of_row(t, k)
+                add_up_chunks(backend, &one, 1, one.n, 1.0)
+            return 0
+        with nogil:
+            if threads <= 1:
+                add_up_rows(t, 0, n, loops)
+            else:
+                for k in prange(threads, num_threads=threads, schedule="static", chunksize=1):
+                    add_up_rows(t, n * k // threads, n * (k + 1) // threads, loops)
+
     cdef int add_up_units(self, Backend backend) except -1:
         """Add up blocks to units, tensors and groups, and note the norms of units."""
         cdef Py_ssize_t i, k
@@ -131,6 +156,15 @@ cdef class PlanNorms:
         for i in range(self.layout.n):
             t, known = &self.layout.tensors[i], &self.tensors[i]
             if known.totals == NULL:
+                continue
+            if t.rows != NULL:
+                for k in range(t.rows.n):
+                    sum_of_row(backend, t, k, &one)
+                    add_to(&self.sums[i], &one)
+                    if known.norms != NULL:
+                        known.norms[k] = norm_of(&one)
+                add_to(self.sum_of_group(t.group), &self.sums[i])
+                add_to(self.sum_of_all(), &self.sums[i])
                 continue
             whole = self.gradient(i)
             for k in range(t.n_units):
@@ -161,8 +195,11 @@ cdef class PlanNorms:
         cdef Sum one
         cdef Py_ssize_t k
         t.factors = self.tensors[i].factors
-        for k in range(t.n_units):
-            sum_of_unit(backend, &whole, t.unit, k, &one)
+        for k in range(t.n_units if t.rows == NULL else t.rows.n):
+            if t.rows == NULL:
+                sum_of_unit(backend, &whole, t.unit, k, &one)
+            else:
+                sum_of_table_row(backend, t, &whole, k, &one)
             own = norm_of(&one)
             limit = ratio * (LEAST_NORM if own < LEAST_NORM else own)
             t.factors[k] = t.factor
@@ -172,7 +209,9 @@ cdef class PlanNorms:
                 if (not t.is_double and isfinite(norms[k]) and <float> t.factors[k] == 0
                         and ratio != 0):
                     raise ValueError(f"grads{self.layout.labels[i]}: a norm of "
-                                     f"{norms[k] * fabs(t.factor)} in row {k} can't be clipped to "
+                                     f"{norms[k] * fabs(t.factor)} in row "
+                                     f"{k if t.rows == NULL else row_at(t.rows, k)} can't be "
+                                     "clipped to "
                                      f"{limit} in float32")
         return clips
 
@@ -188,6 +227,8 @@ cdef class PlanNorms:
         cdef Py_ssize_t i
         for i in range(self.layout.n):
             if arrays[i] is not None and not is_finite(&self.sums[i]):
+                if type(arrays[i]) is Rows:
+                    memory_rows.refuse_nonfinite(arrays[i], f"grads{self.layout.labels[i]}")
                 checks.refuse_nonfinite(arrays[i], f"grads{self.layout.labels[i]}")
         raise FloatingPointError("grads: expected finite numbers, found others in the shard of "
                                  "another process")

@@ -1,0 +1,173 @@
+"""Gradients by rows: the few rows of a table that a step changes, and what an array of them is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastgd.kernels.memory import checks
+from fastgd.kernels.spec.registry import Rule
+from fastgd.kernels.spec.sizes import TILE
+
+Array = NDArray[Any]
+
+
+class Rows:
+    """The gradient of a table that is 0 but for some of its rows.
+
+    It stands in the place of an array wherever a step takes gradients, for a parameter of two or
+    more axes in C order, whose rows are the entries along its first axis.  The step reads and
+    writes only these rows of parameter and states; see `fastgd.Options` (``rows``) for what that
+    means to optimizers with momentum or decay.
+
+    Parameters
+    ----------
+    indices : array of int32 or int64, shape (k,)
+        The rows, from 0, in any order.  One may stand there several times: the values for it are
+        added up in their order, in the dtype that the parameter is computed with.
+    values : array of floats, shape (k, ...)
+        The gradient of each, in the shape of the parameter's rows, of any dtype that gradients may
+        have.
+
+    Attributes
+    ----------
+    indices : ndarray of int32 or int64, shape (k,)
+    values : ndarray, shape (k, ...)
+        The same memory as was given, where that is contiguous; else a copy.
+
+    Raises
+    ------
+    TypeError
+        If either is no array, or of another dtype.
+    ValueError
+        If there are not as many values as indices, or axes are missing.
+
+    Notes
+    -----
+    Only the attributes are fixed.  Whoever writes into the arrays changes the gradient.
+
+    Examples
+    --------
+    >>> import numpy as np, fastgd
+    >>> table = np.zeros((5, 2))
+    >>> opt = fastgd.SGD(table, lr=1.0)
+    >>> _ = opt.step(fastgd.Rows(np.array([3, 0, 3]), np.array([[1.0, 2.0], [5.0, 5.0], [1.0, 1.0]])))
+    >>> table[[0, 3]]
+    array([[-5., -5.],
+           [-2., -3.]])
+    """
+
+    __slots__ = ("indices", "values")
+    indices: Array
+    values: Array
+
+    def __init__(self, indices: ArrayLike, values: ArrayLike) -> None:
+        object.__setattr__(self, "indices", _as_indices(indices, "indices"))
+        object.__setattr__(self, "values", checks.as_floats(values, "values"))
+        if self.values.ndim < 2 or len(self.values) != len(self.indices):
+            raise ValueError(
+                f"values: expected shape ({len(self.indices)}, …), a row for each index, found "
+                f"{self.values.shape}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __repr__(self) -> str:
+        return f"Rows({len(self)} of {self.values.dtype}, shape {self.values.shape[1:]})"
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{name}: the arrays of Rows are fixed; make others")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{name}: the arrays of Rows are fixed; make others")
+
+    def __reduce__(self) -> tuple[type[Rows], tuple[Array, Array]]:
+        return Rows, (self.indices, self.values)
+
+
+def _as_indices(obj: object, name: str) -> Array:
+    """Indices as int32 or int64, native, aligned and contiguous; a copy if need be."""
+    if isinstance(obj, (list, tuple)):
+        obj = np.asarray(obj, None if obj else np.int64)
+    a = checks.as_array(obj, name)
+    if a.ndim != 1:
+        raise ValueError(f"{name}: expected one axis, found shape {a.shape}")
+    kind = a.dtype.newbyteorder("=")
+    if kind.kind not in "iu" or not np.can_cast(kind, np.int64):
+        raise TypeError(f"{name}: expected dtype int32 or int64, found {a.dtype}")
+    return np.require(a, np.int32 if np.can_cast(kind, np.int32) else np.int64, ["C", "A"])
+
+
+def check_rows(rows: Rows, shape: tuple[int, ...], in_order: bool, name: str) -> None:
+    """Refuse rows that can't be those of a parameter, but for what their indices are."""
+    if len(shape) < 2:
+        raise ValueError(
+            f"{name}: expected an array, as its parameter of shape {shape} has no rows, found Rows"
+        )
+    if not in_order:
+        raise ValueError(f"{name}: expected a parameter in C order, of which Rows are whole pieces")
+    if rows.values.shape[1:] != shape[1:]:
+        expected = ", ".join(map(str, (len(rows), *shape[1:])))
+        raise ValueError(
+            f"{name}: expected values of shape ({expected}), rows of a parameter of shape {shape}, "
+            f"found {rows.values.shape}"
+        )
+
+
+def refuse_index(rows: Rows, position: int, n: int, name: str) -> None:
+    """Say which index is not that of one of a parameter's `n` rows."""
+    raise ValueError(
+        f"{name}: expected indices from 0 to below {n}, found {rows.indices[position]} at "
+        f"position {position}"
+    )
+
+
+def refuse_nonfinite(rows: Rows, name: str) -> None:
+    """Say where values aren't finite, or that their sums aren't."""
+    checks.refuse_nonfinite(rows.values, f"{name}.values")
+    raise FloatingPointError(f"{name}: expected finite gradients, found rows whose sum is not")
+
+
+def check_rule(
+    rule: Rule, name: str, lazy: bool, decays: bool, averaged: bool, whole_tiles: bool
+) -> None:
+    """Refuse a gradient by rows where the step needs all of its parameter, or all rows.
+
+    Parameters
+    ----------
+    rule : Rule
+        The parameter's.
+    name : str
+        What to call the gradient in an error.
+    lazy : bool
+        Whether what happens to rows without a gradient may be left undone.
+    decays : bool
+        Whether the step decays weights.
+    averaged : bool
+        Whether there is an average of the parameter.
+    whole_tiles : bool
+        Whether rows begin and end where the scales of codes do.
+    """
+    if rule.by_rows not in ("exact", "lazy"):
+        raise ValueError(f"{name}: expected an array, as rule {rule.name} {rule.by_rows}, found Rows")
+    if averaged:
+        raise ValueError(
+            f"{name}: expected an array, as an average of the weights goes on in all rows at every "
+            "step, found Rows"
+        )
+    if not whole_tiles:
+        raise ValueError(
+            f"{name}: expected rows of a multiple of {TILE} elements, as so many share a scale of "
+            "the states in 8 bits; keep these in another state_dtype"
+        )
+    if lazy or (rule.by_rows == "exact" and not decays):
+        return
+    why = "weight_decay acts" if rule.by_rows == "exact" else f"rule {rule.name} changes states"
+    raise ValueError(
+        f"{name}: {why} on rows without a gradient, too, which Rows leave alone; say "
+        'rows="lazy" when you make the optimizer, if they are to wait for their next gradient, or '
+        "give the whole gradient as an array"
+    )
