@@ -20,16 +20,18 @@ import re
 import sysconfig
 from collections import Counter
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import numpy as np
-from pydoc_data.topics import topics
 
 import fastgd
 
 SIZE, BATCH, WINDOW, NEGATIVES, RATE = 64, 8192, 5, 5, 0.2
-DRAWN = 128  # words drawn at random that all pairs of a batch share
+DRAWN = 64  # words drawn at random that all pairs of a batch share
 LEFT_OUT = {"test", "tests", "idlelib", "lib2to3", "site-packages", "pydoc_data", "turtledemo"}
-ASKED = "list dict class string exception file thread import loop integer".split()
+ASKED = ("list", "class", "string", "exception", "file", "thread", "integer")
+ALSO = ("dict", "import", "loop", "socket")
+EVERYWHERE = 60  # so many of the most frequent words are nobody's neighbours: the, of, in, …
 
 
 def documents():
@@ -83,8 +85,9 @@ def pairs(text, counts, rng):
     return both[:, rng.permutation(both.shape[1])]
 
 
-def log_sigmoid(x):
-    return -np.logaddexp(0, -x)
+def softplus(x):
+    """log(1 + exp(x)) of products that stay small."""
+    return np.log1p(np.exp(x))
 
 
 def loss_and_rows(vectors, contexts, word, near, drawn):
@@ -92,10 +95,10 @@ def loss_and_rows(vectors, contexts, word, near, drawn):
     v, u, w = vectors[word], contexts[near], contexts[drawn]
     true = np.einsum("ij,ij->i", v, u)
     false = v @ w.T
-    weight = NEGATIVES / len(drawn)
-    loss = -(log_sigmoid(true).sum() + weight * log_sigmoid(-false).sum()) / len(word)
-    toward = (np.exp(log_sigmoid(true)) - 1)[:, None]  # the losses' derivatives by the products
-    away = np.exp(log_sigmoid(false)) * weight
+    weight = np.float32(NEGATIVES / len(drawn))
+    loss = (softplus(-true).sum() + weight * softplus(false).sum()) / len(word)
+    toward = -1 / (1 + np.exp(true[:, None]))  # the losses' derivatives by the products
+    away = weight / (1 + np.exp(-false))
     to_vectors = fastgd.Rows(word, toward * u + away @ w)
     to_contexts = np.concatenate([near, drawn]), np.concatenate([toward * v, away.T @ v])
     return loss, {"vectors": to_vectors, "contexts": fastgd.Rows(*to_contexts)}
@@ -119,12 +122,82 @@ def train(counts, text, epochs, rng):
             loss, rows = loss_and_rows(*tables.values(), word[batch], near[batch], drawn)
             opt.step(rows)
             losses.append(loss)
-        print(f"epoch {epoch + 1:2d} of {epochs}: loss {np.mean(losses[-len(word) // BATCH :]):.3f}")
+        print(
+            f"epoch {epoch + 1:2d} of {epochs}: loss {np.mean(losses[-len(word) // BATCH :]):.3f}"
+        )
     return tables["vectors"], losses
 
 
 def neighbours(vectors, k, most=6):
-    """The words whose vectors point most nearly as the k-th word's does."""
+    """The words, but for those everywhere, whose vectors point most nearly as the k-th's does."""
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     nearest = np.argsort(-(unit @ unit[k]))
-    return [int(n) for n in nearest if n != k][:most]
+    return [int(n) for n in nearest if n != k and n >= EVERYWHERE][:most]
+
+
+def plot(path, words, vectors, losses):
+    """Draw words with their neighbours in the plane where these vary most, and the loss."""
+    from matplotlib.figure import Figure
+
+    from fastgd.plot import style
+
+    groups = [[words.index(w), *neighbours(vectors, words.index(w))] for w in ASKED]
+    group_of = {k: n for n, group in reversed(list(enumerate(groups))) for k in group}
+    shown = list(group_of)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    at = unit @ np.linalg.svd(unit[shown] - unit[shown].mean(0), full_matrices=False)[2][:2].T
+    with style():
+        figure = Figure((11, 5.5), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=[2.4, 1])
+        left.scatter(*at[shown].T, s=9, c=[f"C{n}" for n in group_of.values()])
+        left.set(title="words and their nearest neighbours", xticks=[], yticks=[])
+        left.margins(0.08)
+        right.plot(losses, alpha=0.3)
+        smooth = np.convolve(losses, np.full(100, 0.01), "valid")
+        right.plot(np.arange(len(smooth)) + 50, smooth, "C0-")
+        right.set(title="loss", xlabel="batch")
+        figure.draw_without_rendering()
+        asked = [k for k in shown if words[k] in ASKED]
+        labels = [
+            left.text(*at[k], words[k], color=f"C{group_of[k]}", ha="center", va="bottom",
+                      weight="bold" if k in asked else "normal")
+            for k in shown
+        ]  # fmt: skip
+        spread(left, labels)
+        figure.savefig(path)
+
+
+def spread(axes, labels):
+    """Move labels up and down until none lies on another."""
+    boxes = [label.get_window_extent() for label in labels]
+    half = np.array([(box.width + 6, box.height) for box in boxes]) / 2
+    center = np.array([((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2) for box in boxes])
+    for _ in range(300):
+        apart = center[:, None] - center
+        over = half[:, None] + half - np.abs(apart)
+        over[np.arange(len(labels)), np.arange(len(labels))] = 0
+        push = np.where((over > 0).all(2), over[..., 1], 0) * np.where(apart[..., 1] < 0, -1, 1)
+        push = np.where(apart[..., 1] == 0, np.triu(push) - np.tril(push), push)
+        center[:, 1] += 0.25 * push.sum(1)
+    for label, (x, y), (_, h) in zip(labels, center, half, strict=True):
+        label.set_position(axes.transData.inverted().transform((x, y - h)))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--words", type=int, default=10**9, help="words of text to read at most")
+    parser.add_argument("--plot", help="where to draw the words and the loss")
+    arguments = parser.parse_args()
+    words, counts, text = read(arguments.words)
+    print(f"{int(counts.sum()):,} words of text, {len(words):,} different ones")
+    vectors, losses = train(counts, text, arguments.epochs, np.random.default_rng(0))
+    for word in filter(words.__contains__, ASKED + ALSO):
+        near = ", ".join(words[k] for k in neighbours(vectors, words.index(word)))
+        print(f"{word:>10s}: {near}")
+    if arguments.plot:
+        plot(arguments.plot, words, vectors, losses)
+
+
+if __name__ == "__main__":
+    main()
