@@ -11,7 +11,7 @@ Then the same batch in tables of 10,000 rows and more, and on one thread and two
 The contestants take turns in the same memory, each with other indices than the last, two steps at
 a time of which the second counts: until then other contestants' threads have ceased to spin.  torch
 is given its gradient uncoalesced, as autograd makes it.  FBGEMM's kernels (`pip install --no-deps
-fbgemm-gpu-cpu==1.8.0`, for torch 2.13) step within backward, in a table of their own; there are none
+fbgemm-gpu-cpu==1.8.0`, for torch 2.13) step within backward, in a table of their own; it has none
 for a lazy Adam.  A table of 10,000,000 rows takes 2.6 GB, each state and FBGEMM as much more.
 """
 
