@@ -29,10 +29,21 @@ class Stream:
             flags = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
             subprocess.run([compiler, *flags, str(source), "-o", str(library)], check=True)
             loaded = ctypes.CDLL(str(library))
-        self._stream, self._read = loaded.stream, loaded.read_all
+        self._stream, self._read, self._rows = loaded.stream, loaded.read_all, loaded.move_rows
         pointer = ctypes.c_void_p
         self._read.argtypes = [pointer, ctypes.c_ssize_t, ctypes.c_int]
         self._read.restype = ctypes.c_double
+        size = ctypes.c_ssize_t
+        self._rows.argtypes = [
+            pointer,
+            ctypes.c_int,
+            pointer,
+            pointer,
+            pointer,
+            size,
+            size,
+            ctypes.c_int,
+        ]
         self._stream.argtypes = [pointer] * 6 + [ctypes.c_int, ctypes.c_ssize_t, ctypes.c_int]
 
     def reading(self, n: int, threads: int):
@@ -53,5 +64,22 @@ class Stream:
             for _ in range(reads):
                 self._read(pointers[1], n, threads)
             self._stream(*pointers, states, n, threads)
+
+        return run
+
+    def rows(self, tables, lines, threads: int):
+        """A function of indices (int64) and values that moves the bytes of a step by rows.
+
+        `tables` are arrays of float32 in the shape of the parameter, `lines` one with a number for
+        each row, or None.
+        """
+        addresses = (ctypes.c_void_p * len(tables))(*[a.ctypes.data for a in tables])
+        of_lines = None if lines is None else lines.ctypes.data
+
+        def run(indices, values, _keep=(tables, lines)):
+            self._rows(
+                addresses, len(tables), of_lines, values.ctypes.data, indices.ctypes.data,
+                *values.shape, threads,
+            )  # fmt: skip
 
         return run

@@ -31,6 +31,7 @@ __all__ = [
     "SAM",
     "CheckpointError",
     "Lookahead",
+    "Mapped",
     "Optimizer",
     "Options",
     "Rows",
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     )
     from fastgd.checkpoint import CheckpointError, load, save
     from fastgd.kernels.include import get_include
+    from fastgd.mapped import Mapped
     from fastgd.wrappers import SAM, Lookahead
 
 # Modules, and names in them, that are imported when first accessed, as not every program needs
@@ -84,6 +86,7 @@ _LATER = (
 _LATER_FROM = {
     "CheckpointError": "checkpoint",
     "Lookahead": "wrappers",
+    "Mapped": "mapped",
     "SAM": "wrappers",
     "get_include": "kernels.include",
     "load": "checkpoint",

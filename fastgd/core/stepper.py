@@ -19,8 +19,9 @@ from fastgd.core import storage as _storage
 from fastgd.core.accumulated import Accumulated
 from fastgd.core.contract import Contract, Hyper
 from fastgd.core.groups import Changes, ParamGroup
+from fastgd.core.home import Home
 from fastgd.core.iterates import IterateAverage
-from fastgd.core.storage import Piece
+from fastgd.core.storage import Kind, Piece
 from fastgd.core.trees import Name, Path, Structure, flatten, name_of, unflatten
 from fastgd.kernels import reference
 from fastgd.kernels._engine import HyperRows, Plan, StepRecord, is_parameter
@@ -58,7 +59,7 @@ class Stepper:
     kind : type
         What declares the optimizer.
     params : array, nested lists and dicts of arrays, or groups
-        As optimizers take them; a `Piece` may stand in the place of an array.
+        As optimizers take them; a `Piece` or a `Home` may stand in the place of an array.
     hyper : mapping
         The hyper-parameters of groups that have none of their own.
     options : mapping
@@ -82,6 +83,8 @@ class Stepper:
         See `Layout`.
     iterates : IterateAverage or None
         The average that a schedule-free optimizer has by itself.
+    homes : dict of Home
+        The parameters that keep their own states, by the ``id`` of their array.
     copies : list of ndarray or None
         What parameters are copied to.
     accumulated : Accumulated or None
@@ -115,6 +118,7 @@ class Stepper:
         self.param_groups: tuple[ParamGroup, ...] = ()
         self.state: Mapping[Name, Mapping[str, Array]] = states or {}
         self.names: tuple[tuple[Name, ...], ...] = ()
+        self.homes: dict[int, Home] = {}
         self.copies: list[Array] | None = None
         self.accumulated: Accumulated | None = None
         self.combine: Callable[[Array], object] | None = None
@@ -147,7 +151,7 @@ class Stepper:
         self.iterates = IterateAverage(self) if kind.averages() else None
         self._share_lock()
         if steps is None:
-            steps = np.zeros(len(self._paths), np.int64)
+            steps = self._steps_at_home(self.params().values())
         self.lay_out(self.param_groups, steps, options.get("grads"))
         # All fits: from here on nothing fails.
         if self.average is not None:
@@ -205,6 +209,7 @@ class Stepper:
         names: list[tuple[Name, ...]] = []
         paths: list[Path] = []
         pieces: list[Piece] = []
+        homes: list[Home] = []
         for group, prefix in given:
             where = f"params{checks.label(prefix)}"
             if not isinstance(group, Mapping) or "params" not in group:
@@ -239,9 +244,11 @@ class Stepper:
             structures.append(structure)
             paths += own
             pieces += [leaf for _, leaf in leaves if isinstance(leaf, Piece)]
+            homes += [leaf for _, leaf in leaves if isinstance(leaf, Home)]
         if not paths and not self._paths:
             raise ValueError("params: expected at least one parameter, found none in any group")
         self.storage = self.storage.with_pieces(pieces)
+        self.homes = {**self.homes, **{id(home.array): home for home in homes}}
         self.param_groups += tuple(groups)
         self.names += tuple(names)
         self._paths += tuple(paths)
@@ -250,10 +257,20 @@ class Stepper:
     @staticmethod
     def _array(leaf: Any, path: Path) -> Array:
         """The array of a parameter, checked."""
-        given = leaf.array if isinstance(leaf, Piece) else leaf
+        given = leaf.array if isinstance(leaf, (Piece, Home)) else leaf
         if is_parameter(given):
             return given
         return checks.check_parameter(given, f"params{checks.label(path)}", checks.ANY)
+
+    def _steps_at_home(self, params: Iterable[Array]) -> NDArray[np.int64]:
+        """The steps that parameters have taken before they came here."""
+        homes = [self.homes.get(id(p)) for p in params]
+        return np.array([0 if home is None else home.step for home in homes], np.int64)
+
+    def _mark(self) -> None:
+        """Tell the parameters that keep their own states that these are about to be written."""
+        for home in self.homes.values():
+            home.mark()
 
     # ---------------------------------------------------------------------------------- the plan
 
@@ -286,11 +303,11 @@ class Stepper:
                         f"params{self.labels()[i]}: expected a whole parameter, as rule {rule} "
                         "does not step shards, found a shard"
                     )
-                kept = {**self.state.get(name, {}), "step": steps[i, ...]}
                 kinds = recall(p, rule)
+                kept = {**self._kept(name, p, kinds), "step": steps[i, ...]}
                 for key, what in kinds.items():
                     if key not in kept:
-                        kept |= what.new(p, start.get(key, 0.0))
+                        kept |= self._new(what, p, start.get(key, 0.0))
                         # Schedules go on from the steps taken; a velocity may then start from 0.
                         if kind.restarts and not group.scheduled and what.role == "state":
                             steps[i] = 0
@@ -335,6 +352,21 @@ class Stepper:
         plan.first = self._first
         self.state, self.rules, self.steps = MappingProxyType(state), rules, steps
         self.picks, self.owners, self.plan = picks, list(owners), plan
+        for name, p in self.params().items() if self.homes else ():
+            if (home := self.homes.get(id(p))) is not None:
+                home.bind(state[name])
+
+    def _kept(self, name: Name, p: Array, kinds: Mapping[str, Kind]) -> Mapping[str, Array]:
+        """The states that there are of a parameter."""
+        home = self.homes.get(id(p))
+        if home is None or name in self.state:
+            return self.state.get(name, {})
+        return home.known(kinds, self.kind.restarts)
+
+    def _new(self, kind: Kind, p: Array, start: float) -> dict[str, Array]:
+        """A state that there was none of, where its parameter wants it to be."""
+        home = self.homes.get(id(p))
+        return kind.new(p, start) if home is None else home.new(kind, start)
 
     def _shared_numbers(self, rules: list[str]) -> dict[str, float]:
         """The numbers that all parameters have alike, as those have them that were stepped."""
@@ -412,7 +444,7 @@ class Stepper:
                 if self.average is not None:
                     self.average.extend(params)
                 self.accumulated = None
-                steps = np.append(self.steps, np.zeros(len(params), np.int64))
+                steps = np.append(self.steps, self._steps_at_home(params.values()))
                 grads = None if grads is None else [*bound, grads]  # type: ignore[misc]
                 self.lay_out(self.param_groups, steps, grads)
             except BaseException:
@@ -493,6 +525,8 @@ class Stepper:
             before = self.follow() if self._changes.latest is not self.seen else None
             try:
                 self.refuse_elsewhere("step")
+                if self.homes:
+                    self._mark()
                 average = None
                 if self.average is not None:
                     average = self.average.weights(self.average.step + 1)
@@ -600,6 +634,7 @@ class Stepper:
             hypers = [{**group, **change} for group, change in zip(groups, changes, strict=True)]
             if self._picked(hypers)[1] != self.rules or not self.plan.holds():
                 self.lay_out(hypers, self.steps, self.bound())
+            self._mark()
             # All fits: from here on nothing fails.
             kinds, rules = self.storage.recall(), iter(self.rules)
             starts = self._starts(hypers, self.rules, shared)
@@ -626,6 +661,10 @@ class Stepper:
         """All but the plan, which holds addresses, and the lock."""
         with self.following():
             self.refuse_elsewhere("copy")  # nothing would restore the parameters of the copy
+            if self.homes:
+                raise TypeError(
+                    "copy: expected parameters in memory, found some whose states are in files"
+                )
             own = self.__dict__.keys() - {"plan", "lock", "iterates"}
             content = {key: self.__dict__[key] for key in own}
             content["options"] = dict(self.options)

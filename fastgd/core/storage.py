@@ -75,7 +75,7 @@ class Kind(NamedTuple):
             order: Literal["C", "F"] = "C" if p.flags.c_contiguous else "F"
             return {self.of: np.full(self.shape, start, self.dtype, order)}
         codec = CODECS[self.codec]
-        made = {self.of: _visible(aligned_zeros(p, self.dtype), self.codec)}
+        made = {self.of: visible(aligned_zeros(p, self.dtype), self.codec)}
         if codec.aux is not None:
             made[scale_of(self.of)] = np.zeros(-(-p.size // codec.per), codec.aux)
         if start:
@@ -365,7 +365,7 @@ def checked(given: Mapping[str, Any]) -> Storage:
     )
 
 
-def _visible(code: Array, codec: str) -> Array:
+def visible(code: Array, codec: str) -> Array:
     """Bits of bfloat16 and float16 as numbers, where there is a dtype for them."""
     if codec == "float16":
         return code.view(np.float16)

@@ -15,13 +15,14 @@ class Watch:
     members: list[list[Any]]
     tensors: list[Any]
     stepped: list[Any]
+    odds: dict[int, Any]
     def __new__(
         cls,
         api: Any,
         members: list[list[Any]],
         tensors: list[list[Any]],
         local: Callable[[int, int, Any], Any],
-        refuse: Callable[[int, int, Any], None],
+        odd: Callable[[int, int, Any], Any],
         handles: tuple[Callable[[Sequence[Any]], list[int]], int, int],
     ) -> Watch: ...
     def count(self, i: int, count: NDArray[int64]) -> None: ...
@@ -37,4 +38,5 @@ class Watch:
     def read(
         self, groups: Sequence[Mapping[str, Any]] | None, state: dict[Any, Any] | None
     ) -> object | None: ...
+    def lent(self) -> list[Any]: ...
     def tick(self, skipped: bool = False) -> list[int]: ...

@@ -76,8 +76,9 @@ cdef class Watch:
     local : callable
         From a gradient to the tensor that holds its memory, for a parameter that isn't itself its
         tensor.
-    refuse : callable
-        ``refuse(k, i, gradient)`` raises what is wrong with the gradient of a parameter.
+    odd : callable
+        ``odd(k, i, gradient)`` is asked about the gradient of a parameter that isn't like it: it
+        returns what stands for it in `odds`, or raises what is wrong with it.
     handles : tuple
         A callable from tensors to the handles that hold them, and the addresses of the functions
         that say where the memory of one is and let it go.
@@ -86,7 +87,8 @@ cdef class Watch:
     cdef Exchange* exchange
     cdef readonly list members, tensors
     cdef readonly list stepped     # the parameters with a gradient at the last reading
-    cdef object local, refuse, hold
+    cdef readonly dict odds        # of the last reading: what `odd` returned, by parameter
+    cdef object local, odd, hold
     cdef where_is where
     cdef let_go release
     cdef list lenders              # what lends the gradients
@@ -101,14 +103,14 @@ cdef class Watch:
     cdef object kind, grad         # the type of all parameters, and its descriptor of `grad`
     cdef descrgetfunc grad_of_kind  # what reads that one; NULL if types differ
 
-    def __cinit__(self, api, list members, list tensors, local, refuse, tuple handles):
+    def __cinit__(self, api, list members, list tensors, local, odd, tuple handles):
         cdef Py_ssize_t i = 0, at = 0
         cdef DLTensor t
         self.exchange = exchange_of(api)
         self.members = [list(group) for group in members]
         # For a group without parameters there is one that is not bound, as the engine has it.
         self.tensors = [tensor for group in tensors for tensor in group or [None]]
-        self.local, self.refuse = local, refuse
+        self.local, self.odd, self.odds = local, odd, {}
         self.hold, where, release = handles
         self.where, self.release = <where_is> <size_t> where, <let_go> <size_t> release
         self.n = len(self.tensors)
@@ -233,17 +235,20 @@ cdef class Watch:
         Returns
         -------
         capsule or None
-            The gradients as an array of `GradPointer`; they hold until `tick`.  None if a tensor is
-            not the one that it was, or not where it was: all has to be bound again then.
+            The gradients as an array of `GradPointer`, but for those in `odds`; they hold until
+            `tick`.  None if a tensor is not the one that it was, or not where it was: all has to be
+            bound again then.
 
         Raises
         ------
         Exception
-            What `refuse` raises of a gradient that isn't like its parameter.
+            What `odd` raises of a gradient that isn't like its parameter.
         """
         cdef Py_ssize_t k, j, i = 0
         cdef list group
         cdef bint all_stepped = True
+        if self.odds:
+            self.odds = {}
         if groups is not None and not self.same_groups(groups):
             return None
         if state is not None and not self.same_state(state):
@@ -367,12 +372,17 @@ cdef class Watch:
         tensor = g if self.tensors[i] is p else self.local(k, j, g)
         if not (look(self.exchange, tensor, &t) and of_floats(kind_of(&t))
                 and same_layout(&t, known.ndim, known.shape, known.n)):
-            self.refuse(k, j, tensor)
-            raise RuntimeError("a gradient was refused without a reason")
+            self.odds[i] = self.odd(k, j, tensor)
+            return 0
         self.lenders[i] = tensor
         # Without elements there is no memory, which would be taken for no gradient.
         self.pointers[i].data = <char*> t.data if known.n else <char*> known
         self.pointers[i].kind = kind_of(&t)
+
+    def lent(self):
+        """The tensors that hold the gradients of the last reading; None where there is none."""
+        cdef Py_ssize_t i
+        return [self.lenders[i] if self.pointers[i].data != NULL else None for i in range(self.n)]
 
     def tick(self, bint skipped=False):
         """Write the engine's step counts where users see them, and let go of the gradients.

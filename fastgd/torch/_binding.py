@@ -15,6 +15,7 @@ from fastgd.core.stepper import Stepper
 from fastgd.core.storage import Piece, Storage
 from fastgd.kernels._engine import StepRecord
 from fastgd.kernels._watch import Watch
+from fastgd.kernels.memory.rows import Rows
 from fastgd.kernels.reference import RULES
 from fastgd.kernels.spec.lines import axes_of
 from fastgd.kernels.spec.norms import unit_length
@@ -119,7 +120,7 @@ class Binding:
             [s.params for s in sections],
             tensors,
             self._shard,
-            self._refuse,
+            self._odd,
             HANDLES,
         )
         self._average_of: dict[int, Any] = {}
@@ -312,7 +313,7 @@ class Binding:
         if not stepped and self.stepper.combine is self.stepper.combine_sums is None:
             return True
         self._follow_masters()
-        record = self.stepper.step(grads, scale)
+        record = self.stepper.step(self._with_rows() if self._watch.odds else grads, scale)
         if unseen := self._watch.tick(record.skipped):
             self._publish(unseen, state)
         # Autograd refuses to go backward through what it saved of tensors since changed.
@@ -423,7 +424,19 @@ class Binding:
             )
         return _tensors.local(g)
 
-    def _refuse(self, k: int, i: int, g: Any) -> None:
+    def _odd(self, k: int, i: int, g: Any) -> Rows:
+        """The rows of a sparse gradient; whatever else isn't like its parameter is refused."""
         section = self._sections[k]
-        p = _tensors.local(section.params[i])
-        _tensors.refuse_gradient(g, p, f"grads{section.name(i)}")
+        p, name = _tensors.local(section.params[i]), f"grads{section.name(i)}"
+        if g.layout is torch.sparse_coo and not _tensors.is_sharded(section.params[i]):
+            return _tensors.rows(g, p, name)
+        _tensors.refuse_gradient(g, p, name)
+
+    def _with_rows(self) -> list[list[Any]]:
+        """The gradients of the last reading as arrays and rows, in the structure of parameters."""
+        odds = self._watch.odds
+        given = (
+            odds[n] if n in odds else None if tensor is None else _tensors.flat(tensor)
+            for n, tensor in enumerate(self._watch.lent())
+        )
+        return [[next(given) for _ in own] for own in self._arrays]

@@ -14,6 +14,7 @@ FIXED: dict[str, Any] = {
     "clip_by": "all",
     "nonfinite": "propagate",
     "zero_grads": False,
+    "rows": "exact",
     "average": None,
     "state_dtype": None,
     "min_8bit_size": 4096,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from numpy.typing import NDArray
 
 from fastgd.kernels import _watch
+from fastgd.kernels.memory.rows import Rows
 from fastgd.kernels.spec.norms import unit_length
 
 # DLPack's table of C functions, through which data pointers are read.
@@ -18,6 +19,9 @@ if API is None:
         "torch: expected a version with DLPack's C exchange API, as 2.13 is, "
         f"found {torch.__version__}"
     )
+
+# What makes a dense gradient of one that isn't.
+DENSE = "; p.grad.to_dense() makes a dense one, as does sparse=False in the layer"
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -110,11 +114,38 @@ def flat(tensor: Any) -> NDArray[Any]:
     return array
 
 
-def refuse_gradient(g: Any, p: Any, name: str) -> None:
+def rows(g: Any, p: Any, name: str) -> Rows:
+    """A sparse gradient over its own memory; values that are not contiguous are copied.
+
+    Indices may be in any order, and some be there more than once, as autograd leaves them.
+    """
+    if g.device.type != "cpu":
+        raise TypeError(f"{name}: expected a tensor in CPU memory, found device {g.device}")
+    if g.dtype not in DTYPES:
+        raise TypeError(f"{name}: expected a dtype of floats, found {g.dtype}")
+    if g.shape != p.shape:
+        raise ValueError(
+            f"{name}: expected shape {tuple(p.shape)} as its parameter, found {tuple(g.shape)}"
+        )
+    if g.sparse_dim() != 1 or p.ndim < 2:
+        raise ValueError(
+            f"{name}: expected a sparse tensor of whole rows, with sparse_dim 1, of a parameter of "
+            f"two axes or more, found sparse_dim {g.sparse_dim()} and shape {tuple(p.shape)}{DENSE}"
+        )
+    if not p.is_contiguous():
+        raise ValueError(
+            f"{name}: expected a contiguous parameter, whose rows a sparse gradient has, found "
+            f"strides {tuple(p.stride())}{DENSE}"
+        )
+    indices, values = g._indices()[0].detach(), g._values().detach().contiguous()
+    return Rows(indices.numpy(), flat(values).reshape(tuple(values.shape)))
+
+
+def refuse_gradient(g: Any, p: Any, name: str) -> NoReturn:
     """Raise the error for a gradient, or the shard of one, that isn't like its parameter."""
     hint = ""
     if g.layout is not torch.strided:
-        hint = "; p.grad.to_dense() makes one, as does sparse=False in the layer"
+        hint = DENSE
     if (error := fault(g)) is not None and not isinstance(error, ValueError):
         raise TypeError(f"{name}: {error}{hint}")
     if g.shape != p.shape:
