@@ -30,7 +30,7 @@ from fastgd.kernels.spec import codecs, coded_array
 from fastgd.kernels.spec.matrices import matrix_of
 from fastgd.kernels.spec.registry import DENOMINATOR
 
-cdef extern from "codecs.h" nogil:
+cdef extern from "fastgd_codecs.h" nogil:
     cnp.uint64_t fastgd_random_key(cnp.uint64_t, cnp.uint64_t, cnp.uint64_t)
 
 cdef extern from "Python.h":
