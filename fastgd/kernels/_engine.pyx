@@ -83,6 +83,7 @@ include "engine/step_record.pxi"
 include "engine/backend.pxi"
 include "engine/group_steps.pxi"
 include "engine/hyper_rows.pxi"
+include "engine/tuning.pxi"
 include "engine/sweep.pxi"
 include "engine/lines.pxi"
 include "engine/layout.pxi"
@@ -483,6 +484,9 @@ cdef class Plan:
         """The sweeps over all tensors, and what is worked out before each."""
         cdef Py_ssize_t k
         self.args.at_once = combine_sums is None
+        if self.layout.prefetch:
+            tune(self.layout, self.group_steps, &self.args,
+                 threads_for(self.elements, self.layout.n_chunks) > 1)
         for k in range(self.layout.n_batches):
             self.sweep_batch(&self.layout.batches[k], combine_sums)
 
