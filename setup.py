@@ -30,6 +30,8 @@ if os.environ.get("FASTGD_BACKENDS"):
 # The numeric contract: no contraction to FMA, no reassociation, but let square roots vectorise.
 # -ffast-math is not for us: linking with it flips the whole process to flush-to-zero.
 IEEE = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+# Else a header that was taken for another one builds, and fails at import.
+STRICT = ["-Werror=implicit-function-declaration"]
 
 # Ways to ask for OpenMP, the last that of Apple's clang.
 OPENMP = [["-fopenmp"], ["-Xpreprocessor", "-fopenmp", "-lomp"]]
@@ -111,7 +113,7 @@ def extension(module, sources, flags=()):
         include_dirs=["src_c", "fastgd/include", numpy.get_include()],
         depends=DEPENDS,
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
-        extra_compile_args=[*IEEE, *flags, *SANITIZE],
+        extra_compile_args=[*IEEE, *STRICT, *flags, *SANITIZE],
         extra_link_args=SANITIZE[:],
     )
 

@@ -16,12 +16,16 @@ from fastgd._version import __version__ as __version__
 from fastgd.core.optimizer import Optimizer
 from fastgd.core.options import Options
 from fastgd.kernels import (
+    Tuned,
     available_backends,
     get_backend,
     get_num_threads,
+    get_tuning,
     set_backend,
     set_num_threads,
+    set_tuning,
     show_config,
+    tuning_record,
 )
 from fastgd.kernels._engine import StepRecord
 from fastgd.kernels.memory.rows import Rows
@@ -36,6 +40,7 @@ __all__ = [
     "Options",
     "Rows",
     "StepRecord",
+    "Tuned",
     "available_backends",
     "averages",
     "checkpoint",
@@ -44,14 +49,17 @@ __all__ = [
     "get_backend",
     "get_include",
     "get_num_threads",
+    "get_tuning",
     "init",
     "load",
     "save",
     "schedules",
     "set_backend",
     "set_num_threads",
+    "set_tuning",
     "show_config",
     "surfaces",
+    "tuning_record",
 ]
 __all__ += optimizers.__all__
 

@@ -32,10 +32,11 @@ PEERS = ("optax is not installed", "prodigyopt is not installed")
 
 @pytest.fixture(autouse=True)
 def restored_backend_and_threads():
-    """Leave backend and thread count as they were."""
-    backend = fastgd.get_backend()
+    """Leave backend, tuning and thread count as they were."""
+    backend, tuning = fastgd.get_backend(), fastgd.get_tuning()
     yield
     fastgd.set_backend(backend)
+    fastgd.set_tuning(tuning)
     fastgd.set_num_threads(None)
 
 

@@ -17,16 +17,21 @@ from types import ModuleType
 import numpy as np
 
 from fastgd._version import __version__
-from fastgd.kernels import _engine, quota
+from fastgd.kernels import _engine, quota, tuning
 from fastgd.kernels.memory.checks import shown
+from fastgd.kernels.tuning import Tuned, get_tuning, set_tuning, tuning_record
 
 __all__ = [
+    "Tuned",
     "available_backends",
     "get_backend",
     "get_num_threads",
+    "get_tuning",
     "set_backend",
     "set_num_threads",
+    "set_tuning",
     "show_config",
+    "tuning_record",
 ]
 
 # The x86-64 level that each backend needs, best first; 0 is any processor.
@@ -171,7 +176,12 @@ def _origin_of_threads() -> str:
 
 
 def show_config() -> None:
-    """Print version, backend, threads, and which backends can run here, or why not."""
+    """Print version, threads, which backends can run here, or why not, and what was tuned, and why.
+
+    See Also
+    --------
+    set_tuning, tuning_record
+    """
     level = _engine.x86_64_level()
     print(f"fastgd {__version__}, NumPy {np.__version__}")
     print(f"processor  {f'x86-64 level {level}' if level else 'not x86-64'}")
@@ -180,15 +190,20 @@ def show_config() -> None:
         problem = _why_not(name)
         mark = "available" if problem is None else f"no: {problem}"
         print(f"backend    {name:<10} {'in use' if name == _backend else mark}")
+    tuning.show()
 
 
 def _choose() -> None:
-    """Take the backend that the environment names, or the best one."""
+    """Take what the environment names: the backend, or else the best one, and how to tune."""
     name = os.environ.get("FASTGD_BACKEND")
     try:
         set_backend(name or available_backends()[0])
     except ValueError as error:
         raise ValueError(f"environment variable FASTGD_BACKEND: {error}") from None
+    try:
+        set_tuning(os.environ.get("FASTGD_TUNE") or "on")
+    except ValueError as error:
+        raise ValueError(f"environment variable FASTGD_TUNE: {error}") from None
 
 
 _choose()

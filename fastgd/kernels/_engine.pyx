@@ -31,7 +31,7 @@ from fastgd.kernels.spec import rows as rows_spec
 from fastgd.kernels.spec.matrices import matrix_of
 from fastgd.kernels.spec.registry import DENOMINATOR
 
-cdef extern from "codecs.h" nogil:
+cdef extern from "fastgd_codecs.h" nogil:
     cnp.uint64_t fastgd_random_key(cnp.uint64_t, cnp.uint64_t, cnp.uint64_t)
 
 cdef extern from "Python.h":
@@ -84,6 +84,7 @@ include "engine/step_record.pxi"
 include "engine/backend.pxi"
 include "engine/group_steps.pxi"
 include "engine/hyper_rows.pxi"
+include "engine/tuning.pxi"
 include "engine/sweep.pxi"
 include "engine/rows.pxi"
 include "engine/row_sweep.pxi"
@@ -499,6 +500,9 @@ cdef class Plan:
         """The sweeps over all tensors, and what is worked out before each."""
         cdef Py_ssize_t k
         self.args.at_once = combine_sums is None
+        if self.layout.prefetch:
+            tune(self.layout, self.group_steps, &self.args,
+                 threads_for(self.elements, self.layout.n_chunks) > 1)
         for k in range(self.layout.n_batches):
             self.sweep_batch(&self.layout.batches[k], combine_sums)
         if self.gradients.has_rows:

@@ -1,4 +1,4 @@
-"""What is done otherwise from some megabytes on, when memory is asked for ahead, has the same bits."""
+"""What may be done otherwise from some megabytes on, to ask for memory ahead, has the same bits."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ CASES = {
     "before a line": ("AdamW", {"state_dtype": "bfloat16", "copies": 2, "start": 15}),
     "8 bits": ("AdamW", {"state_dtype": "8bit", "min_8bit_size": 1, "copies": 2}),
     "split": ("Adam", {"dtype": np.uint16, "master": "split"}),
+    "two sweeps": ("LAMB", {}),
 }
 
 
@@ -60,6 +61,7 @@ def train(backend, threads, name, dtype=np.float32, copies=1, start=None, **opti
 def test_same_bits_out_of_cache(backend, case):
     name, options = CASES[case]
     expected = train("numpy", 1, name, **options)
-    for threads in (1, 2):
+    for threads, mode in ((1, "on"), (2, "prefetch"), (2, "no-prefetch")):
+        fastgd.set_tuning(mode)
         found = train(backend, threads, name, **options)
         assert all(map(same_bits, found, expected))

@@ -29,18 +29,18 @@ KERNELS = "fastgd/kernels"
 PLACES = {
     file.relative_to(ROOT).as_posix(): " ".join(LEFT_ALONE)
     for pattern in ("fastgd/optimizers/*.pxi", f"{KERNELS}/loops/[!_]*.pxi",
-                    f"{KERNELS}/engine/**/*.pxi", f"{KERNELS}/_engine.pyx", "src_c/codecs.h")
+                    f"{KERNELS}/engine/**/*.pxi", f"{KERNELS}/_engine.pyx", "src_c/fastgd_codecs.h")
     for file in sorted(ROOT.glob(pattern))
 }  # fmt: skip
 # Where the switch stands, included by all that is compiled.
-HEADER = "src_c/codecs.h"
+HEADER = "src_c/fastgd_codecs.h"
 SWITCH = """
 static int fastgd_mutant;              /* the one that counts */
 static unsigned char fastgd_ran[%d];   /* whether each function ran */
 """
 CYTHON_SWITCH = """
 import os as _os
-cdef extern from "codecs.h" nogil:
+cdef extern from "fastgd_codecs.h" nogil:
     int MUTANT "fastgd_mutant"
     unsigned char RAN "fastgd_ran"[%d]
     int fastgd_min(int, int)   # what fastgd_max may become

@@ -113,6 +113,7 @@ cdef bint _forked = False      # OpenMP's threads don't survive a fork, and waki
 def _after_fork_in_child():
     global _forked
     _forked = True
+    recover_tuning()
 
 
 if hasattr(os, "register_at_fork"):

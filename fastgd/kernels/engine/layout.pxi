@@ -36,7 +36,8 @@ cdef class Layout:
     cdef double* line_room      # and room for the sums of their lines
     cdef LinePiece* pieces
     cdef list axes
-    cdef bint prefetch          # whether the arrays are too large to stay in cache
+    cdef bint prefetch          # whether the arrays are too large to stay in cache,
+    cdef int magnitude          # and their bytes, as a power of four
 
     def __cinit__(self, params, labels, list groups, states, list rules, list averages,
                   copies, list unit_lengths, list numbers, list sizes, list matrices, list axes,
@@ -372,6 +373,9 @@ cdef class Layout:
                 size = (n - head + chunks - 1) // chunks
                 self.add_chunks(i, head, n, (size + TILE - 1) // TILE * TILE)
         self.prefetch = bytes_in_all > CACHED
+        while bytes_in_all > 3:
+            bytes_in_all //= 4
+            self.magnitude += 1
 
     cdef void add_chunks(self, Py_ssize_t tensor, Py_ssize_t offset, Py_ssize_t end,
                          Py_ssize_t size) noexcept:

@@ -53,6 +53,23 @@ cdef struct RowList:
     double* norms              # its norm,
     double* factors            # and what its gradient is multiplied by
 
+# What is known of loops of one kind: which policy they take, and the evidence for it.
+cdef struct Kind:
+    const void* rule           # the rule's loop, which stands for backend and compute type, too
+    const RuleInfo* info
+    cnp.uint64_t ways          # storage, stages, size and threads: see `ways_of`
+    bint prefetch              # the choice
+    bint trying                # whether evidence is being gathered
+    Py_ssize_t pairs           # of runs by both policies, one after the other,
+    double total               # and the sum of their differences,
+    double squares             # and of the squares of these
+    double waiting[2]          # the rate of a run without a partner, by policy, or 0
+    double tried               # elements since evidence is being gathered,
+    double left                # and those left until it is gathered again
+    int looks                  # how often there was a verdict
+    Py_ssize_t last_pairs      # and what the last one was based on
+    double last_mean
+
 # A tensor of the layout, and what this step does with it.
 cdef struct Tensor:
     char* p
@@ -89,6 +106,8 @@ cdef struct Tensor:
     unsigned char s_codec[MAX_STATES]
     unsigned char coded        # whether parameter or states are not what is computed with
     unsigned char n_words      # random words for each element
+    Kind* kind                 # the kind of its loops, as tuning has it, or NULL
+    unsigned char policy       # and what this step does of what may be tuned
     unsigned char fusable      # by a row of FUSED, counted from 1; 0: stage by stage; and the
     unsigned char fusable_in_tile   # same for a parameter loaded to float32
 
@@ -164,6 +183,8 @@ cdef struct GroupStep:
 # What all tensors share in a step.
 cdef struct StepArgs:
     bint prefetch              # whether to prefetch: the arrays don't all stay in cache
+    bint each                  # or whether each tensor has a policy of its own; and which one
+    bint turn                  # comes first where both are tried, turn by turn
     bint at_once               # whether tensors that allow it are done at once
     double beta                # of the weights' average
     double gamma

@@ -152,15 +152,24 @@ cdef void run_staged(Tensor* t, Chunk* chunk, const GroupStep* group_step, const
 cdef void run(Tensor* tensors, const GroupStep* group_steps, const StepArgs* step, Chunk* chunk,
               Chunk* end, bint first) noexcept nogil:
     """The last sweep over some chunks, mostly the only one; or the first of two."""
+    if step.each:
+        run_by_policies(tensors, group_steps, step, chunk, end, first)
+        return
     while chunk < end:
-        if not first and is_at_once(&tensors[chunk.tensor], step):
-            run_at_once(&tensors[chunk.tensor], group_steps, step, chunk)
-        elif first:
-            if is_apart(&tensors[chunk.tensor], step):
-                run_first(&tensors[chunk.tensor], group_steps, step, chunk)
-        else:
-            run_last(&tensors[chunk.tensor], group_steps, step, chunk)
+        run_chunk(tensors, group_steps, step, chunk, first)
         chunk += 1
+
+
+cdef inline void run_chunk(Tensor* tensors, const GroupStep* group_steps, const StepArgs* step,
+                           Chunk* chunk, bint first) noexcept nogil:
+    """The same of one chunk."""
+    if not first and is_at_once(&tensors[chunk.tensor], step):
+        run_at_once(&tensors[chunk.tensor], group_steps, step, chunk)
+    elif first:
+        if is_apart(&tensors[chunk.tensor], step):
+            run_first(&tensors[chunk.tensor], group_steps, step, chunk)
+    else:
+        run_last(&tensors[chunk.tensor], group_steps, step, chunk)
 
 
 cdef void run_at_once(Tensor* t, const GroupStep* group_steps, const StepArgs* step,

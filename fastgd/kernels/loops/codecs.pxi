@@ -2,15 +2,15 @@
 # Included by every backend.
 #
 # What a loop computes is specified by the function of the same name in spec/codecs.py, bit for bit;
-# what happens to one element stands in src_c/codecs.h.  All loads have one signature, and so have
-# all stores.  `code` is the stored array, `aux` its remainders (of the split form) or scales (one
-# for a tile of 8-bit codes).  Stochastic stores take some bits of each element's random word: with
-# `shift` 0 the lower ones, with 16 the upper ones.
+# what happens to one element stands in src_c/fastgd_codecs.h.  All loads have one signature, and so
+# have all stores.  `code` is the stored array, `aux` its remainders (of the split form) or scales
+# (one for a tile of 8-bit codes).  Stochastic stores take some bits of each element's random word:
+# with `shift` 0 the lower ones, with 16 the upper ones.
 
 from libc.stdint cimport int16_t, int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-cdef extern from "codecs.h" nogil:
+cdef extern from "fastgd_codecs.h" nogil:
     const int FASTGD_NAN_SCALE
     const int FASTGD_NEAREST, FASTGD_LOWER, FASTGD_UPPER
     const int FASTGD_E5M2_LEAST, FASTGD_E5M2_MOST, FASTGD_E5M2_BINADES

@@ -7,9 +7,9 @@
 # not 1.00, with bfloat16 states, and 0.53 in float32; out of cache a step took 0.79 of the time of
 # a float32 stream, not 0.96.
 #
-# The bits are those of the stages: the same functions of codecs.h and of the families' .pxi in the
-# same order; a scale or a decay of 1 changes nothing.  A loop is for one whole tile, and returns
-# whether it did it: states of NaN are left to the stages.
+# The bits are those of the stages: the same functions of fastgd_codecs.h and of the families' .pxi
+# in the same order; a scale or a decay of 1 changes nothing.  A loop is for one whole tile, and
+# returns whether it did it: states of NaN are left to the stages.
 
 # How a parameter, a gradient or a state may be stored: the types by which loops are told apart.
 cdef struct Bfloat16:

@@ -1,0 +1,177 @@
+"""Tuning by the running program: what steps have found to be faster here, and how to pin it.
+
+Where arrays don't stay in cache, memory can be prefetched by software.  On one processor that takes
+a fifth off a step, on another it adds as much, or more, and loops of one processor differ, too.  No
+result depends on it, to the bit.  So steps of more than 2 MiB of parameters and states try both, on
+alternate pieces of their own work, and keep the faster one: for each kind of loops (rule, storage,
+stages, backend), and for each size of what is stepped, in powers of four.  Some 10⁷ elements
+decide; a hundred times as many later they look again, as another program may use the memory now.
+All optimizers of a process share what is known; a forked child takes it along.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import NamedTuple
+
+from fastgd.kernels import _engine
+from fastgd.kernels.memory.checks import shown
+
+MODES = ("on", "off", "prefetch", "no-prefetch")
+
+# The stages as bits of `flags`, as `_types.pxd` has them; CODED is no stage.
+_STAGES = {
+    1: "scale",
+    256: "scale by rows",
+    2: "clip value",
+    4: "L2 decay",
+    8: "weight decay",
+    16: "average",
+    32: "copy",
+    64: "zero gradients",
+}
+
+_mode = "on"
+
+
+class Tuned(NamedTuple):
+    """What is known of one kind of loops.
+
+    Attributes
+    ----------
+    rule, backend : str
+        Whose loops they are.
+    params, grads : str
+        The formats that these are stored in.
+    states : tuple of str
+        The same of the states.
+    stages : tuple of str
+        What is done besides the rule.
+    bytes : tuple of int
+        From how many bytes on, and below how many, parameters and states of all tensors have.
+    threads : bool
+        Whether there are several threads.
+    prefetch : bool
+        The choice: whether to prefetch.
+    trying : bool
+        Whether both are being tried, for the first time or once again.
+    looks : int
+        How often there was a verdict.
+    pairs : int
+        How many pairs of runs the last verdict followed from.
+    gain : float
+        The time without prefetching over that with it: above 1 prefetching is faster.  1.0 without
+        a verdict.  Single pairs count as at most 1.67.
+    """
+
+    rule: str
+    backend: str
+    params: str
+    grads: str
+    states: tuple[str, ...]
+    stages: tuple[str, ...]
+    bytes: tuple[int, int]
+    threads: bool
+    prefetch: bool
+    trying: bool
+    looks: int
+    pairs: int
+    gain: float
+
+    def __str__(self) -> str:
+        """One line, as `show_config` prints it."""
+        stored = "/".join(dict.fromkeys([self.params, self.grads, *self.states]))
+        words = [self.rule, stored, *self.stages, _in_words(self.bytes)]
+        words += ["threads"] * self.threads
+        choice = "prefetch" if self.prefetch else "no prefetch"
+        if self.trying:
+            choice += ", trying both"
+        why = f"without it {self.gain:.2f} of the time, {self.pairs} pairs" if self.looks else ""
+        return f"{', '.join(words)}: {choice}" + f" ({why})" * bool(why)
+
+
+def get_tuning() -> str:
+    """How steps are tuned: what `set_tuning` or ``FASTGD_TUNE`` said, else ``"on"``."""
+    return _mode
+
+
+def set_tuning(mode: str) -> None:
+    """Say how steps are tuned from now on.
+
+    Results do not depend on it, to the bit.  The environment variable ``FASTGD_TUNE`` says the same
+    for all of a program.  What steps have found is kept for when they are tuned again.
+
+    Parameters
+    ----------
+    mode : {"on", "off", "prefetch", "no-prefetch"}
+        ``"on"``: steps try out what is faster here.  ``"off"``: they do what they do where nothing
+        is known, which is to prefetch where arrays don't stay in cache; so it is where there is no
+        clock, too.  ``"prefetch"`` and ``"no-prefetch"`` pin it to either there.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is none of these; nothing is changed then.
+
+    Examples
+    --------
+    >>> import fastgd
+    >>> fastgd.set_tuning("off")
+    >>> fastgd.get_tuning()
+    'off'
+    >>> fastgd.set_tuning("on")
+    """
+    global _mode
+    if not isinstance(mode, str):
+        raise TypeError(f"mode: expected a str, found {shown(mode)}")
+    if mode not in MODES:
+        raise ValueError(f"mode: expected one of {', '.join(MODES)}, found {shown(mode)}")
+    _engine.use_tuning(MODES.index(mode))
+    _mode = str(mode)
+
+
+def tuning_record() -> list[Tuned]:
+    """What steps of this process have found, a `Tuned` for each kind of loops.
+
+    Examples
+    --------
+    >>> import numpy as np, fastgd
+    >>> fastgd.set_tuning("on")
+    >>> p = np.zeros(1_000_000, np.float32)
+    >>> _ = fastgd.Adam(p).step(np.ones_like(p))
+    >>> [(kind.rule, kind.bytes) for kind in fastgd.tuning_record()]
+    [('adam', (4194304, 16777216))]
+    """
+    record = []
+    for rule, loop, p, g, states, flags, magnitude, *rest, mean in _engine.tuning_records():
+        stages = tuple(name for flag, name in _STAGES.items() if flags & flag)
+        size = (4**magnitude, 4 ** (magnitude + 1))
+        stored = (p, g, tuple(states))
+        gain = (1 - mean) / (1 + mean)
+        loops = (rule, _backend_of(rule, loop), *stored, stages, size)
+        record.append(Tuned._make((*loops, *rest, gain)))
+    return record
+
+
+def show() -> None:
+    """Print mode and record."""
+    clock = _engine.clock_name()
+    if not clock:
+        print("tuning     off: there is no clock")
+        return
+    print(f"tuning     {_mode}" + f", by the {clock}" * (_mode == "on"))
+    for kind in tuning_record():
+        print(f"           {kind}")
+
+
+def _backend_of(rule: str, loop: int) -> str:
+    """The backend that has a rule's loop."""
+    prefix = "fastgd.kernels._"
+    for name, module in list(sys.modules.items()):
+        if name.startswith(prefix) and loop in getattr(module, "RULES", {}).get(rule, ()):
+            return name.removeprefix(prefix)
+    return "?"
+
+
+def _in_words(size: tuple[int, int]) -> str:
+    return f"{size[0] // 2**20} to {size[1] // 2**20} MiB"

@@ -1,0 +1,255 @@
+"""Tuning by the running program: what evidence leads to, and that no result depends on it."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import numpy as np
+import pytest
+from support.helpers import run_python, same_bits
+
+import fastgd
+from fastgd.kernels import _engine
+from fastgd.kernels.tuning import MODES
+
+N = 200_000  # of float32, with two states: above 2 MiB, and seven chunks
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this CPU's system has no fork")
+needs_clock = pytest.mark.skipif(not _engine.clock_name(), reason="this CPU has no clock here")
+
+
+@pytest.fixture(autouse=True)
+def nothing_known():
+    """Begin with nothing known; leave the clock real."""
+    _engine.forget_tuning()
+    fastgd.set_tuning("on")
+    yield
+    _engine.pretend(0, 0)
+    _engine.forget_tuning()
+
+
+# ------------------------------------------------------------------------------------ the chooser
+
+
+def decide(chooser, rng, off, on, noise, drift=0.0):
+    """Runs by both policies until there is a verdict; returns how many pairs it took."""
+    for k in range(2 * 300):
+        if not chooser.trying:
+            break
+        prefetch = (k + 1) // 2 % 2 == 0
+        rate = (on if prefetch else off) * (1 + drift * k) * np.exp(noise * rng.standard_normal())
+        if rng.random() < 0.02:  # an interrupt, or another process, in the middle of it
+            rate *= rng.uniform(2, 200)
+        chooser.run(prefetch, rate)
+    assert not chooser.trying
+    return chooser.pairs
+
+
+@pytest.mark.parametrize("present", [False, True])
+@pytest.mark.parametrize("better", [False, True])
+@pytest.mark.parametrize(("gain", "noise", "drift"), [(1.5, 0.3, 0), (1.1, 0.05, 0), (1.1, 0, 0.1)])
+def test_the_faster_one_is_chosen(present, better, gain, noise, drift):
+    off, on = (gain, 1.0) if better else (1.0, gain)
+    pairs = []
+    for seed in range(20):
+        chooser = _engine.Chooser(present)
+        pairs.append(decide(chooser, np.random.default_rng(seed), off, on, noise, drift))
+        assert chooser.prefetch == better
+    assert 64 <= min(pairs) < 100, "what is clear doesn't take long"
+
+
+@pytest.mark.parametrize("present", [False, True])
+@pytest.mark.parametrize("off", [0.995, 1.0, 1.005])
+def test_ties_keep_what_there_was(present, off):
+    for seed in range(20):
+        chooser = _engine.Chooser(present)
+        assert decide(chooser, np.random.default_rng(seed), off, 1.0, 0.1) <= 257
+        assert chooser.prefetch == present
+
+
+def test_it_looks_again_and_finds_that_things_have_changed():
+    rng, chooser = np.random.default_rng(0), _engine.Chooser(True)
+    chooser.count(10_000_000)
+    decide(chooser, rng, 1.0, 1.3, 0.1)
+    assert not chooser.prefetch
+    for _ in range(127):
+        chooser.count(10_000_000)
+        assert not chooser.trying
+    chooser.count(10_000_000)
+    assert chooser.trying
+    assert chooser.pairs == 0
+    decide(chooser, rng, 1.3, 1.0, 0.1)
+    assert chooser.prefetch
+
+
+def test_one_run_is_no_verdict_and_trying_ends_without_pairs():
+    chooser = _engine.Chooser(True)
+    for _ in range(300):
+        assert not chooser.run(False, 1.0)
+    assert chooser.trying
+    for _ in range(3):
+        chooser.count(100_000_000)
+    assert not chooser.trying
+    assert chooser.prefetch
+
+
+# ---------------------------------------------------------------------------------------- in steps
+
+
+def make(n=N, **options):
+    rng = np.random.default_rng(0)
+    p = [rng.standard_normal(n).astype(np.float32)]
+    return fastgd.Adam(p, lr=0.01, **options), [rng.standard_normal(n).astype(np.float32)]
+
+
+def decided(opt, grads, off, on):
+    """Steps that seem to take so long for an element, until nothing is being tried."""
+    _engine.pretend(off, on)
+    steps = 1
+    opt.step(grads)
+    while any(kind.trying for kind in fastgd.tuning_record()):
+        opt.step(grads)
+        steps += 1
+        assert steps < 200
+    return steps
+
+
+@needs_clock
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    "options", [{}, {"weight_decay": 0.1, "clip_norm": 1.0}, {"state_dtype": "bfloat16"}], ids=str
+)
+def test_steps_take_what_was_faster(options, threads):
+    fastgd.set_num_threads(threads)
+    for off, on in ((1.0, 1.2), (1.2, 1.0)):
+        _engine.forget_tuning()
+        opt, grads = make(2 * N, **options)
+        assert decided(opt, grads, off, on) < 40
+        (kind,) = fastgd.tuning_record()
+        assert kind.prefetch == (on < off)
+        assert kind.gain == pytest.approx(off / on)
+        assert (kind.rule, kind.backend, kind.looks) == ("adam", fastgd.get_backend(), 1)
+        assert kind.threads == (threads > 1)
+        assert ("L2 decay" in kind.stages) == ("weight_decay" in options)
+        assert set(kind.states) == {options.get("state_dtype", "float32")}
+        assert kind.bytes[0] <= sum(a.nbytes for a in opt.state[0].values()) + 8 * N
+
+
+@needs_clock
+def test_kinds_of_one_step_have_policies_of_their_own():
+    rng = np.random.default_rng(0)
+
+    def draw():
+        return [rng.standard_normal(N).astype(np.float32) for _ in range(2)]
+
+    params, grads = draw(), draw()
+    groups = [{"params": params[0]}, {"params": params[1], "weight_decay": 0.1}]
+    opt = fastgd.AdamW(groups, weight_decay=0.0, lr=0.01)
+    decided(opt, [grads[0], None], 1.0, 1.2)
+    decided(opt, [None, grads[1]], 1.2, 1.0)
+    first, second = fastgd.tuning_record()
+    assert not first.prefetch
+    assert second.prefetch
+    before = [p.copy() for p in params]
+    states = [{k: a.copy() for k, a in opt.state[i].items()} for i in range(2)]
+    opt.step(grads)
+    after = [p.copy() for p in params]
+    for i in range(2):
+        params[i][...] = before[i]
+        for key, a in states[i].items():
+            opt.state[i][key][...] = a
+    fastgd.set_tuning("prefetch")
+    opt.step(grads)
+    assert all(map(same_bits, params, after))
+
+
+def test_small_steps_pay_nothing():
+    rng = np.random.default_rng(0)
+    params = [rng.standard_normal(64).astype(np.float32) for _ in range(300)]
+    opt = fastgd.Adam(params)
+    opt.step([p.copy() for p in params])
+    assert fastgd.tuning_record() == []
+
+
+@pytest.mark.parametrize("mode", [m for m in MODES if m != "on"])
+def test_nothing_is_tried_when_it_is_pinned(mode):
+    fastgd.set_tuning(mode)
+    opt, grads = make()
+    opt.step(grads)
+    assert fastgd.get_tuning() == mode
+    assert fastgd.tuning_record() == []
+
+
+@needs_clock
+def test_threads_share_what_is_known():
+    fastgd.set_num_threads(1)
+    optimizers = [make() for _ in range(3)]
+
+    def train(opt, grads):
+        for _ in range(30):
+            opt.step(grads)
+
+    threads = [threading.Thread(target=train, args=pair) for pair in optimizers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (kind,) = fastgd.tuning_record()
+    assert kind.pairs or kind.trying
+    a, b, c = (opt.param_groups[0]["params"][0] for opt, _ in optimizers)
+    assert same_bits(a, b)
+    assert same_bits(a, c)
+
+
+@needs_clock
+@needs_fork
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_forked_child_knows_what_was_found():
+    fastgd.set_num_threads(1)
+    opt, grads = make()
+    decided(opt, grads, 1.0, 1.2)
+    child = os.fork()
+    if child == 0:
+        opt.step(grads)
+        os._exit(fastgd.tuning_record()[0].prefetch)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+# ----------------------------------------------------------------------------------- what is shown
+
+
+@needs_clock
+def test_it_says_what_was_chosen_and_why(capsys):
+    fastgd.set_num_threads(1)
+    fastgd.show_config()
+    assert (
+        capsys.readouterr().out.splitlines()[-1] == f"tuning     on, by the {_engine.clock_name()}"
+    )
+    opt, grads = make()
+    opt.step(grads)
+    fastgd.show_config()
+    line = capsys.readouterr().out.splitlines()[-1].strip()
+    assert line == "adam, float32, 1 to 4 MiB: prefetch, trying both"
+    _engine.forget_tuning()
+    decided(opt, grads, 1.0, 1.25)
+    fastgd.show_config()
+    line = capsys.readouterr().out.splitlines()[-1].strip()
+    assert line == "adam, float32, 1 to 4 MiB: no prefetch (without it 0.80 of the time, 66 pairs)"
+    fastgd.set_tuning("off")
+    fastgd.show_config()
+    assert "\ntuning     off\n" in capsys.readouterr().out
+
+
+def test_unknown_modes_are_refused():
+    with pytest.raises(ValueError, match="mode: expected one of on, off, prefetch, no-prefetch"):
+        fastgd.set_tuning("sometimes")
+    with pytest.raises(TypeError, match="mode: expected a str, found 1"):
+        fastgd.set_tuning(1)
+    assert fastgd.get_tuning() == "on"
+
+
+def test_the_environment_names_the_mode():
+    done = run_python("import fastgd; print(fastgd.get_tuning())", FASTGD_TUNE="no-prefetch")
+    assert done.stdout == "no-prefetch\n"
+    done = run_python("import fastgd", FASTGD_TUNE="faster")
+    assert "environment variable FASTGD_TUNE: mode: expected one of on, off" in done.stderr
