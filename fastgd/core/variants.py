@@ -61,7 +61,7 @@ def _picked(cls: type[Contract], changes: dict[str, Any]) -> dict[tuple[int, ...
 
 
 def is_general(cls: type[Contract]) -> bool:
-    """Whether a class has rules of its own for all shapes, and not for matrices alone.
+    """Whether a class has rules of its own for all shapes, and not for matrices or tables alone.
 
     Examples
     --------
@@ -69,6 +69,8 @@ def is_general(cls: type[Contract]) -> bool:
     >>> is_general(fastgd.Adafactor), is_general(fastgd.Muon)
     (True, False)
     """
+    if cls.sparse:
+        return False
     h = {key: declared.default for key, declared in cls.hypers.items()} | dict.fromkeys(HYPER)
     try:
         return not any(RULES[cls.rule(h, shape)].matrix for shape in ((), *SHAPES))

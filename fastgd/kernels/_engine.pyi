@@ -7,6 +7,7 @@ from typing import Any, Final, TypeGuard, final
 from numpy import dtype, float64, int64
 from numpy.typing import NDArray
 
+from fastgd.kernels.memory.rows import Rows
 from fastgd.kernels.spec.coded_array import CodedArray
 from fastgd.kernels.spec.lines import Axes
 from fastgd.kernels.spec.matrices import Matrix
@@ -66,6 +67,10 @@ class StepRecord:
     clip_factor: float | None
 
 @final
+def summed_rows(
+    rows: Rows, n: int, is_double: bool, name: str
+) -> tuple[NDArray[int64], NDArray[Any]]: ...
+
 class Plan:
     steps: NDArray[int64]
     seed: int

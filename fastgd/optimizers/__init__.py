@@ -15,8 +15,8 @@ Attributes
 OPTIMIZERS : mapping of type
     The classes by name, in the order of their papers' years.
 GENERAL : mapping of type
-    Those of them that have rules of their own for parameters of any shape, and not for matrices
-    alone.
+    Those of them that have rules of their own for parameters of any shape, and not for matrices or
+    tables alone.
 """
 
 from __future__ import annotations

@@ -54,6 +54,7 @@ class RowWiseAdagrad(Optimizer):
     """
 
     year = 2019
+    sparse = True
     lr = hyper(nonnegative, 1e-2)
     lr_decay = hyper(nonnegative, 0.0)
     weight_decay = hyper(nonnegative, 0.0)

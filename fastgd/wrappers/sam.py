@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastgd.core import domains
+from fastgd.core.accumulated import Split
 from fastgd.core.interrupts import to_the_end
 from fastgd.core.optimizer import Optimizer
 from fastgd.core.stepper import Stepper
@@ -185,9 +186,15 @@ def perturbation(stepper: Stepper, grads: object, rho: float, adaptive: bool) ->
         parameters, before it changes anything.
     """
     params, copies = list(stepper.params().values()), stepper.copies
+    split = Split(stepper.structure, grads)
+    for i in split.rows:
+        raise ValueError(
+            f"grads{stepper.labels()[i]}: expected an array, as SAM perturbs and restores whole "
+            "parameters, found Rows"
+        )
     with np.errstate(all="ignore"):
         along, norm = (
-            _by_weights(stepper, params, grads) if adaptive else (grads, global_norm(grads))
+            _by_weights(stepper, params, split) if adaptive else (grads, global_norm(grads))
         )
     finite, nonfinite = math.isfinite(norm), stepper.options["nonfinite"]
     if not finite and nonfinite == "raise":
@@ -202,13 +209,13 @@ def perturbation(stepper: Stepper, grads: object, rho: float, adaptive: bool) ->
         if finite or nonfinite == "propagate":
             zero = stepper.options["zero_grads"]
             if zero and adaptive:  # what `along` is made of
-                stepper.nothing_accumulated().add(grads, 1.0, zero=True)
+                stepper.nothing_accumulated().add(split, 1.0, zero=True)
             plan.step(along, configure, 1.0, zero=zero)
 
     return perturb
 
 
-def _by_weights(stepper: Stepper, params: list[Array], grads: object) -> tuple[object, float]:
+def _by_weights(stepper: Stepper, params: list[Array], grads: Split) -> tuple[object, float]:
     """W²g, what to perturb along with `adaptive`, and the norm of Wg."""
     # A copy of the gradients, in the order of the parameters.
     sums = stepper.nothing_accumulated()

@@ -15,8 +15,9 @@ from support.optimizer_cases import CASES, OPTIONS, leaves, made
 from support.sampling import sampled
 
 import fastgd
+from fastgd.core.variants import rules_of
 from fastgd.kernels.reference import RULES
-from fastgd.optimizers import OPTIMIZERS
+from fastgd.optimizers import GENERAL, OPTIMIZERS
 
 
 @sampled({"name, options": CASES, "backend": COMPILED})
@@ -38,8 +39,9 @@ def test_the_options_reach_every_rule():
         for options in sets:
             opt = OPTIMIZERS[name]([np.zeros(1), np.zeros((2, 3))], **options)
             reached |= set(opt.stepper.rules)
-    of_matrices, of_none = {"muon"}, {"ema", "weighted_sum"}
-    assert reached == set(RULES) - of_matrices - of_none
+    special = [OPTIMIZERS[name] for name in OPTIMIZERS.keys() - GENERAL.keys()]
+    others = {rule for cls in special for rule in rules_of(cls)} | {"ema", "weighted_sum"}
+    assert reached == set(RULES) - (others - reached)  # the last two are no optimizer's
 
 
 # ------------------------------------------------------------------- the formulas of the papers
