@@ -7,7 +7,7 @@ or whose library isn't installed, is left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from importlib.util import find_spec
 from itertools import cycle
 from typing import NamedTuple
@@ -21,7 +21,11 @@ LR = 1e-3
 
 
 class Case(NamedTuple):
-    """An optimizer with options, what its step moves, and its names elsewhere."""
+    """An optimizer with options, what its step moves, and its names elsewhere.
+
+    Where optax has the rule with another convention, `other` says which: its time is compared, its
+    result is not.
+    """
 
     optimizer: str
     options: dict
@@ -29,11 +33,13 @@ class Case(NamedTuple):
     torch: str | None = None
     torch_options: dict | None = None
     optax: Callable | None = None
+    other: str | None = None
 
 
-def _optax(name, **options):
+def _optax(name, *, lr=LR, **options):
     def make(optax):
-        return getattr(optax, name)(LR, **options)
+        where = optax if hasattr(optax, name) else optax.contrib
+        return getattr(where, name)(lr, **options)
 
     return make
 
@@ -65,22 +71,48 @@ CASES = {
         "RMSprop", {"centered": True, "momentum": 0.9},
     ),
     "Adam": Case("Adam", {}, 2, "Adam", {}, _optax("adam")),
-    "Adam amsgrad": Case("Adam", {"amsgrad": True}, 3, "Adam", {"amsgrad": True}),
+    "Adam amsgrad": Case(
+        "Adam", {"amsgrad": True}, 3, "Adam", {"amsgrad": True}, _optax("amsgrad")
+    ),
+    "Adam nesterov": Case(
+        "Adam", {"nesterov": True}, 2, optax=_optax("nadam"), other="the next step's correction"
+    ),
     "AdamW": Case(
         "AdamW", {}, 2, "AdamW", {}, _optax("adamw", weight_decay=1e-2)
     ),
     "NAdam": Case("NAdam", {}, 2, "NAdam", {}),
-    "RAdam": Case("RAdam", {}, 2, "RAdam", {}),
+    "RAdam": Case("RAdam", {}, 2, "RAdam", {}, _optax("radam")),
     "Adamax": Case("Adamax", {}, 2, "Adamax", {}, _optax("adamax")),
     "Adadelta": Case(
         "Adadelta", {}, 2, "Adadelta", {}, _optax("adadelta", rho=0.9, eps=1e-6)
     ),
-    "Rprop": Case("Rprop", {}, 2, "Rprop", {}),
+    "Rprop": Case(
+        "Rprop", {}, 2, "Rprop", {}, _optax("rprop"), "the step of the gradient before",
+    ),
     "ASGD": Case("ASGD", {}, 1, "ASGD", {}),
     "Yogi": Case("Yogi", {}, 2, optax=_optax("yogi")),
     "LAMB": Case("LAMB", {}, 2, optax=_optax("lamb", weight_decay=1e-2)),
     "LARS momentum": Case(
         "LARS", {"momentum": 0.9}, 1, optax=_optax("lars", momentum=0.9)
+    ),
+    "Lion": Case("Lion", {}, 1, optax=_optax("lion", weight_decay=0.0)),
+    "SignSGD": Case("SignSGD", {}, 0, optax=_optax("sign_sgd")),
+    "AdaBelief": Case("AdaBelief", {"rectify": False}, 2, optax=_optax("adabelief")),
+    "Adan": Case("Adan", {}, 4, optax=_optax("adan")),  # gradients that change tell them apart
+    "AdEMAMix": Case("AdEMAMix", {}, 3, optax=_optax("ademamix", alpha=2.0)),
+    "ADOPT": Case("ADOPT", {}, 2, optax=_optax("adopt")),
+    "MADGRAD": Case("MADGRAD", {}, 3, optax=_optax("madgrad")),
+    "NovoGrad": Case(
+        "NovoGrad", {}, 1, optax=_optax("novograd", b1=0.95, b2=0.98, eps=1e-8)
+    ),
+    "Adafactor": Case(
+        "Adafactor", {}, 1, "Adafactor", {}, _optax("adafactor")
+    ),
+    "Prodigy": Case("Prodigy", {}, 4, optax=_optax("prodigy")),
+    "DAdaptAdam": Case("DAdaptAdam", {}, 3, optax=_optax("dadapt_adamw")),
+    "SGDScheduleFree": Case("SGDScheduleFree", {}, 1, optax=_optax("schedule_free_sgd")),
+    "AdamWScheduleFree": Case(
+        "AdamWScheduleFree", {}, 2, optax=_optax("schedule_free_adamw")
     ),
 }  # fmt: skip
 
@@ -93,8 +125,17 @@ for _name in fastgd.optimizers.GENERAL:
 FUSED = {"SGD", "Adagrad", "Adam", "AdamW"}  # what torch fuses on the CPU
 
 
-def contestants(case: Case, threads: int) -> dict[str, Callable]:
-    """All contestants that can run a case, fastgd first."""
+def contestants(case: Case, threads: int, only: Container[str] = ()) -> dict[str, Callable]:
+    """All contestants that can run a case, or of them those of some names; fastgd first."""
+    everybody = _everybody(case, threads)
+    return {
+        name: enter
+        for name, enter in everybody.items()
+        if not only or name == "fastgd" or name in only
+    }
+
+
+def _everybody(case: Case, threads: int) -> dict[str, Callable]:
     everybody = {
         "fastgd": lambda p, g: fastgd_step(case, p, g),
         "fastgd fresh": lambda p, g: fastgd_fresh(case, p, g),
@@ -203,7 +244,8 @@ def optax_step(case, params, grads):
 
     transformation = case.optax(optax)
     held = {"p": [jax.numpy.array(p) for p in params]}
-    held["s"] = transformation.init(held["p"])
+    # States that start as the parameters would be the very same buffers, which can't be donated.
+    held["s"] = jax.tree.map(jax.numpy.copy, transformation.init(held["p"]))
     gradients = [jax.numpy.array(g) for g in grads]
 
     @jax.jit
