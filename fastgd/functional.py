@@ -37,6 +37,7 @@ from fastgd.core.options import HYPER
 from fastgd.kernels._engine import Plan
 from fastgd.kernels._engine import global_norm as _global_norm
 from fastgd.kernels.memory import checks
+from fastgd.kernels.memory.rows import Rows
 from fastgd.kernels.memory.checks import shown
 from fastgd.kernels.spec.lines import axes_of, line_shape
 from fastgd.kernels.spec.registry import RULES
@@ -131,11 +132,21 @@ def _function(name: str, cls: type[Optimizer]) -> Update:
         numbers = tuple(checks.as_array(a, key) for key, a in given_numbers)
         for key, a in zip(rule.numbers, numbers, strict=True):
             checks.check_number(a, key)
-        checks.as_gradient(g, p, "g")
+        if not isinstance(g, Rows):
+            checks.as_gradient(g, p, "g")
         settings = cls.settings(rule.name, h, t, 1.0)
         steps, axes = np.zeros(1, np.int64), axes_of(p.shape, p.strides, p.itemsize)
         plan = Plan(
-            None, [p], [""], [0], [views], [rule.name], steps, numbers=[numbers], axes=[axes]
+            None,
+            [p],
+            [""],
+            [0],
+            [views],
+            [rule.name],
+            steps,
+            numbers=[numbers],
+            axes=[axes],
+            sparse=cls.sparse,
         )
         plan.step(g, lambda *_: settings, 1.0)
 
@@ -149,7 +160,7 @@ def _function(name: str, cls: type[Optimizer]) -> Update:
     ----------
     p : array of float32 or float64, any shape
         The parameter, updated in place.
-    g : array like `p`
+    g : array like `p`, or fastgd.Rows
         Its gradient, only read.
     *states : arrays like `p`
         The states of the rule that the hyper-parameters and the shape pick, updated in place;

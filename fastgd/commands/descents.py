@@ -86,7 +86,7 @@ def family(make: Maker) -> str:
     if opt.average is not None:
         return "averaged iterates"
     if rule.line_states:
-        return "rows and columns"
+        return "each row's gradients" if rule.columns is None else "rows and columns"
     if rule.sums:
         return "norms of tensors"
     return "each weight's gradients" if adaptive(make) else "the rate given"

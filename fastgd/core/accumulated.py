@@ -2,28 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import count
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastgd.core.trees import Structure, unflatten
-from fastgd.kernels._engine import Plan
+from fastgd.kernels._engine import Plan, summed_rows
 from fastgd.kernels.memory.alloc import aligned_zeros
+from fastgd.kernels.memory.rows import Rows, check_rows
 from fastgd.kernels.reference import Stages
 from fastgd.kernels.spec.coded_array import computed
 
 Array = NDArray[Any]
 
 
+class Split:
+    """A tree of gradients in two: what comes as arrays, and what comes by rows.
+
+    Attributes
+    ----------
+    rest : object
+        The tree with None in the place of `Rows`.
+    rows : dict of Rows
+        These by the number of their parameter.
+    arrays : set of int
+        The numbers of those that have a gradient which is an array.
+    """
+
+    def __init__(self, structure: Structure, grads: object) -> None:
+        self.rows: dict[int, Rows] = {}
+        self.arrays: set[int] = set()
+        self.rest = self._walk(structure, grads, count())
+
+    def _walk(self, structure: Structure, grads: Any, numbers: Iterator[int]) -> object:
+        if structure is None:
+            i = next(numbers)
+            if isinstance(grads, Rows):
+                self.rows[i] = grads
+                return None
+            if grads is not None:
+                self.arrays.add(i)
+            return grads
+        # What is nested differently stays as it is, to be refused.
+        if isinstance(structure, dict):
+            if not isinstance(grads, Mapping) or grads.keys() != structure.keys():
+                return grads
+            return {key: self._walk(own, grads[key], numbers) for key, own in structure.items()}
+        if not isinstance(grads, (list, tuple)) or len(grads) != len(structure):
+            return grads
+        pairs = zip(structure, grads, strict=True)
+        return [self._walk(own, g, numbers) for own, g in pairs]
+
+
 class Accumulated:
     """Weighted sums of the gradients of several micro-batches.
+
+    Parameters
+    ----------
+    structure, params, labels
+        The optimizer's parameters.
+    shapes : sequence of tuple
+        Those of the parameters that arrays stand for.
+    tables : collection of int
+        The parameters whose gradients come by rows: no sums of their size are made.
 
     Attributes
     ----------
     sums : list of ndarray of float32 or float64
         The sum of each parameter's gradients times their weights, in its compute dtype.
+    rows : list of list of Rows
+        Of each parameter, the gradients by rows times their weights; each row once in each.
     counts : ndarray of int64, shape (parameters,)
         The number of gradients that each parameter got.
     weight : ndarray of float64, shape (1,)
@@ -31,9 +82,21 @@ class Accumulated:
     """
 
     def __init__(
-        self, structure: Structure, params: Sequence[Array], labels: Sequence[str]
+        self,
+        structure: Structure,
+        params: Sequence[Array],
+        labels: Sequence[str],
+        shapes: Sequence[tuple[int, ...]],
+        tables: Collection[int] = (),
     ) -> None:
-        self.sums = [aligned_zeros(p, computed(p.dtype)) for p in params]
+        self.tables = frozenset(tables)
+        self.sums = [
+            aligned_zeros(p[:0] if i in self.tables else p, computed(p.dtype))
+            for i, p in enumerate(params)
+        ]
+        self.rows: list[list[Rows]] = [[] for _ in params]
+        self._shapes = shapes
+        self._in_order = [p.flags.c_contiguous for p in params]
         self.counts = np.zeros(len(params), np.int64)
         self.weight = np.zeros(1)
         self._structure, self._labels = structure, labels
@@ -47,14 +110,41 @@ class Accumulated:
             self._structure, self.sums, self._labels, [0] * n, [()] * n, rules, self.counts
         )
 
-    def add(self, grads: object, weight: float, zero: bool = False) -> None:
+    def add(self, grads: Split, weight: float, zero: bool = False) -> None:
         """Add gradients times a weight, and zero them if asked; nothing if they don't fit."""
+        if not self.weight[0] and any(self.rows):
+            self.rows = [[] for _ in self.rows]
+        weighed = {i: self._weighed(i, own, weight) for i, own in grads.rows.items()}
+        for i in sorted(grads.arrays):
+            if i in self.tables or self.rows[i]:
+                raise ValueError(
+                    f"grads{self._labels[i]}: expected Rows, as were accumulated, found an array"
+                )
         row = "weighted_sum", (weight,), Stages()
-        self._plan.step(grads, lambda *_: row, 1.0, zero=zero, tally=self.weight, amount=weight)
+        self._plan.step(
+            grads.rest, lambda *_: row, 1.0, zero=zero, tally=self.weight, amount=weight
+        )
+        for i, own in weighed.items():
+            self.rows[i].append(own)
+            self.counts[i] += 1
+            if zero:
+                grads.rows[i].values[...] = 0
+
+    def _weighed(self, i: int, rows: Rows, weight: float) -> Rows:
+        """A gradient by rows times a weight, each row once."""
+        name, shape, sums = f"grads{self._labels[i]}", self._shapes[i], self.sums[i]
+        check_rows(rows, shape, self._in_order[i], name)
+        if self.counts[i] and not self.rows[i]:
+            raise ValueError(f"{name}: expected an array, as was accumulated before, found Rows")
+        indices, values = summed_rows(rows, shape[0], sums.dtype == np.float64, name)
+        with np.errstate(all="ignore"):
+            values *= sums.dtype.type(weight)
+        return Rows(indices, values.reshape(len(indices), *shape[1:]))
 
     def grads(self) -> Any:
         """The sums in the form of the parameters, None where there was no gradient."""
-        found = [a if n else None for a, n in zip(self.sums, self.counts.tolist(), strict=True)]
+        counted = zip(self.sums, self.rows, self.counts.tolist(), strict=True)
+        found = [(_joined(rows) if rows else a) if n else None for a, rows, n in counted]
         return unflatten(self._structure, iter(found))
 
     def load(self, sums: Sequence[Array | None], weight: float) -> None:
@@ -71,3 +161,12 @@ class Accumulated:
     def __setstate__(self, content: dict[str, Any]) -> None:
         self.__dict__.update(content)
         self._make_plan()
+
+
+def _joined(rows: list[Rows]) -> Rows:
+    """Gradients by rows as one; what it says of a row several times is added up by the step."""
+    if len(rows) == 1:
+        return rows[0]
+    return Rows(
+        np.concatenate([own.indices for own in rows]), np.concatenate([own.values for own in rows])
+    )

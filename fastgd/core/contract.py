@@ -64,7 +64,7 @@ class Contract:
     own_decay: ClassVar[bool] = False  # whether the rule itself decays weights, as one of its terms
     remade: ClassVar[bool] = False  # whether parameters follow from states, or average in one
     restarts: ClassVar[bool] = False  # whether steps count from when states were made
-    rows: ClassVar[str] = "exact"  # the option of this name where none is given
+    sparse: ClassVar[bool] = False  # whether it is for tables: rows without a gradient wait
     # The hyper-parameters that all groups have to have alike, as numbers of all parameters follow
     # from them; none, if there are no such numbers.  A learning rate may be 0 in some groups.
     shared: ClassVar[tuple[str, ...]] = ()

@@ -125,7 +125,7 @@ ROWS = ("exact", "lazy")
 
 
 def checked(
-    given: Mapping[str, Any], optimizer: str, hypers: Iterable[str] = (), rows: str = "exact"
+    given: Mapping[str, Any], optimizer: str, hypers: Iterable[str] = ()
 ) -> Mapping[str, Any]:
     """Validate the options that are fixed when an optimizer is made, but for arrays and storage."""
     for key in given:
@@ -143,7 +143,7 @@ def checked(
                 NONFINITE, given.get("nonfinite", "propagate"), "nonfinite"
             ),
             "zero_grads": domains.flag(given.get("zero_grads", False), "zero_grads"),
-            "rows": domains.one_of(ROWS, given.get("rows", rows), "rows"),
+            "rows": domains.one_of(ROWS, given.get("rows", "exact"), "rows"),
         }
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import RLock
 from types import MappingProxyType
@@ -16,7 +16,7 @@ from fastgd.core import domains, fork_locks
 from fastgd.core import options as _options
 from fastgd.core import state_dict as _state_dict
 from fastgd.core import storage as _storage
-from fastgd.core.accumulated import Accumulated
+from fastgd.core.accumulated import Accumulated, Split
 from fastgd.core.contract import Contract, Hyper
 from fastgd.core.groups import Changes, ParamGroup
 from fastgd.core.home import Home
@@ -112,7 +112,7 @@ class Stepper:
         first: int = 0,
     ) -> None:
         self.kind = kind
-        self.options = _options.checked(options, kind.__name__, kind.hypers, kind.rows)
+        self.options = _options.checked(options, kind.__name__, kind.hypers)
         self.storage = _storage.checked(options)
         self.defaults = hyper
         self.param_groups: tuple[ParamGroup, ...] = ()
@@ -347,6 +347,7 @@ class Stepper:
             matrices=[*map(storage.matrix, all_params)] if with_matrices else None,
             shapes=[*map(storage.shape, self.params().values())] if storage.pieces else None,
             lazy=self.options["rows"] == "lazy",
+            sparse=kind.sparse,
         )
         plan.first = self._first
         self.state, self.rules, self.steps = MappingProxyType(state), rules, steps
@@ -585,20 +586,31 @@ class Stepper:
         with self.lock:
             if grads is None and (grads := self.bound()) is None:
                 raise TypeError("accumulate() needs gradients, as no gradients were bound")
-            pending = self.accumulated or self.nothing_accumulated()
+            split = Split(self.structure, grads)
+            pending = self.accumulated
+            if pending is None or (not self.pending and pending.tables != split.rows.keys()):
+                pending = self.nothing_accumulated(split.rows.keys())
             if not math.isfinite(pending.weight[0] + weight):
                 raise ValueError(f"weight: expected finite sums, found {weight} on top")
             if weight:
-                pending.add(grads, weight)
+                pending.add(split, weight)
             self.accumulated = pending
 
-    def nothing_accumulated(self) -> Accumulated:
-        return Accumulated(self.structure, list(self.params().values()), self.labels())
+    def nothing_accumulated(self, tables: Collection[int] = ()) -> Accumulated:
+        """Sums of no gradients yet; those of tables will come by rows."""
+        params = list(self.params().values())
+        shapes = [*map(self.storage.shape, params)]
+        return Accumulated(self.structure, params, self.labels(), shapes, tables)
 
     # ---------------------------------------------------------------------------------- the states
 
     def written(self) -> dict[str, Any]:
         """The state dict, whose arrays are the live ones; to be called within `following`."""
+        if self.pending and self.accumulated is not None and any(self.accumulated.rows):
+            raise RuntimeError(
+                "state_dict: Rows were accumulated that no step has taken, which it can't hold; "
+                "step first"
+            )
         groups = self.param_groups
         eager = [bool(self.kind.initial(group)) for group in groups]
         entries = [[self.state[name] for name in names] for names in self.names]

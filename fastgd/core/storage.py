@@ -73,7 +73,7 @@ class Kind(NamedTuple):
             return made
         if self.lines:
             order: Literal["C", "F"] = "C" if p.flags.c_contiguous else "F"
-            return {self.of: np.zeros(self.shape, self.dtype, order)}
+            return {self.of: np.full(self.shape, start, self.dtype, order)}
         codec = CODECS[self.codec]
         made = {self.of: visible(aligned_zeros(p, self.dtype), self.codec)}
         if codec.aux is not None:

@@ -7,6 +7,7 @@ from typing import Any, Final, TypeGuard, final
 from numpy import dtype, float64, int64
 from numpy.typing import NDArray
 
+from fastgd.kernels.memory.rows import Rows
 from fastgd.kernels.spec.coded_array import CodedArray
 from fastgd.kernels.spec.lines import Axes
 from fastgd.kernels.spec.matrices import Matrix
@@ -51,6 +52,10 @@ class StepRecord:
     clip_factor: float | None
 
 @final
+def summed_rows(
+    rows: Rows, n: int, is_double: bool, name: str
+) -> tuple[NDArray[int64], NDArray[Any]]: ...
+
 class Plan:
     steps: NDArray[int64]
     seed: int
@@ -84,6 +89,7 @@ class Plan:
         matrices: list[Matrix] | None = None,
         shapes: list[tuple[int, ...]] | None = None,
         lazy: bool = False,
+        sparse: bool = False,
     ) -> Plan: ...
     wrote: bool
     hyper_rows: HyperRows | None

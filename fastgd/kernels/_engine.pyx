@@ -156,7 +156,9 @@ cdef class Plan:
     shapes : list of tuple, optional
         The shape of each parameter, where arrays only stand for them; by default the array's.
     lazy : bool
-        Whether gradients by rows may leave undone what a rule does to rows without a gradient.
+        Whether gradients by rows may leave undone what happens to rows without a gradient.
+    sparse : bool
+        Whether they may leave undone what a rule does to these, but not decay.
     matrices : list of `matrices.Matrix`, optional
         What each parameter is as a matrix, for rules with a matrix step; by default as its array
         is.
@@ -187,7 +189,7 @@ cdef class Plan:
     cdef StepArgs args
     cdef Py_ssize_t elements    # that this step works on
     cdef bint busy
-    cdef bint lazy              # whether steps by rows need not be those of dense gradients
+    cdef bint lazy, sparse      # what steps by rows may leave undone
     cdef readonly bint wrote    # whether the last step came to what it writes
 
     def __cinit__(self, structure, params, labels, list groups, states,
@@ -196,7 +198,7 @@ cdef class Plan:
                   nonfinite="propagate", cnp.ndarray skipped=None, unsigned long long seed=0,
                   list unit_lengths=None, list numbers=None, list owners=None,
                   list sizes=None, list matrices=None, list axes=None, HyperRows hyper_rows=None,
-                  list shapes=None, bint lazy=False):
+                  list shapes=None, bint lazy=False, bint sparse=False):
         cdef Py_ssize_t i
         self.seed = seed
         self.steps, self.counts = steps, <cnp.int64_t*> cnp.PyArray_DATA(steps)
@@ -204,7 +206,7 @@ cdef class Plan:
         self.clip_by, self.nonfinite = CLIP_BY[clip_by], NONFINITE[nonfinite]
         self.layout = Layout(params, labels, groups, states, rules, averages, copies, unit_lengths,
                              numbers, sizes, matrices, axes, shapes)
-        self.lazy = lazy
+        self.lazy, self.sparse = lazy, sparse
         for i in range(self.layout.n):
             self.layout.tensors[i].owner = (groups if owners is None else owners)[i]
         self.hyper_rows = hyper_rows
@@ -535,7 +537,7 @@ cdef class Plan:
             per = max(per, codec_rows[t.s_codec[j]].per)
         memory_rows.check_rule(
             reference.RULES[self.layout.rules[i]], f"grads{self.layout.labels[i]}", self.lazy,
-            group_step.stages.flags & (L2_DECAY | DECOUPLED_DECAY) != 0, t.average != NULL,
+            self.sparse, group_step.stages.flags & (L2_DECAY | DECOUPLED_DECAY) != 0, t.average != NULL,
             t.rows.length % per == 0)
 
     cdef void sweep_rows(self, Py_ssize_t i) noexcept:

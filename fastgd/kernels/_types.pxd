@@ -139,6 +139,8 @@ ctypedef void (*squared_lines)(
 # lines, the loops over their numbers: over all, for what is seen of rows, of columns; coefficients
 ctypedef void (*settled_f32)(const Lines*, const void**, const float*) noexcept nogil
 ctypedef void (*settled_f64)(const Lines*, const void**, const double*) noexcept nogil
+# chunk, stages
+ctypedef double (*mean_square)(const ChunkArgs*, const Stages*) noexcept nogil
 # x, n, factor
 ctypedef double (*sum_f32)(const float*, Py_ssize_t, double) noexcept nogil
 ctypedef double (*sum_f64)(const double*, Py_ssize_t, double) noexcept nogil

@@ -15,7 +15,7 @@ Attributes
 OPTIMIZERS : mapping of type
     The classes by name, in the order of their papers' years.
 GENERAL : mapping of type
-    Those of them that step parameters of any shape, and not matrices alone.
+    Those of them that step parameters of any shape, and not matrices or tables alone.
 """
 
 from __future__ import annotations
@@ -43,7 +43,11 @@ OPTIMIZERS: Mapping[str, type[Optimizer]] = MappingProxyType(
     {cls.__name__: cls for cls in sorted(_classes(), key=lambda cls: cls.year)}
 )
 GENERAL: Mapping[str, type[Optimizer]] = MappingProxyType(
-    {name: cls for name, cls in OPTIMIZERS.items() if takes(cls, (), (3,), (4, 3))}
+    {
+        name: cls
+        for name, cls in OPTIMIZERS.items()
+        if takes(cls, (), (3,), (4, 3)) and not cls.sparse
+    }
 )
 __all__ = list(OPTIMIZERS)
 globals().update(OPTIMIZERS)

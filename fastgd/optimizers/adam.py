@@ -120,6 +120,67 @@ class AdamW(Adam):
     weight_decay = hyper(nonnegative, 1e-2)
 
 
+class SparseAdam(Optimizer):
+    r"""Adam for tables of which a step sees some rows: moments of the others wait.
+
+    .. math::
+        m_t &= \beta_1 m_{t-1} + (1 - \beta_1) g_t, &
+        v_t &= \beta_2 v_{t-1} + (1 - \beta_2) g_t^2, \\
+        W_t &= W_{t-1} - \alpha \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t}
+            \frac{m_t}{\sqrt{v_t} + \epsilon} & &\text{in rows that have a gradient}
+
+    where t counts the parameter's steps, not those of each row.
+
+    Parameters
+    ----------
+    params, lr, maximize, **options
+        As for `SGD`.
+    betas : (float, float)
+        β₁ and β₂.
+    eps : float
+        Added to the root, which is not corrected here.
+
+    Notes
+    -----
+    These are the semantics of ``torch.optim.SparseAdam``.  That refuses gradients that are arrays;
+    here they are taken as those of all rows.  ``Adam(..., rows="lazy")`` steps rows by Adam's own
+    formula, which has ε beside the corrected root, and can decay weights.
+
+    Examples
+    --------
+    >>> import numpy as np, fastgd
+    >>> table = np.zeros((4, 2))
+    >>> opt = fastgd.SparseAdam(table, lr=0.1)
+    >>> _ = opt.step(fastgd.Rows([2], np.array([[1.0, -1.0]])))
+    >>> table[1:3].round(6)
+    array([[ 0. ,  0. ],
+           [-0.1,  0.1]])
+    """
+
+    year = 2017
+    sparse = True
+    lr = hyper(nonnegative, 1e-3)
+    betas = hyper(two_fractions, (0.9, 0.999))
+    eps = hyper(nonnegative, 1e-8)
+
+    @staticmethod
+    def rule(h: Hyper, shape: tuple[int, ...]) -> str:
+        return "adam"
+
+    @staticmethod
+    def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
+        beta1, beta2 = h["betas"]
+        return (
+            h["lr"] * sqrt(1.0 - beta2**t) / (1.0 - beta1**t),
+            beta1,
+            1.0 - beta1,
+            beta2,
+            1.0 - beta2,
+            h["eps"],
+            0.0,
+        )
+
+
 # ---------------------------------------------------------------------------------------- the rules
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastgd.core.accumulated import Split
 from fastgd.core import domains
 from fastgd.core.interrupts import to_the_end
 from fastgd.core.optimizer import Optimizer
@@ -158,8 +159,14 @@ class SAM:
             params, copies = list(stepper.params().values()), stepper.copies
             if grads is None and (grads := stepper.bound()) is None:
                 raise TypeError("perturbed() needs gradients, as no gradients were bound")
+            split = Split(stepper.structure, grads)
+            for i in split.rows:
+                raise ValueError(
+                    f"grads{stepper.labels()[i]}: expected an array, as SAM perturbs and restores "
+                    "whole parameters, found Rows"
+                )
             with np.errstate(all="ignore"):
-                along, norm = self._direction(params, grads)
+                along, norm = self._direction(params, split)
             finite, nonfinite = math.isfinite(norm), stepper.options["nonfinite"]
             if not finite and nonfinite == "raise":
                 raise FloatingPointError(f"grads: expected a finite norm, found {norm}")
@@ -176,16 +183,16 @@ class SAM:
                 if finite or nonfinite == "propagate":
                     zero = stepper.options["zero_grads"]
                     if zero and self.adaptive:  # what `along` is made of
-                        stepper.nothing_accumulated().add(grads, 1.0, zero=True)
+                        stepper.nothing_accumulated().add(split, 1.0, zero=True)
                     plan.step(along, configure, 1.0, zero=zero)
                 yield
             finally:
                 to_the_end(partial(self._restore, changed, saved))
 
-    def _direction(self, params: list[Array], grads: object) -> tuple[object, float]:
+    def _direction(self, params: list[Array], grads: Split) -> tuple[object, float]:
         """What to perturb along, times a number, and the norm to divide by."""
         if not self.adaptive:
-            return grads, global_norm(grads)
+            return grads.rest, global_norm(grads.rest)
         # A copy of the gradients, in the order of the parameters.
         stepper = self.optimizer.stepper
         sums = stepper.nothing_accumulated()

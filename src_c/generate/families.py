@@ -22,7 +22,7 @@ KERNEL_FAMILIES = [
 
 
 # What states, and the arguments of what is worked out, may be annotated with.
-STATES = ("Array", "Squares", "Read", "Kept", "FullWidth", "Rows", "Columns")
+STATES = ("Array", "Squares", "Read", "Kept", "FullWidth", "Rows", "Columns", "PerRow")
 NUMBERS = ("Number", "Shared")
 SUMS = ("Sum", "SumOfSquares", "Total")
 
@@ -33,8 +33,7 @@ FUSED = {
 }
 
 # What sweeps only read of, and what is a number of each row or column.
-READ = ("Read", "Rows", "Columns")
-LINES = ("Rows", "Columns")
+READ = ("Read", "Rows", "Columns", "PerRow")
 
 # What a coefficient is called that is added to a denominator, as spec/registry.py has it.
 DENOMINATOR = "eps"
@@ -90,7 +89,7 @@ class Rule(NamedTuple):
     after: Sweep
     arithmetic: tuple[Arithmetic, ...]  # begin, settle: those that there are
     matrix: tuple[str, ...] | None  # the coefficients of its matrix step, if it has one
-    beforehand: tuple[Sweep, ...]  # lines, rows, columns; or none of them
+    beforehand: tuple[Sweep, ...]  # lines, rows, columns; without the last, or none
 
     @property
     def kinds(self) -> str:
@@ -309,11 +308,12 @@ def _rule(
     named = dict.fromkeys(
         key
         for taken in (
-            *(part.coefficients for part in beforehand),
+            *(part.coefficients for part in beforehand if "columns" in parts),
             before.coefficients if before else (),
             *(part.coefficients for part in arithmetic),
             matrix or (),
             after.coefficients,
+            *(part.coefficients for part in beforehand),
         )
         for key in taken
     )

@@ -101,7 +101,7 @@ def rules(families: list[Family], note: str) -> str:
             "COLUMNS": "And of columns.",
         }.items()
     ):
-        rows = {rule.name: rule.beforehand[k] for rule in every if rule.beforehand}
+        rows = {rule.name: rule.beforehand[k] for rule in every if k < len(rule.beforehand)}
         lines += _table(name, about, rows)
     return "\n".join([*lines, ""])
 

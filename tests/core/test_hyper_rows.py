@@ -99,7 +99,8 @@ def test_steps_are_the_same_by_either(name, backend):
         for cls in (ours, theirs):
             rng = np.random.default_rng(0)
             params = [rng.standard_normal(shape or 40).astype(np.float32) for _ in range(6)]
-            groups = [{"params": p, "weight_decay": i / 8} for i, p in enumerate(params)]
+            key = "weight_decay" if "weight_decay" in ours.hypers else "eps"
+            groups = [{"params": p, key: i / 8} for i, p in enumerate(params)]
             if not ours.shared:
                 groups[2]["lr"] = lambda step: 0.1 / (1 + step)
             opt = cls(groups, lr=0.05, clip_norm=1.0, **changes)

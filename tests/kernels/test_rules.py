@@ -154,4 +154,5 @@ def test_every_backend_has_every_rule():
             assert list(module.RULES) == list(RULES)
             assert list(module.FIRST) == [rule for rule, row in RULES.items() if row.before]
             lined = [rule for rule, row in RULES.items() if row.line_states]
-            assert [*map(list, (module.LINES, module.ROWS, module.COLUMNS))] == [lined] * 3
+            assert list(module.LINES) == list(module.ROWS) == lined
+            assert list(module.COLUMNS) == [rule for rule in lined if RULES[rule].columns]

@@ -23,8 +23,8 @@ STAGES = ("scale", "l2_decay", "decoupled_decay")
 SWEEPS = {sweep.name: sweep for row in RULES.values() for sweep in row.sweeps}
 LINED = [row for row in RULES.values() if row.line_states]
 # Loops over numbers of rows and columns, and over the elements that are scaled by these.
-BY_LINES = [s.name for row in LINED for s in (row.lines, row.rows, row.columns)]
-OF_ELEMENTS = [s.name for row in LINED for s in (row.before, row.after)]
+BY_LINES = [s.name for row in LINED for s in (row.lines, row.rows, row.columns) if s]
+OF_ELEMENTS = [s.name for row in LINED for s in (row.before, row.after) if s]
 
 
 def packed(body, operation, suffix, register):
@@ -64,7 +64,7 @@ def test_loop_is_vectorised(backend, name, fuse, suffix):
     assert body, f"{name} was not found among the functions of {backend}"
     said = formula(SWEEPS[name].update) if name in SWEEPS else ""
     if name in BY_LINES:  # elements are multiplied by what has the roots
-        multiplies = "lines" in name
+        multiplies = "lines" in name and bool(SWEEPS[name].coefficients)
     else:
         multiplies = name in STAGES or bool(SWEEPS[name].coefficients)
     if multiplies:

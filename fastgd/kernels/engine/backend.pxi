@@ -62,6 +62,7 @@ cdef class Backend:
             self.loops.summed_tile[j] = <void*> <size_t> module.SUMMED_TILE[j]
             self.loops.squared[j] = <void*> <size_t> module.SQUARED[j]
             self.loops.settled[j] = <void*> <size_t> module.SETTLED[j]
+            self.loops.mean_square[j] = <void*> <size_t> module.MEAN_SQUARE[j]
         self.rules, self.first = module.RULES, module.FIRST
         self.lines = [module.LINES, module.ROWS, module.COLUMNS]
         self.fused = {name: fused_rows(module.FUSED.get(name, {})) for name in module.RULES}

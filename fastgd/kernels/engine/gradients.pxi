@@ -138,6 +138,7 @@ cdef class Gradients:
         # What is known of other gradients is so of their memory as a whole.
         self.known[i].disjoint = self.known[i].zeroable = NULL
         t.g, t.g_codec = cnp.PyArray_BYTES(<cnp.ndarray> rows.values), t.is_double
+        t.row_length = length
         bad = own.take(rows, shape[0], length, t.is_double, self.backend)
         if bad >= 0:
             memory_rows.refuse_index(rows, bad, shape[0], name)
@@ -282,6 +283,6 @@ cdef class Gradients:
         return own.wiped
 
     cdef void zero_rows(self, Py_ssize_t i) noexcept:
-        cdef Py_ssize_t size
+        cdef Py_ssize_t size = 0
         cdef char* start = self.values_of(i, &size)
         memset(start, 0, size)

@@ -59,6 +59,8 @@ cdef class Layout:
             self.plan_tensor(i, groups[i])
             self.tensors[i].unit_length = (max(self.tensors[i].n, 1) if unit_lengths is None
                                            else unit_lengths[i])
+            if self.tensors[i].info.entries >= 0:
+                self.tensors[i].row_length = self.row_length_of(i)
             self.tensors[i].size = self.tensors[i].n if sizes is None else sizes[i]
         self.cut_chunks()
         self.make_own_steps()
@@ -88,7 +90,7 @@ cdef class Layout:
         cdef cnp.ndarray p = self.params[i]
         cdef int order = order_of(p), is_double
         cdef Py_ssize_t j
-        if row_of(self.rules[i]).info.rows >= 0:
+        if reference.RULES[self.rules[i]].line_states:
             return False
         for j in range(self.tensors[i].n_states + 1):
             a = self.arrays[self.codings[i].first + j]
@@ -280,6 +282,14 @@ cdef class Layout:
         """The shape of the parameter that an array is, or stands for."""
         return (<object> self.params[i]).shape if self.shapes is None else self.shapes[i]
 
+    cdef Py_ssize_t row_length_of(self, Py_ssize_t i) except -1:
+        """The elements of each row of a parameter whose rule has a number for each."""
+        cdef tuple shape = self.shape_of(i)
+        if not self.is_in_rows(i, shape):
+            raise ValueError(f"params{self.labels[i]}: expected an array in C order, as rule "
+                             f"{self.rules[i]} has a number for each row, found another order")
+        return max(self.tensors[i].n // max(shape[0], 1), 1)
+
     cdef bint is_in_rows(self, Py_ssize_t i, tuple shape) except -1:
         """Whether an array is all of a parameter of that shape, row after row."""
         cdef Tensor* t = &self.tensors[i]
@@ -333,7 +343,7 @@ cdef class Layout:
         cdef bint scales
         cdef Py_ssize_t most = 0, bytes_in_all = 0
         for i in range(self.n):
-            most += self.tensors[i].n // CHUNK + 2
+            most += 2 * (self.tensors[i].n // CHUNK) + 2
         self.chunks = <Chunk*> calloc(most, sizeof(Chunk))
         if self.chunks == NULL:
             raise MemoryError
@@ -343,11 +353,14 @@ cdef class Layout:
             n, head, scales = t.n, 0, self.codings[i].p_aux != NULL
             bytes_in_all += n * codec_rows[t.p_codec].size
             for j in range(t.n_states):
-                if j != t.info.rows and j != t.info.columns:
+                if j not in (t.info.rows, t.info.columns, t.info.entries):
                     bytes_in_all += n * codec_rows[t.s_codec[j]].size
                 scales |= self.codings[i].s_aux[j] != NULL
             if t.info.first.n_terms:
                 self.add_chunks(i, 0, n, BLOCK)
+                continue
+            if t.info.entries >= 0:
+                self.add_chunks(i, 0, n, max(CHUNK // t.row_length, 1) * t.row_length)
                 continue
             # Where tiles have scales, chunks are of whole tiles from the start.
             if n >= ALIGN_FROM and not scales:

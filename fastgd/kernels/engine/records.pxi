@@ -23,6 +23,7 @@ cdef struct RuleInfo:
     bint works_out             # whether each tensor has coefficients of its own
     int rows                   # the place of the state of rows, or -1: there are none
     int columns                # and that of columns
+    int entries                # the place of the state of entries along the first axis, or -1
     arithmetic begin           # or NULL
     arithmetic settle          # or NULL
     matrix_step matrix         # or NULL
@@ -63,6 +64,7 @@ cdef struct Tensor:
     const RuleInfo* info
     RowList* rows              # this step's gradient, where it is one by rows; or NULL
     OwnStep* own               # its own coefficients, or NULL: those of its group's step
+    char* seen                 # what sweeps see of the number of a row that this is, or NULL
     const Lines* lines         # of a rule with states of rows and columns, or NULL
     int n_states
     int is_double              # what is computed with
@@ -74,6 +76,7 @@ cdef struct Tensor:
     Py_ssize_t n
     double size                # elements of the parameter, of which this may be a shard
     Py_ssize_t unit_length     # elements of each unit, or 0: units are not contiguous
+    Py_ssize_t row_length      # elements of each row, where the step or the rule is by rows
     Py_ssize_t unit            # elements of what this step measures the norms of: a unit, or all,
     Py_ssize_t n_units         # and how many of these there are
     Py_ssize_t first_chunk     # the place of its first chunk, which its others follow
@@ -122,6 +125,7 @@ cdef struct Loops:
     void* summed_tile[2]       # float32, float64
     void* squared[2]           # float32, float64
     void* settled[2]           # float32, float64
+    void* mean_square[2]       # float32, float64
     void* sum_of_squares[3]    # of float32, of float64, of what a codec stores
     Codec codecs[N_CODECS]
 

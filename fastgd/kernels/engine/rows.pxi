@@ -182,6 +182,23 @@ cdef class RowSet:
         return distinct, sums
 
 
+def summed_rows(rows, Py_ssize_t n, int is_double, name):
+    """The distinct indices of `Rows` of a parameter of `n` rows, and the sums of their values.
+
+    In ascending order; shapes (k,) and (k, elements of a row).  Raises ValueError if an index is
+    out of range; `name` is what to call the gradient then.
+    """
+    cdef RowSet own = RowSet()
+    cdef Backend backend = _backend
+    cdef Py_ssize_t length = 1
+    for k in rows.values.shape[1:]:
+        length *= k
+    cdef Py_ssize_t bad = own.take(rows, n, length, is_double, backend)
+    if bad >= 0:
+        memory_rows.refuse_index(rows, bad, n, name)
+    return own.arrays(is_double)
+
+
 cdef inline int bits_for(Py_ssize_t n) noexcept nogil:
     """The bits that a number from 0 to n takes."""
     cdef int bits = 0

@@ -27,12 +27,14 @@ cdef class RuleRow:
         taken = set(rule.after.coefficients)
         for part in (rule.lines, rule.rows, rule.columns):
             taken.update(() if part is None else part.coefficients)
-        info.rows = info.columns = -1
+        info.rows = info.columns = info.entries = -1
         for j, name in enumerate(rule.states):
             if rule.line_states.get(name) == "rows":
                 info.rows = j
             elif rule.line_states.get(name) == "columns":
                 info.columns = j
+            elif rule.line_states.get(name) == "entries":
+                info.entries = j
         if rule.before is not None:
             info.first = self.sweep(rule.before)
             info.first.n_terms = <int> len(rule.sums)

@@ -109,6 +109,9 @@ cdef void run_staged(Tensor* t, Chunk* chunk, const GroupStep* group_step, const
                      coding.s_bit_offset[j], kind, chunk.offset)
     if t.lines != NULL:
         describe_lines(&args, t)
+    if t.seen != NULL:
+        args.s[t.info.entries].code = t.seen
+        args.axes[t.info.entries] = Axis(coding.origin + t.n, 1)    # all one line
     if t.copy != NULL:
         describe(&args.copy, &codecs[t.copy_codec], t.copy, NULL, -1, kind, chunk.offset)
     args.average, args.average_size = t.average + chunk.offset * size, 0
@@ -194,6 +197,10 @@ cdef inline void run_last(Tensor* t, const GroupStep* group_steps, const StepArg
     cdef int flags = t.flags
     if t.g != NULL:
         flags &= t.info.last_flags
+        if t.info.entries >= 0 and t.seen == NULL:
+            run_rows(t, step.codings + chunk.tensor, group_steps, step,
+                     chunk.offset // t.row_length, (chunk.offset + chunk.n) // t.row_length)
+            return
     if flags or (t.lines != NULL and t.g != NULL):
         run_staged(t, chunk, group_step, step, False, flags)
     elif t.g != NULL:

@@ -132,7 +132,7 @@ def refuse_nonfinite(rows: Rows, name: str) -> None:
 
 
 def check_rule(
-    rule: Rule, name: str, lazy: bool, decays: bool, averaged: bool, whole_tiles: bool
+    rule: Rule, name: str, lazy: bool, sparse: bool, decays: bool, averaged: bool, whole_tiles: bool
 ) -> None:
     """Refuse a gradient by rows where the step needs all of its parameter, or all rows.
 
@@ -143,7 +143,9 @@ def check_rule(
     name : str
         What to call the gradient in an error.
     lazy : bool
-        Whether what happens to rows without a gradient may be left undone.
+        Whether what happens to rows without a gradient may be left undone,
+    sparse : bool
+        or at least what the rule does.
     decays : bool
         Whether the step decays weights.
     averaged : bool
@@ -163,9 +165,10 @@ def check_rule(
             f"{name}: expected rows of a multiple of {TILE} elements, as so many share a scale of "
             "the states in 8 bits; keep these in another state_dtype"
         )
-    if lazy or (rule.by_rows == "exact" and not decays):
+    stands_still = sparse or rule.by_rows == "exact"
+    if lazy or (stands_still and not decays):
         return
-    why = "weight_decay acts" if rule.by_rows == "exact" else f"rule {rule.name} changes states"
+    why = "weight_decay acts" if stands_still else f"rule {rule.name} changes states"
     raise ValueError(
         f"{name}: {why} on rows without a gradient, too, which Rows leave alone; say "
         'rows="lazy" when you make the optimizer, if they are to wait for their next gradient, or '

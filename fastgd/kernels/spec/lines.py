@@ -27,15 +27,21 @@ class Axis(NamedTuple):
 
 
 class Axes(NamedTuple):
-    """The axes of an array's rows and columns, and that of the rows' numbers along a matrix."""
+    """The axes of an array's rows and columns, and that of the rows' numbers along a matrix.
+
+    And that of its entries along the first axis, if the elements of each are at equal distances.
+    """
 
     rows: Axis
     columns: Axis
     matrices: Axis
+    entries: Axis | None = None
 
 
 def line_shape(shape: Sequence[int], kind: str) -> tuple[int, ...]:
-    """The shape of the numbers of an array's rows or columns."""
+    """The shape of the numbers of an array's rows, columns or entries along the first axis."""
+    if kind == "entries":
+        return (*shape[:1], *[1] * (len(shape) - 1))
     return (*shape[:-1], 1) if kind == "rows" else (*shape[:-2], 1, shape[-1])
 
 
@@ -53,9 +59,13 @@ def axes_of(shape: Sequence[int], strides: Sequence[int], itemsize: int = 1) -> 
     def axis(length: int, stride: int, size: int) -> Axis:
         return Axis(length, stride) if length > 1 and size > 1 else Axis(1, size)
 
+    entry = size // max(shape[0], 1)
+    first = abs(strides[0]) // itemsize
+    entries = axis(entry, 1 if first == entry else first, size)
     among_rows = apart // max(m, 1) if apart > next_to else apart
     return Axes(
-        axis(m, next_to, size), axis(n, apart, size), axis(n, among_rows, max(size // max(m, 1), 1))
+        axis(m, next_to, size), axis(n, apart, size), axis(n, among_rows, max(size // max(m, 1), 1)),
+        entries if first in (1, entry) or 1 in (entry, shape[0]) else None,
     )
 
 

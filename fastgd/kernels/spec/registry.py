@@ -30,6 +30,10 @@ of each matrix along the last two axes where there are more.  They are updated b
 columns.  Sweeps only read what ``rows`` and ``columns`` make of copies of them, each number at all
 its elements; ``rows`` is given the mean of the rows' numbers over their matrix as ``g``.
 
+A state annotated `PerRow` has one number for each entry along the first axis, a row of a table.
+``lines`` gets it as ``p``, and as ``g`` the mean square of the row's gradient; sweeps only read what
+``rows`` makes of a copy of it.  Their coefficients follow those of the rule.
+
 The rules stand in the modules of `fastgd.optimizers`, and that of averages in
 `fastgd.kernels.spec.average`; the compiled twin of ``family.py`` is ``family.pxi`` in its folder.
 """
@@ -51,6 +55,7 @@ Kept = Annotated[Array, "the term of the sweep before, after the matrix step"]
 FullWidth = Annotated[Array, "kept in the type that is computed with"]  # of a state
 Rows = Annotated[Array, "a state: one number a row, never negative"]
 Columns = Annotated[Array, "a state: one number a column, never negative"]
+PerRow = Annotated[Array, "a state: one number for each entry along the first axis"]
 Update = Callable[..., Any]
 Scalar = Any  # a NumPy scalar of the arrays' type
 # What `begin` and `settle` are given beside coefficients, each a float64.
@@ -68,11 +73,19 @@ STATE_KINDS: dict[Any, str] = {
     Read: "read", "Read": "read", Kept: "kept", "Kept": "kept",
     FullWidth: "full_width", "FullWidth": "full_width",
     Rows: "rows", "Rows": "rows", Columns: "columns", "Columns": "columns",
+    PerRow: "entries", "PerRow": "entries",
 }  # fmt: skip
 ARITHMETIC_KINDS: dict[Any, str] = {
     Number: "number", "Number": "number", Shared: "shared", "Shared": "shared",
     Sum: "sum", "Sum": "sum", Total: "total", "Total": "total",
     SumOfSquares: "squares", "SumOfSquares": "squares", Size: "size", "Size": "size",
+}  # fmt: skip
+
+
+# The kinds of states that have one number for each of some lines, and the parts that go with them.
+LINES = ("rows", "columns", "entries")
+LINE_PARTS: dict[tuple[str, ...], tuple[str, ...]] = {
+    (): (), ("entries",): ("lines", "rows"), ("columns", "rows"): ("lines", "rows", "columns"),
 }  # fmt: skip
 
 
@@ -149,7 +162,7 @@ class Rule(NamedTuple):
     lines: Sweep | None = None  # what updates the states of rows and columns,
     rows: Sweep | None = None  # and makes what sweeps see of rows,
     columns: Sweep | None = None  # and of columns
-    line_states: Mapping[str, str] = {}  # which these are: "rows" or "columns"
+    line_states: Mapping[str, str] = {}  # which these are: "rows", "columns" or "entries"
     by_rows: str = "lazy"  # what it makes of gradients by rows: see `rule`
 
     @property
@@ -282,7 +295,7 @@ def _sweep(name: str, function: Update) -> tuple[Sweep, dict[str, str]]:
     code = function.__code__
     kept = [key for key, kind in kinds.items() if kind == "kept"]
     kinds = {key: kind for key, kind in kinds.items() if kind != "kept"}
-    only_read = ("read", "rows", "columns")
+    only_read = ("read", *LINES)
     written = tuple(key for key, kind in kinds.items() if kind not in only_read)
     takes = "g" in code.co_varnames[: code.co_argcount]
     sweep = Sweep(
@@ -330,17 +343,20 @@ def _entered(
     end = None if settle is None else _arithmetic(f"{name}_settle", settle)
     worked_out = [part for part in (start, end) if part is not None]
     between = None if matrix is None else _matrix_step(matrix)
-    line_states = {key: kind for key, kind in states.items() if kind in ("rows", "columns")}
+    line_states = {key: kind for key, kind in states.items() if kind in LINES}
     beforehand = {
         key: None if part is None else _sweep(f"{name}_{key}", part)[0]
         for key, part in {"lines": lines, "rows": rows, "columns": columns}.items()
     }
-    wanted = ["columns", "rows"] if None not in beforehand.values() else []
-    if sorted(line_states.values()) != wanted:
+    parts = tuple(key for key, part in beforehand.items() if part is not None)
+    if parts != LINE_PARTS.get(tuple(sorted(line_states.values()))):
         raise TypeError(
-            f"rule {name}: expected Rows, Columns, lines, rows and columns, or none of them"
+            f"rule {name}: expected Rows, Columns, lines, rows and columns; or PerRow, lines and "
+            "rows; or none of them"
         )
     named = (*beforehand.values(), first, *worked_out, between, after)
+    if columns is None:  # then the order is that of the elementwise rule that it is for vectors
+        named = (first, *worked_out, between, after, *beforehand.values())
     given = dict.fromkeys(key for part in named if part is not None for key in part.coefficients)
     numbers: dict[str, str] = {}
     sums = [] if between is None else ["squares"]
@@ -352,7 +368,7 @@ def _entered(
         raise TypeError(f"rule {name}: shares {sorted(shared)}: expected sums that are totals")
     settled = tuple(key for part in worked_out for key in part.sets if key not in numbers)
     if by_rows is None:
-        whole = first is not None or between is not None or line_states
+        whole = first is not None or between is not None or columns is not None
         by_rows = "takes sums over the whole parameter" if whole else "lazy"
     RULES[name] = Rule(
         name,

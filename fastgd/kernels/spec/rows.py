@@ -15,7 +15,8 @@ from numpy.typing import DTypeLike
 
 from fastgd.kernels.spec.codecs import CODECS
 from fastgd.kernels.spec.coded_array import CodedArray, as_coded
-from fastgd.kernels.spec.registry import Array
+from fastgd.kernels.spec.lines import Axes, Axis
+from fastgd.kernels.spec.registry import RULES, Array
 from fastgd.kernels.spec.stages import Stages
 from fastgd.kernels.spec.steps import TensorStep
 
@@ -70,13 +71,26 @@ def row_steps(
         What each gradient is multiplied by, in the place of `stages.factor`.
     """
 
+    rule = RULES[name]
+
     def step_of(row: int, g: Array, stages: Stages) -> TensorStep:
-        arrays = [row_of(a, row, g.size) for a in (p, *states)]
-        size = p.code.size
+        own = [
+            row_of(a, row, 1 if key in rule.line_states else g.size)
+            for key, a in zip(rule.states, states, strict=True)
+        ]
+        all_of_it = Axis(g.size, 1)
         return TensorStep(
-            name, arrays[0], as_coded(g), arrays[1:], coefficients, stages, keys,
-            numbers=numbers, size=size,
-        )  # fmt: skip
+            name,
+            row_of(p, row, g.size),
+            as_coded(g),
+            own,
+            coefficients,
+            stages,
+            keys,
+            numbers=numbers,
+            size=p.code.size,
+            axes=Axes(all_of_it, all_of_it, all_of_it, all_of_it),
+        )
 
     # What is worked out is so once for the table: numbers may count its steps.
     table = step_of(0, g.reshape(-1)[:0], stages)
@@ -86,4 +100,5 @@ def row_steps(
         own = stages if factors is None else stages._replace(factor=float(factors[k]))
         step = step_of(row, g[k], own)
         step.worked = table.worked
+        step.lines()
         step.last()

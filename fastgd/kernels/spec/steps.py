@@ -97,7 +97,7 @@ class TensorStep:
     def lines(self) -> None:
         """Update the states of rows and columns, where there are any elements."""
         lines, rows, columns = self.rule.lines, self.rule.rows, self.rule.columns
-        if lines is None or rows is None or columns is None:
+        if lines is None or rows is None:
             return
         if self.axes is None or not self.p.code.size:
             return
@@ -115,7 +115,9 @@ class TensorStep:
                     mean = spread(of_matrix, along)
                     rows.update(seen, mean, **self._rounded(rows.coefficients))
                 else:
-                    columns.update(seen, **self._rounded(columns.coefficients))
+                    of_line = columns if kind == "columns" else rows
+                    assert of_line is not None
+                    of_line.update(seen, **self._rounded(of_line.coefficients))
                 self._lines[key] = spread(seen, axis)
 
     def first(self) -> None:
