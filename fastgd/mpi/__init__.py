@@ -2,6 +2,7 @@
 
 Each process, a rank, computes the gradients of its own samples of the batch; `Sharded` reduces them
 over ranks and updates the parameters.  Each rank has a shard of the optimizer's states (ZeRO).
+Tables that are stepped by rows go to an optimizer of each rank's own: see `gather_rows`.
 
 >>> import numpy as np, fastgd
 >>> from fastgd.mpi import Sharded
@@ -21,6 +22,7 @@ except ImportError as error:
     raise ImportError(hint) from error
 
 from fastgd.mpi._link import RankError
+from fastgd.mpi._rows import gather_rows
 from fastgd.mpi._sharded import Sharded
 
-__all__ = ["RankError", "Sharded"]
+__all__ = ["RankError", "Sharded", "gather_rows"]

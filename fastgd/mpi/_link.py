@@ -220,6 +220,21 @@ class Link:
         self.wait(self.post_allgather(a, found), what)
         return found
 
+    def gather_all(self, a: Array, what: str) -> Array:
+        """All-gather contiguous arrays, as long as they happen to be, into one, in rank order."""
+        sizes = self.gather(np.array([len(a)]), f"the number of {what}")[:, 0]
+        found = np.empty((int(sizes.sum()), *a.shape[1:]), a.dtype)
+        bits = [x.view(f"u{a.itemsize}") for x in (a, found)]  # of any dtype
+        one = MPI.BYTE.Create_contiguous(found[:0].itemsize * int(np.prod(a.shape[1:])))
+        try:
+            one.Commit()
+            starts = np.cumsum(sizes) - sizes
+            send, receive = [bits[0], len(a), one], [bits[1], (sizes, starts), one]
+            self.wait(self._comm.Iallgatherv(send, receive), what)
+        finally:
+            one.Free()
+        return found
+
     def broadcast(self, a: Array, what: str, message_bytes: int = 2**24) -> None:
         """Broadcast rank 0's contiguous array to all ranks, in messages of bounded size."""
         data = a.reshape(-1).view(np.uint8)

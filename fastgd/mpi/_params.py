@@ -15,6 +15,7 @@ from fastgd.core.storage import Piece
 from fastgd.core.trees import Name, Path, Structure, flatten, name_of, unflatten
 from fastgd.kernels.memory import buffers, checks
 from fastgd.kernels.memory.checks import shown
+from fastgd.kernels.memory.rows import Rows
 from fastgd.kernels.spec.coded_array import as_coded
 from fastgd.optimizers import OPTIMIZERS
 
@@ -113,6 +114,13 @@ def read_grads(
         If they don't fit.
     """
     leaves = list(_walk(params.structure, grads, (params.structure, grads)))
+    for g, label in zip(leaves, params.labels, strict=True):
+        if isinstance(g, Rows):
+            raise TypeError(
+                f"grads{label}: expected an array, found Rows, amid which shards may be cut; give "
+                "the table to an optimizer of each rank's own, and it the rows that "
+                "fastgd.mpi.gather_rows returns"
+            )
     held = [
         None if g is None else checks.as_gradient(g, p, f"grads{label}")
         for g, p, label in zip(leaves, params.arrays, params.labels, strict=True)

@@ -91,6 +91,8 @@ class Sharded:
     `LARS` have in their formulas.  They may differ in the last bits of their float64, and then
     seldom a bit of what is scaled by them.
 
+    *Rows.*  `fastgd.Rows` are refused, as shards may be cut amid a row: see `gather_rows`.
+
     *Collective calls.*  The constructor, `step`, `accumulate`, `swapped`, `save` and `load` are for
     all ranks to make, in the same order for all optimizers of a communicator.  What a rank is given
     is checked on all ranks before any of them writes: they all raise the first error, or none.

@@ -126,6 +126,10 @@ def test_a_rank_that_fails_with_averages_swapped_in(mode, tmp_path):
     assert done.returncode != 0
 
 
+def test_rows_of_all_ranks(tmp_path):
+    run(3, "rows", tmp_path)
+
+
 def test_subcommunicators(tmp_path):
     run(4, "subcommunicators", tmp_path)
 

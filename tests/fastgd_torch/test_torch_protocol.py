@@ -71,7 +71,7 @@ def test_named_parameters():
     opt = SGD(model.named_parameters(), lr=0.5)
     assert opt.param_groups[0]["param_names"] == ["weight", "bias"]
     model.weight.grad = torch.ones(1, 2).to_sparse()
-    with pytest.raises(TypeError, match=r"grads\[0\]\[0\] \(weight\): expected a dense tensor"):
+    with pytest.raises(ValueError, match=r"grads\[0\]\[0\] \(weight\): expected a sparse tensor"):
         opt.step()
 
 
@@ -481,7 +481,15 @@ def test_step_counts_past_what_float32_counts():
 
 
 BAD_GRADIENTS = [
-    (torch.zeros(3, 4).to_sparse(), TypeError, "expected a dense tensor, found layout"),
+    (torch.zeros(3, 4).to_sparse_csr(), TypeError, "expected a dense tensor, found layout"),
+    (
+        torch.zeros(3, 4).to_sparse(),
+        ValueError,
+        "whole rows, .* sparse_dim 1, .*found sparse_dim 2",
+    ),
+    (torch.zeros(4, 4).to_sparse(1), ValueError, r"expected shape \(3, 4\) as its parameter"),
+    (torch.zeros(3, 4).to_sparse(1), ValueError, r"rule adam .*rows=\"lazy\""),
+    (torch.zeros(3, 4, dtype=torch.int64).to_sparse(1), TypeError, "expected a dtype of floats"),
     (torch.zeros(3, 8)[:, ::2], ValueError, r"expected strides \(4, 1\) as its .*, found \(8, 2\)"),
     (torch.zeros(4, 3).t(), ValueError, r"found \(1, 3\) for shape \(3, 4\)"),
     (torch.zeros(1, 1).expand(3, 4), ValueError, "expected strides"),

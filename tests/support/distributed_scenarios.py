@@ -35,7 +35,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import fastgd.torch
 from fastgd.kernels.reference import RULES
-from fastgd.torch import LAMB, LARS, SGD, AdamW, NAdam, Prodigy, _sharing, step_in_backward
+from fastgd.torch import LAMB, LARS, SGD, Adagrad, AdamW, NAdam, Prodigy, _sharing, step_in_backward
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit, by what comes along
@@ -181,6 +181,34 @@ def ddp_of_a_network():
             opt.step()
     for p, q in zip(*(model.parameters() for model in models), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-12)
+
+
+@scenario(2)
+def ddp_of_a_sparse_embedding():
+    """Rows of all processes are gathered in their order, and divided by how many these are."""
+    words = torch.arange(24).reshape(2, 12) % 7
+
+    def network():
+        torch.manual_seed(0)
+        layers = nn.Sequential(nn.Embedding(9, 4, sparse=True), nn.Linear(4, 2, bias=False))
+        for p in layers.parameters():
+            p.data.mul_(8).round_().div_(8)
+        return layers
+
+    ours, other = network(), network()
+    run = DistributedDataParallel(ours)
+    options = {"lr": 0.5, "clip_norm": 0.25}
+    opt, theirs = (Adagrad(m.parameters(), **options) for m in (ours, other))
+    for t in range(3):
+        opt.zero_grad()
+        run((words[dist.get_rank()] + t) % 9).sum().backward()
+        assert ours[0].weight.grad.is_sparse
+        opt.step()
+        theirs.zero_grad()
+        (other((words + t) % 9).sum() / 2).backward()
+        theirs.step()
+    for p, q in zip(ours.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
 
 
 @scenario(2)

@@ -25,7 +25,7 @@ import fastgd
 from fastgd.core.contract import hyper
 from fastgd.core.domains import nonnegative
 from fastgd.kernels.spec.registry import RULES, Array, Scalar, Size, Sum, rule, sets
-from fastgd.mpi import RankError, Sharded
+from fastgd.mpi import RankError, Sharded, gather_rows
 from fastgd.schedules import Cosine, Warmup
 
 F32, F64, BF16 = np.float32, np.float64, ml_dtypes.bfloat16
@@ -466,6 +466,34 @@ def subcommunicators(folder):
         part = COMM.Split(RANK % 2, RANK)
         Sharded(fastgd.SGD, np.ones(3), comm=part)
         part.Free()
+
+
+def rows(folder):
+    """All ranks step along the rows of all, in their order, as one process does; or all refuse."""
+    table = np.zeros((7, 5), F32)
+    alone = table.copy()
+    opt, one = (fastgd.Adagrad(a, lr=0.5, clip_norm=1.0) for a in (table, alone))
+    for step in range(3):
+        # Rank 0 has none, the others share some.
+        indices = [np.arange(rank * (step + 1)) % 7 for rank in range(RANKS)]
+        values = [
+            np.random.default_rng([step, len(i)]).standard_normal((len(i), 5)) for i in indices
+        ]
+        found = gather_rows(fastgd.Rows(indices[RANK].astype(np.int32), values[RANK].astype(BF16)))
+        assert np.array_equal(found.indices, np.concatenate(indices))
+        record = opt.step(found, grad_scale=RANKS)
+        whole = fastgd.Rows(np.concatenate(indices), np.concatenate(values).astype(BF16))
+        assert record == one.step(whole, grad_scale=RANKS)
+    assert table.any()
+    assert np.array_equal(table, alone)
+    last, mine = RANKS - 1, fastgd.Rows([0], np.ones((1, 5)))
+    raises(TypeError, f"rank {last} of {RANKS}: rows: expected Rows, found None",
+           gather_rows, None if last == RANK else mine)  # fmt: skip
+    raises(ValueError, f"rank {last}: expected rows: float64 of shape (5,), as on rank 0",
+           gather_rows, fastgd.Rows([0], np.ones((1, 4))) if last == RANK else mine)  # fmt: skip
+    with Sharded(fastgd.SGD, np.zeros((3, 5))) as sharded:
+        raises(TypeError, f"rank 0 of {RANKS}: grads[0]: expected an array, found Rows",
+               sharded.step, mine)  # fmt: skip
 
 
 def mixed_optimizers(folder):
