@@ -1,5 +1,5 @@
 # Verbs for developers; `make build` after an edit to Cython or C.
-.PHONY: build quick test test-all integrations bench compare lint annotate asan ubsan tsan valgrind \
+.PHONY: build quick test test-all integrations bench compare lint docs annotate asan ubsan tsan valgrind \
 	fuzz fuzz-checkpoint fuzz-arguments mutate clean
 
 PYTHON ?= python
@@ -34,6 +34,10 @@ bench: build
 
 compare: build
 	$(PYTHON) bench/compare.py
+
+# The documentation, as build/site/index.html; the extra `docs`.  Pages run their code, warnings are errors.
+docs: build
+	$(PYTHON) -m sphinx -W --keep-going -q -d build/site-cache docs build/site
 
 lint:
 	ruff check .
