@@ -1,7 +1,7 @@
-"""The catalogue of optimizers, from their docstrings and declarations: nothing of it is written by hand.
+"""The catalogue of optimizers, from docstrings and declarations: nothing is written by hand.
 
-A page for each optimizer is written to ``reference/optimizers/`` before pages are read; the directive
-``{optimizers}`` is the table of all of them.
+A page for each optimizer is written to ``reference/optimizers/`` before pages are read; the
+directive ``{optimizers}`` is the table of all of them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from typing import Any
 
 import numpy as np
 from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
 from fastgd.commands.bytes import CHOICES
 from fastgd.commands.descents import family
 from fastgd.commands.optimizers import bytes_moved
@@ -20,8 +23,6 @@ from fastgd.core.variants import rules_of, takes
 from fastgd.kernels.spec.codecs import CODECS
 from fastgd.kernels.spec.registry import RULES, Rule
 from fastgd.optimizers import OPTIMIZERS
-from sphinx.application import Sphinx
-from sphinx.util.docutils import SphinxDirective
 
 SIDE = 256  # of the matrices that bytes are counted with
 
@@ -76,9 +77,15 @@ def overview() -> str:
         small = state_bytes(cls, "float32", {"state_dtype": "8bit"})
         rows.append(
             [
-                f"[`{name}`](/reference/optimizers/{name}.md)", str(cls.year), follows, shapes,
-                yes(rule.exact), in_bytes(states), in_bytes(small), str(bytes_moved(rule)),
-            ]  # fmt: skip
+                f"[`{name}`](/reference/optimizers/{name}.md)",
+                str(cls.year),
+                follows,
+                shapes,
+                yes(rule.exact),
+                in_bytes(states),
+                in_bytes(small),
+                str(bytes_moved(rule)),
+            ]
         )
     head = [
         "optimizer", "year", "the length of a step follows from", "shapes", "exact", "states",
@@ -89,10 +96,10 @@ def overview() -> str:
 
 def page(name: str, cls: Any) -> str:
     """The page of an optimizer."""
-    hypers = [
-        [f"`{key}`", code(h.default), "by keyword" if h.keyword else "", yes(h.domain is not domains.flag)]
-        for key, h in cls.hypers.items()
-    ]  # fmt: skip
+    hypers = []
+    for key, h in cls.hypers.items():
+        how = "by keyword" if h.keyword else ""
+        hypers.append([f"`{key}`", code(h.default), how, yes(h.domain in domains.SCHEDULABLE)])
     formulas, rules = "", []
     for rule_name, (changes, shape) in rules_of(cls).items():
         rule = RULES[rule_name]
@@ -112,12 +119,13 @@ def page(name: str, cls: Any) -> str:
         total = None if kept is None else kept + CODECS[kind].code.itemsize
         written = ", ".join(f"`{key}={value!r}`" for key, value in options.items()) or "the default"
         storages.append([choice.split(",")[0], written, in_bytes(kept), in_bytes(total)])
-    loops = (
-        ""
-        if fused is None
-        else f"\nParameters in {', '.join(fused.params)} with states in {', '.join(fused.states)} have "
-        f"fused loops, which load, step and store at once (speed: {fused.gain}).\n"
-    )
+    loops = ""
+    if fused is not None:
+        params, states = ", ".join(fused.params), ", ".join(fused.states)
+        loops = (
+            f"\nParameters in {params} with states in {states} have fused loops, which load, step "
+            f"and store at once (speed: {fused.gain}).\n"
+        )
     return f"""# {name}
 
 ```{{eval-rst}}
@@ -137,14 +145,15 @@ Beside these, all optimizers take [the options of the whole step](/howto/whole_s
 The formulas, and what picks them: hyper-parameters, or the shape of a parameter.
 
 {formulas}
-*Exact* says whether the bits are the same on all machines; *shards*, whether a part of a parameter can be
-stepped by itself; *moved* is what a step in float32 reads and writes, in bytes for each parameter.
+*Exact* says whether the bits are the same on all machines; *shards*, whether a part of a parameter
+can be stepped by itself; *moved* is what a step in float32 reads and writes, in bytes for each
+parameter.
 
 {table(["rule", "states", "exact", "shards", "sweeps", "moved"], rules, right=2)}
 ## Storage
 
-Bytes kept for each parameter of a matrix of {SIDE} × {SIDE}, as this build of the documentation counted
-them: of states, scales and masters, and with the parameter itself.
+Bytes kept for each parameter of a matrix of {SIDE} × {SIDE}, as this build of the documentation
+counted them: of states, scales and masters, and with the parameter itself.
 
 {table(["parameters", "options", "states", "with the parameter"], storages, right=2)}{loops}"""
 
@@ -170,5 +179,3 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("builder-inited", write_pages)
     app.add_directive("optimizers", Optimizers)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
-
-

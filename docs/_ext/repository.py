@@ -1,8 +1,8 @@
 """Links from pages into the repository, and documents of it that are pages of the site.
 
-On GitHub and in a checkout ``../bench/stream.py`` is a file; on the site it is the file's address on
-GitHub, but for the documents in PAGES, which are pages here.  A page that consists of ``{include}`` of one
-of these shows that document.
+On GitHub and in a checkout ``../bench/stream.py`` is a file; on the site it is the file's address
+on GitHub, but for the documents in PAGES, which are pages here.  A page that consists of
+``{include}`` of one of these shows that document.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sphinx.util.docutils import SphinxDirective
 SOURCE = "https://github.com/fastgd/fastgd/blob/main/"
 TOP = Path(__file__).parents[2]
 sys.path.insert(0, str(TOP / "bench"))
-import readme_table  # noqa: E402
+import readme_table
 
 # Documents outside of docs/, by the page that shows them.
 PAGES = {

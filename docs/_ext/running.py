@@ -6,8 +6,8 @@ The blocks of a page share their names, from top to bottom, as if they were type
     shows the code, and then what it printed.
 ``{picture} ALT``
     shows the figure or the list of figures that the code leaves in ``figure``, drawn once for light
-    and once for dark pages, and then the code.  The words for those who don't see it, and the option
-    ``:caption:``, are f-strings.
+    and once for dark pages, and then the code.  The words for those who don't see it, and the
+    option ``:caption:``, are f-strings.
 ``{check}``
     shows nothing: it holds the page to what it says.
 ``{gallery} NAME``
@@ -31,14 +31,15 @@ from typing import Any
 
 from docutils import nodes
 from docutils.parsers.rst import directives
+from matplotlib.figure import Figure
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective, SphinxRole
+
 from fastgd.commands.figures import PICTURES
 from fastgd.commands.figures.picture import number
 from fastgd.commands.gallery import png
 from fastgd.commands.page import Image
 from fastgd.plot import THEMES, style
-from matplotlib.figure import Figure
-from sphinx.application import Sphinx
-from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 
 def names_of(env: Any) -> dict[str, Any]:
