@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from html import unescape
 from typing import Any
 from xml.etree import ElementTree
 
@@ -13,6 +15,9 @@ from sphinx.application import Sphinx
 SIZES = ("\\big", "\\Big", "\\textstyle")
 MATHML = "{http://www.w3.org/1998/Math/MathML}"
 ACCENTS = {"ˆ", "ˉ", "˜", "^", "¯", "~"}
+
+# Characters by names that HTML knows and XML doesn't.
+NAMED = re.compile(r"&(?!lt;|gt;|amp;|#)\w+;")
 
 ElementTree.register_namespace("", MATHML[1:-1])
 
@@ -27,7 +32,8 @@ def mathml(tex: str, block: bool) -> str:
         tex = tex.replace(size, "")
     if block and ("\\\\" in tex or "&" in tex):
         tex = f"\\begin{{aligned}}{tex}\\end{{aligned}}"
-    root = ElementTree.fromstring(tex2mathml(tex, as_block=block))
+    text = NAMED.sub(lambda name: unescape(name[0]), tex2mathml(tex, as_block=block))
+    root = ElementTree.fromstring(text)
     for element in root.iter(f"{MATHML}munderover"):
         base, index, accent = element
         if accent.text in ACCENTS:
