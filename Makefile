@@ -1,5 +1,5 @@
 # Verbs for developers; `make build` after an edit to Cython or C.
-.PHONY: build quick test test-all integrations bench compare lint annotate asan ubsan tsan valgrind \
+.PHONY: build quick test test-all integrations bench compare lint docs wheels release annotate asan ubsan tsan valgrind \
 	fuzz fuzz-checkpoint fuzz-arguments mutate clean
 
 PYTHON ?= python
@@ -34,6 +34,18 @@ bench: build
 
 compare: build
 	$(PYTHON) bench/compare.py
+
+# The documentation, as build/site/index.html; the extra `docs`.  Pages run their code, warnings are errors.
+docs: build
+	$(PYTHON) -m sphinx -W --keep-going -q -d build/site-cache docs build/site
+
+# A wheel for this system in dist/, repaired and tested without a compiler; the extra `release`.
+wheels:
+	PYTHON=$(PYTHON) .ci/wheels
+
+# Whether version, ABI file, changelog, documentation, wheel and sdist are as a release wants them.
+release: build
+	$(PYTHON) .ci/release.py
 
 lint:
 	ruff check .

@@ -76,7 +76,7 @@ class Method:
         x − P(x − g), where P projects onto them.  1e-5 unless ``tol`` is given.
     ftol : float, optional
         If given, also stop when `patience` steps have not lowered the least value so far by more
-        than ftol · max(|f|, 1), which suits values that rise now and then.
+        than ``ftol · max(|f|, 1)``, which suits values that rise now and then.
     patience : int
         See `ftol`.
     best : bool

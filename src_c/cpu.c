@@ -47,14 +47,13 @@ int fastgd_x86_64_level(void)
 
     /* FMA, MOVBE, OSXSAVE, AVX, F16C; then BMI1, AVX2, BMI2; then LZCNT. */
     int v3 = has(features[ECX], BIT(12) | BIT(22) | BIT(27) | BIT(28) | BIT(29))
-          && has(more[EBX], BIT(3) | BIT(5) | BIT(8))
-          && has(extended[ECX], BIT(5))
-          && (xcr0() & 0x06) == 0x06; /* XMM and YMM */
+             && has(more[EBX], BIT(3) | BIT(5) | BIT(8)) && has(extended[ECX], BIT(5))
+             && (xcr0() & 0x06) == 0x06; /* XMM and YMM */
     if (!v3)
         return 1;
     /* AVX512F, DQ, CD, BW, VL. */
     int v4 = has(more[EBX], BIT(16) | BIT(17) | BIT(28) | BIT(30) | BIT(31))
-          && (xcr0() & 0xe6) == 0xe6; /* ... opmasks and ZMM */
+             && (xcr0() & 0xe6) == 0xe6; /* ... opmasks and ZMM */
     return v4 ? 4 : 3;
 }
 

@@ -43,7 +43,7 @@ typedef struct {
 typedef struct {
     fastgd_dl_version version;
     void *previous;
-    void (*make)(void);                              /* functions that fastgd has no use for */
+    void (*make)(void); /* functions that fastgd has no use for */
     void (*managed_of)(void);
     void (*object_of)(void);
     int (*tensor_of)(void *object, fastgd_dl_tensor *out); /* 0, or -1 with an exception set */

@@ -17,7 +17,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#define FASTGD_INF 0x7f800000          /* of float32 */
+#define FASTGD_INF 0x7f800000 /* of float32 */
 #define FASTGD_NAN_SCALE 255
 
 static inline uint32_t fastgd_bits(float x)
@@ -159,8 +159,12 @@ static inline uint16_t fastgd_float16_stochastic(float x, uint32_t random)
 /* A scale is a biased exponent, 2^(scale - 127), as in E8M0 of the OCP's MX formats; 255 is NaN.
  * The least are those for which no step between codes is a subnormal float32. */
 enum {
-    FASTGD_E5M2_LEAST = 32, FASTGD_E5M2_MOST = 223, FASTGD_E5M2_BINADES = 31,
-    FASTGD_UE6M2_LEAST = 1, FASTGD_UE6M2_MOST = 191, FASTGD_UE6M2_BINADES = 63
+    FASTGD_E5M2_LEAST = 32,
+    FASTGD_E5M2_MOST = 223,
+    FASTGD_E5M2_BINADES = 31,
+    FASTGD_UE6M2_LEAST = 1,
+    FASTGD_UE6M2_MOST = 191,
+    FASTGD_UE6M2_BINADES = 63
 };
 
 /* 21 bits of a float32 are cut off: to nearest after adding a half, stochastically after adding as

@@ -27,7 +27,7 @@ if HOW_MUCH != "whole":  # what builds the package once more
 # With FASTGD_STRICT=1 (continuous integration) a skip for any other reason fails the run.
 MACHINE_REASONS = ("this CPU", "too little memory", "may not mount")
 # Peers that are not among the requirements of tests; the continuous integration installs them later.
-PEERS = ("optax is not installed", "prodigyopt is not installed")
+PEERS = tuple(f"{name} is not installed" for name in ("optax", "prodigyopt", "keras"))
 
 
 @pytest.fixture(autouse=True)

@@ -13,12 +13,12 @@ Generator**: layers of the same shape and the same integer seed begin equal.
 
 The meaning of the axes depends on `layout`:
 
-=================  =====================  =======================  ===========================
-layout             dense                  convolution              used by
-=================  =====================  =======================  ===========================
-``"in_out"``       (in, out): ``x @ W``   (\*kernel, in, out)      NumPy networks, Keras, JAX
-``"out_in"``       (out, in): ``x @ W.T`` (out, in, \*kernel)      torch
-=================  =====================  =======================  ===========================
+=================  ======================  =======================  ===========================
+layout             dense                   convolution              used by
+=================  ======================  =======================  ===========================
+``"in_out"``       (in, out): ``x @ W``    (\*kernel, in, out)      NumPy networks, Keras, JAX
+``"out_in"``       (out, in): ``x @ W.T``  (out, in, \*kernel)      torch
+=================  ======================  =======================  ===========================
 
 >>> import numpy as np
 >>> from fastgd import init

@@ -1,4 +1,4 @@
-"""The README's example runs, and its commands are what continuous integration reads."""
+"""The README's examples run, and its commands are what continuous integration reads."""
 
 from __future__ import annotations
 
@@ -32,3 +32,18 @@ def test_the_two_commands():
     assert all(c.startswith('pip install -e ".[') for c in commands)
     assert "python -m fastgd train" in commands[0]
     assert "python -m pytest" in commands[1]
+
+
+def test_it_can_be_read_in_a_sitting():
+    lines = README.read_text().splitlines()
+    assert len(lines) <= 180
+    assert sum(line.startswith("![") for line in lines) == 1
+
+
+def test_the_table_is_that_of_the_results(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    import readme_table
+
+    (shown,) = readme_table.MARKED.findall(README.read_text())
+    tables = [readme_table.table(machine) for machine in readme_table.machines().values()]
+    assert shown in tables
