@@ -55,7 +55,7 @@ def rule_functions(families: list[Family]) -> list[Function]:
         for sweep in rule.sweeps:
             for fuse, suffix in enumerate(FLOATS):
                 functions.append(_sweep(rule, sweep, 2 * k + fuse, suffix))
-        if rule.before is None:  # else it sees all of a tensor
+        if rule.before is None and rule.by_rows:
             functions += [_by_rows(rule, 2 * k + j, suffix) for j, suffix in enumerate(FLOATS)]
         functions += [_worked_out(rule, part) for part in rule.arithmetic]
     return functions
