@@ -37,6 +37,9 @@ class Chooser:
     def count(self, n: int) -> None: ...
 
 def global_norm(tree: object) -> float: ...
+def summed_rows(
+    rows: Rows, n: int, is_double: bool, name: str
+) -> tuple[NDArray[int64], NDArray[Any]]: ...
 def is_parameter(a: object) -> TypeGuard[NDArray[Any]]: ...
 def aligned_zeros(p: NDArray[Any], kind: dtype[Any]) -> NDArray[Any]: ...
 
@@ -67,10 +70,6 @@ class StepRecord:
     clip_factor: float | None
 
 @final
-def summed_rows(
-    rows: Rows, n: int, is_double: bool, name: str
-) -> tuple[NDArray[int64], NDArray[Any]]: ...
-
 class Plan:
     steps: NDArray[int64]
     seed: int
