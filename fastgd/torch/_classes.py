@@ -32,7 +32,6 @@ def signature(kind: type[FastgdOptimizer]) -> inspect.Signature:
             parameters.setdefault(one.name, one)
     parameters.pop("options", None)
     parameters |= {parameter.name: parameter for parameter in PARAMETERS}
-    parameters["rows"] = parameters["rows"].replace(default=kind.rows)
     return inspect.Signature(list(parameters.values()))
 
 

@@ -22,8 +22,17 @@ from fastgd.torch._average import EMA
 from fastgd.torch._binding import Binding, Section, Setup, hyper_of, wants_norms
 from fastgd.torch._iterates import IterateAverage
 from fastgd.torch._options import Options
-from fastgd.torch._state_dict import Boxed, boxed, check_extras, extras_of, with_steps, with_tensors
-from fastgd.torch._states import AVERAGE, check_entry
+from fastgd.torch._state_dict import (
+    COUNTS_IN_INTEGERS,
+    Boxed,
+    boxed,
+    check_extras,
+    extras_of,
+    with_integers,
+    with_steps,
+    with_tensors,
+)
+from fastgd.torch._states import AVERAGE, check_entry, saved_kinds_of
 
 # How torch may be told to compute, as far as it is true of a step of fastgd, and why.
 HOW: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -127,12 +136,14 @@ class Optimizer(torch.optim.Optimizer):
         hyper = hyper_of(group, self.keys)
         start = self.kind.initial(hyper)
         for p in group["params"] if start else ():
-            if set(start) == set(RULES[self.kind.rule(hyper, tuple(p.shape))].states):
-                entry = self.state[p]
+            rule = self.kind.rule(hyper, tuple(p.shape))
+            if set(start) == set(RULES[rule].states):
+                entry, kinds = self.state[p], saved_kinds_of(p, rule)
                 entry["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
                 for key, value in start.items():
                     dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
-                    entry[key] = torch.full_like(p, value, dtype=dtype, requires_grad=False)
+                    like = p.new_empty(kinds[key].shape) if kinds[key].lines else p
+                    entry[key] = torch.full_like(like, value, dtype=dtype, requires_grad=False)
 
     # ------------------------------------------------------------------------------------ groups
 
@@ -308,6 +319,8 @@ class Optimizer(torch.optim.Optimizer):
             self._refuse_swapped("state_dict")
             written = super().state_dict()
             extras = extras_of(self)
+            if type(self).__name__ in COUNTS_IN_INTEGERS:
+                written["state"] = with_integers(written["state"])
             if self.ema is not None:
                 written["state"] = with_steps(written["state"], self.ema.step)
             return {**written, "fastgd": extras} if extras else written

@@ -14,6 +14,10 @@ from fastgd.core.storage import Storage
 from fastgd.kernels.spec.coded_array import codec_of
 from fastgd.torch._states import AVERAGE, AVERAGE_STEP
 
+# The classes whose steps torch counts in Python's integers: of a tensor of float32 it would raise
+# the betas to its power in float32.
+COUNTS_IN_INTEGERS = {"SparseAdam"}
+
 
 class Boxed:
     """A tensor that torch hands on as it is, as it sees none."""
@@ -55,6 +59,14 @@ def with_steps(state: Mapping[Any, dict[str, Any]], steps: int) -> dict[Any, dic
     count = torch.tensor(float(steps), dtype=torch.float64, device="cpu")
     return {
         n: {**entry, AVERAGE_STEP: count.clone()} if AVERAGE in entry else entry
+        for n, entry in state.items()
+    }
+
+
+def with_integers(state: Mapping[Any, dict[str, Any]]) -> dict[Any, dict[str, Any]]:
+    """The states of a state dict, with numbers of steps that are integers."""
+    return {
+        n: {**entry, "step": int(entry["step"])} if "step" in entry else entry
         for n, entry in state.items()
     }
 
