@@ -21,11 +21,12 @@ extensions = [
     "numpydoc",
     "sphinx_design",
     "sphinx_copybutton",
-    # In docs/_ext: code that is run, formulas, links into the repository, and the catalogue.
+    # In docs/_ext: code that is run, formulas, links, the catalogue, and what the site is held to.
     "running",
     "formulas",
     "repository",
     "optimizer_pages",
+    "checked",
 ]
 templates_path = ["_templates"]
 exclude_patterns = ["_ext", "_templates"]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 pytest.register_assert_rewrite("support")  # before anything of it is imported
+from support.helpers import ROOT
 from support.sampling import HOW_MUCH
 
 import fastgd
@@ -23,6 +24,9 @@ if HOW_MUCH == "quick":  # what needs libraries whose import takes longer than m
     collect_ignore_glob = ["*/test_torch_*", "*_torch.py"]
 if HOW_MUCH != "whole":  # what builds the package once more
     collect_ignore += ["project/test_new_family.py"]
+# What `make docs` has built, where it has.
+if HOW_MUCH != "whole" or not (ROOT / "build" / "site" / "index.html").exists():
+    collect_ignore += ["project/test_site.py"]
 
 # With FASTGD_STRICT=1 (continuous integration) a skip for any other reason fails the run.
 MACHINE_REASONS = ("this CPU", "too little memory", "may not mount")

@@ -78,6 +78,12 @@ def on_read(app: Sphinx, docname: str, content: list[str]) -> None:
     content[0] = INCLUDE.sub(include, content[0])
 
 
+def on_find_source(app: Sphinx, module: str) -> tuple[str, dict[str, object]] | None:
+    """The source to show of a module that is compiled: its stubs."""
+    stubs = TOP / f"{module.replace('.', '/')}.pyi"
+    return (stubs.read_text(), {}) if stubs.exists() else None
+
+
 class Measured(SphinxDirective):
     """The README's table, for each machine."""
 
@@ -89,5 +95,6 @@ class Measured(SphinxDirective):
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("source-read", on_read)
+    app.connect("viewcode-find-source", on_find_source)
     app.add_directive("measured", Measured)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

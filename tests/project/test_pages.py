@@ -19,8 +19,8 @@ BLOCK = re.compile(
 )
 # Libraries that not every run of the tests has.
 LIBRARIES = ("torch", "optax", "keras")
-# What takes seconds: runs of descents, which the build of the site holds to their claims as well.
-SLOW = ("explained/", "coming/optax", "coming/keras", "start")
+# What takes seconds: the imports of others; runs that the build of the site does as well.
+SLOW = ("explained/", *(f"coming/{name}" for name in ("optax", "keras", "scikit-learn", "thinc")))
 
 
 def pages():
