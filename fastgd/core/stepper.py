@@ -29,7 +29,7 @@ from fastgd.kernels.memory.alloc import aligned_copy
 from fastgd.kernels.memory.checks import shown
 from fastgd.kernels.reference import RULES
 from fastgd.kernels.spec.coded_array import CodedArray, as_coded
-from fastgd.kernels.spec.lines import Axes
+from fastgd.kernels.spec.lines import Axes, Axis
 
 Array = NDArray[Any]
 # The rules of parameters by their shapes.
@@ -272,7 +272,7 @@ class Stepper:
         arrays: list[tuple[Array | CodedArray, ...]] = []
         groups: list[int] = []
         owners: dict[tuple[int, str], int] = {}
-        units: list[int] = []
+        units: list[Axis | None] = []
         numbers: list[tuple[Array, ...]] = []
         axes: list[Axes | None] = []
         recall = storage.recall()
@@ -300,7 +300,7 @@ class Stepper:
                 params.append(storage.given(p, kept))
                 groups.append(k)
                 owners.setdefault((k, rule), len(owners))
-                units.append(storage.unit_length(p))
+                units.append(storage.units(p, self.options["layout"]))
                 axes.append(storage.axes(p) if RULES[rule].line_states else None)
         average = self.average
         all_params = (p for group in self.param_groups for p in group["params"])
@@ -321,7 +321,8 @@ class Stepper:
             nonfinite=self.options["nonfinite"],
             skipped=self.skipped,
             seed=storage.seed,
-            unit_lengths=units,
+            units=units,
+            centralized=self._centralized(),
             numbers=numbers,
             owners=[owners[key] for key in zip(groups, rules, strict=True)],
             sizes=[*map(storage.size, self.params().values())] if storage.pieces else None,
@@ -332,6 +333,12 @@ class Stepper:
         plan.first = self._first
         self.state, self.rules, self.steps = MappingProxyType(state), rules, steps
         self.picks, self.owners, self.plan = picks, list(owners), plan
+
+    def _centralized(self) -> list[bool] | None:
+        """Of which parameters the gradients are centralized: those that have weights of inputs."""
+        if not self.options["centralize"]:
+            return None
+        return [len(self.storage.shape(p)) > 1 for p in self.params().values()]
 
     def _shared_numbers(self, rules: list[str]) -> dict[str, float]:
         """The numbers that all parameters have alike, as those have them that were stepped."""

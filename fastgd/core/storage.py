@@ -20,11 +20,11 @@ from fastgd.core.trees import Name
 from fastgd.kernels.memory.alloc import aligned_zeros
 from fastgd.kernels.memory.checks import COMPUTED, shown
 from fastgd.kernels.reference import RULES
-from fastgd.kernels.spec import norms
 from fastgd.kernels.spec.codecs import CODECS, TILE
 from fastgd.kernels.spec.coded_array import CodedArray, as_coded, codec_of, computed
-from fastgd.kernels.spec.lines import Axes, axes_of, line_shape
+from fastgd.kernels.spec.lines import Axes, Axis, axes_of, line_shape
 from fastgd.kernels.spec.matrices import Matrix, matrix_of
+from fastgd.kernels.spec.units import units_of
 
 Array = NDArray[Any]
 
@@ -137,7 +137,8 @@ class Piece:
     array: Array
     origin: int  # the parameter's elements before it
     whole: int  # the parameter's elements in all
-    unit_length: int | None = None  # that of `norms.unit_length`, where the shape doesn't tell
+    units: Axis | None = None  # those of `units.units_of`, where the shape doesn't tell
+    order: str = "C"  # whether its rows as a matrix follow each other in memory, or its columns
     shape: tuple[int, ...] | None = None  # the parameter's, where it isn't the array's
     axes: Axes | None = None  # those of `lines.axes_of`, where the shape doesn't tell
 
@@ -190,15 +191,14 @@ class Storage(NamedTuple):
         piece = self.piece(p)
         if piece is None or piece.shape is None:
             return matrix_of(p.shape, as_coded(p).order)
-        # Rows that are not contiguous are columns that are.
-        return matrix_of(piece.shape, "F" if piece.unit_length == 0 else "C")
+        return matrix_of(piece.shape, piece.order)
 
-    def unit_length(self, p: Array) -> int:
-        """The elements of each unit that `clip_ratio` is about; 0 if they are not contiguous."""
+    def units(self, p: Array, layout: str) -> Axis | None:
+        """Where the units lie that a parameter has; None if neither contiguous nor interleaved."""
         piece = self.piece(p)
-        if piece is not None and piece.unit_length is not None:
-            return piece.unit_length
-        return norms.unit_length(p.shape, p.strides, p.itemsize)
+        if piece is not None and piece.shape is not None:
+            return piece.units
+        return units_of(p.shape, p.strides, p.itemsize, layout)
 
     def axes(self, p: Array) -> Axes | None:
         """The axes of rows and columns; None of a vector or number."""

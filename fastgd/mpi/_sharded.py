@@ -62,8 +62,8 @@ class Sharded:
     bucket_bytes : int
         How much is sent at a time, above 0; four times as much is kept for it.
     **options
-        The class's hyper-parameters and `fastgd.Options`, alike on all ranks, less ``copy_to`` and
-        ``clip_ratio``.  ``average`` is a number here.
+        The class's hyper-parameters and `fastgd.Options`, alike on all ranks, less ``copy_to``,
+        ``clip_ratio``, ``centralize`` and ``layout``.  ``average`` is a number here.
 
     Attributes
     ----------
@@ -184,7 +184,7 @@ class Sharded:
         ordered = domains.flag(ordered, "ordered")
         size = domains.integer(bucket_bytes, "bucket_bytes", 1, 2**31)
         for key, problem in _params.REFUSED.items():
-            if options.get(key) is not None:
+            if (given := options.get(key)) is not None and given is not False:
                 raise ValueError(f"{key}: {problem}")
             options.pop(key, None)
         if isinstance(options.get("average"), EMA):

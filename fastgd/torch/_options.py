@@ -12,6 +12,8 @@ from fastgd.core import storage as _storage
 # Keyword options and their defaults.
 FIXED: dict[str, Any] = {
     "clip_by": "all",
+    "layout": "out_in",
+    "centralize": False,
     "nonfinite": "propagate",
     "zero_grads": False,
     "average": None,

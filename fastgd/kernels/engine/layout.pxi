@@ -20,6 +20,7 @@ cdef class Layout:
     cdef Py_ssize_t n_apart     # and of these those that can't be done at once,
     cdef Py_ssize_t n_summed    # tensors whose rules have two sweeps,
     cdef Py_ssize_t n_matrices  # and those whose term is kept for a matrix step
+    cdef Py_ssize_t n_centralized
     cdef bint shares            # whether sums go over all tensors, or numbers are the same for all
     cdef Tensor* tensors
     cdef Coding* codings
@@ -38,7 +39,8 @@ cdef class Layout:
     cdef bint prefetch          # whether the arrays are too large to stay in cache
 
     def __cinit__(self, params, labels, list groups, states, list rules, list averages,
-                  copies, list unit_lengths, list numbers, list sizes, list matrices, list axes):
+                  copies, list units, list numbers, list sizes, list matrices, list axes,
+                  list centralized):
         cdef Py_ssize_t i
         cdef dict alike = {}
         self.labels, self.rules = labels, rules
@@ -55,8 +57,7 @@ cdef class Layout:
             if not self.fits_plainly(i):
                 self.arrays_of(i)
             self.plan_tensor(i, groups[i])
-            self.tensors[i].unit_length = (max(self.tensors[i].n, 1) if unit_lengths is None
-                                           else unit_lengths[i])
+            self.plan_units(i, units, centralized)
             self.tensors[i].size = self.tensors[i].n if sizes is None else sizes[i]
         self.cut_chunks()
         self.make_own_steps()
@@ -273,6 +274,15 @@ cdef class Layout:
                 t.own.numbers[j] = <double*> address_of(self.numbers_of(i)[j])
             blocks += n_blocks(t.n) if t.info.first.n_terms else 0
             k += 1
+
+    cdef int plan_units(self, Py_ssize_t i, list units, list centralized) except -1:
+        """Note where the units of a parameter lie, and whether these are centralized."""
+        cdef Tensor* t = &self.tensors[i]
+        t.own_units = Axis(max(t.n, 1), 1)
+        if units is not None:
+            t.own_units.length, t.own_units.stride = units[i] or (0, 1)
+        t.centralized = centralized is not None and centralized[i] and t.n
+        self.n_centralized += t.centralized
 
     cdef object matrix_of(self, Py_ssize_t i):
         """What a parameter is as a matrix."""
