@@ -65,6 +65,7 @@ CASES = {
     "value": {"clip_value": 0.1},
     "ratio": {"clip_ratio": 0.1},
     "ratio of a group": {"limits": [{"clip_ratio": 0.1}, {}], "clip_norm": 2.0},
+    "units": {"clip_ratio": 0.1, "centralize": True, "layout": "in_out"},
     "average": {"average": 0.9},
     "zeroed": {"zero_grads": True},
     "all": {"clip_norm": 1.0, "clip_value": 0.2, "clip_ratio": 0.2, "average": 0.9,
