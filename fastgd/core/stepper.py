@@ -110,7 +110,7 @@ class Stepper:
     ) -> None:
         self.kind = kind
         self.options = _options.checked(options, kind.__name__, kind.hypers)
-        self.storage = _storage.checked(options)
+        self.storage = _storage.checked(options, kind)
         self.defaults = hyper
         self.param_groups: tuple[ParamGroup, ...] = ()
         self.state: Mapping[Name, Mapping[str, Array]] = states or {}

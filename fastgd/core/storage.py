@@ -15,8 +15,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fastgd.core.contract import Contract
 from fastgd.core.domains import integer, one_of
 from fastgd.core.trees import Name
+from fastgd.core.variants import states_of
 from fastgd.kernels.memory.alloc import aligned_zeros
 from fastgd.kernels.memory.checks import COMPUTED, shown
 from fastgd.kernels.reference import RULES
@@ -31,13 +33,6 @@ Array = NDArray[Any]
 STATE_DTYPES = ("float32", "float64", "bfloat16", "float16", "8bit")
 ROUNDINGS = ("nearest", "stochastic")
 FLOAT32, FLOAT64, INT16, UINT8 = map(np.dtype, (np.float32, np.float64, np.int16, np.uint8))
-
-
-def every_state() -> frozenset[str]:
-    """The names of all rules' states that have a number for each element."""
-    return frozenset(
-        key for rule in RULES.values() for key in rule.states if key not in rule.line_states
-    )
 
 
 class Kind(NamedTuple):
@@ -336,12 +331,13 @@ class Storage(NamedTuple):
                     kept[own][...] = taken[own]
 
 
-def checked(given: Mapping[str, Any]) -> Storage:
-    """The storage that an optimizer's options ask for."""
+def checked(given: Mapping[str, Any], kind: type[Contract]) -> Storage:
+    """The storage that the options of an optimizer of a class ask for."""
     wanted = given.get("state_dtype")
     if isinstance(wanted, Mapping):
+        known = states_of(kind)
         wanted = {
-            one_of(sorted(every_state()), key, "state_dtype"): one_of(
+            one_of(known, key, "state_dtype"): one_of(
                 STATE_DTYPES, value, f"state_dtype[{shown(key)}]"
             )
             for key, value in wanted.items()

@@ -197,7 +197,9 @@ class Sharded:
         link = self._link
         kept = options.get("state_dtype")
         in_8_bits = "8bit" in (kept.values() if isinstance(kept, Mapping) else (kept,))
-        self._min_8bit_size = _storage.checked(options).min_8bit_size if in_8_bits else None
+        self._min_8bit_size = (
+            _storage.checked(options, opt_class).min_8bit_size if in_8_bits else None
+        )
         self._spaces = spaces(parameters.arrays, link.size, self._min_8bit_size)
         self._parameters = parameters
         # What the optimizer refuses it refuses here, where no parameter has been changed yet.

@@ -61,7 +61,7 @@ class Optimizer(torch.optim.Optimizer):
     def __init__(self, params: Any, hyper: dict[str, Any], fixed: dict[str, Any]) -> None:
         self._reset()
         self._processes = _sharing.splitter()
-        self.options = Options(fixed, type(self).__name__)
+        self.options = Options(fixed, type(self).__name__, self.kind)
         if self.is_split:
             self.options.refuse_split()
             if self.kind.shared:
