@@ -33,8 +33,6 @@ __all__ = ["Batches", "batches"]
 Array = NDArray[Any]
 Form = TypeVar("Form")
 
-NONE = -2, 0  # as the epoch that was begun last: before any that may be next
-
 
 def batches(
     arrays: Form,
@@ -114,8 +112,8 @@ class Batches(Generic[Form]):
         The seed of the orders, also where none was given: enough to repeat a run.
     epoch : int
         The number of the next epoch, counted from 0.  ``iter`` takes it and adds 1, whether or not
-        its epoch is then read to the end.  Set it to begin with another epoch; `state_dict` says
-        where in an epoch a run is, and `load_state_dict` goes on there.
+        its epoch is then read to the end.  Set it to begin an epoch from its start; `state_dict`
+        says where in an epoch a run is, and `load_state_dict` goes on there.
 
     Examples
     --------
@@ -166,8 +164,6 @@ class Batches(Generic[Form]):
             )
         self._batches //= self._parts
         self.epoch = 0
-        self._resumed = (0, 0)  # an epoch, and the batches of it to leave out
-        self._latest = list(NONE)  # the epoch that was begun last, and the batches given of it
         if seed is None or isinstance(seed, np.random.Generator):
             self.seed = int(generator(seed).integers(2**63))
         else:
@@ -178,12 +174,22 @@ class Batches(Generic[Form]):
         """The number of batches in an epoch."""
         return self._batches
 
+    @property
+    def epoch(self) -> int:
+        """The number of the next epoch."""
+        return self._epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+        self._skipped = 0  # the batches of it to leave out
+        # The epoch that was begun last, and the batches given of it; none before the first.
+        self._latest: list[int] | None = None
+
     def __iter__(self) -> Iterator[Form]:
         """One epoch.  Each has its own buffers, so that several may be read at once."""
-        epoch = integer(self.epoch, "epoch")
+        epoch, given = integer(self.epoch, "epoch"), self._skipped
         self.epoch = epoch + 1
-        given = self._resumed[1] if self._resumed[0] == epoch else 0
-        self._resumed = (0, 0)
         self._latest = latest = [epoch, given]
         step = self._parts * self._size
         starts = range(self._part * self._size, self._batches * step, step)[given:]
@@ -200,9 +206,9 @@ class Batches(Generic[Form]):
 
         A batch counts as soon as it is given.  After the last one, it is the next epoch's start.
         """
-        epoch, given = self._latest
-        if self.epoch != epoch + 1 or given >= self._batches:  # set by hand, or at an end
-            epoch, given = self.epoch, self._resumed[1] if self._resumed[0] == self.epoch else 0
+        epoch, given = self._latest or (self.epoch, self._skipped)
+        if given >= self._batches:
+            epoch, given = self.epoch, 0
         return {
             "epoch": epoch,
             "batch": given,
@@ -231,7 +237,8 @@ class Batches(Generic[Form]):
                 raise ValueError(f"{key}: expected {own[key]}, found {state_dict[key]}")
         epoch, seed = (integer(state_dict[key], key) for key in ("epoch", "seed"))
         given = integer(state_dict["batch"], "batch", end=self._batches)
-        self.epoch, self.seed, self._resumed, self._latest = epoch, seed, (epoch, given), list(NONE)
+        self.epoch, self.seed = epoch, seed
+        self._skipped = given
 
     def _views(self, starts: Iterable[int], latest: list[int]) -> Iterator[Form]:
         """The batches that begin at these samples and follow the order of the arrays."""

@@ -46,8 +46,10 @@ from fastgd.core.options import Options
 
 Array = NDArray[Any]
 
-# Options of optimizers that make no sense here: other arrays, 16 bits, ascent.
+# Options of optimizers that make no sense here: other arrays, 16 bits, ascent, what is about
+# several axes.
 REFUSED = {"grads", "copy_to", "zero_grads", "master", "rounding", "maximize"}
+REFUSED |= {"centralize", "layout"}
 
 CONVERGED = 0, "Optimization terminated successfully."
 STALLED = 0, "The function's value stopped falling by more than ftol."

@@ -19,7 +19,7 @@ Two parameters of the estimator are added:
   ``learning_rate_init``, not ``momentum``, ``beta_1``, ….
 - ``optimizer_params`` is a dict of hyper-parameters and options for it, say
   ``{"clip_norm": 1.0}``; see `fastgd.Options`.  ``lr`` may be a schedule, from the number of the
-  step to the learning rate.
+  step to the learning rate.  Units, as those of ``clip_ratio``, are what leads to one output.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ Array = NDArray[Any]
 BLOCK = 16384
 
 # Options of optimizers that make no sense here: other arrays, 16 bits, ascent, averages that
-# nothing reads.
-REFUSED = {"grads", "copy_to", "zero_grads", "master", "rounding", "maximize", "average"}
+# nothing reads, and a layout, which is that of scikit-learn's weights.
+REFUSED = {"grads", "copy_to", "zero_grads", "master", "rounding", "maximize", "average", "layout"}
 
 
 def recipe(estimator: Any) -> tuple[type[Optimizer], dict[str, Any]]:
@@ -94,7 +94,7 @@ def recipe(estimator: Any) -> tuple[type[Optimizer], dict[str, Any]]:
             "optimizer_params: expected an 'lr' that is a schedule, and learning_rate='constant', "
             f"found {given['lr']!r} and {rates!r}; a number is given by learning_rate_init"
         )
-    hyper |= given
+    hyper |= given | {"layout": "in_out"}
     kind(np.zeros(1), **hyper)  # which checks them
     return kind, hyper
 

@@ -21,6 +21,11 @@ LEFT_OUT: dict[str, dict[str, str]] = {
     },
     "thinc": {},
     "pandas": {},
+    "optax": {"test_clip_by_block_rms": "fastgd has no clipping by root mean squares"},
+}
+# Of a suite that is about other things as well, what begins so.
+KEPT: dict[str, tuple[str, ...]] = {
+    "optax": ("test_clip", "test_adaptive_grad_clip", "test_centralize"),
 }
 CALLS: list[object] = []
 
@@ -88,6 +93,45 @@ def in_place_of_pandas():
     theirs.ewm = ours
 
 
+def in_place_of_optax():
+    """The transformations of gradients that are options of fastgd's optimizers."""
+    clipping = importlib.import_module("optax.transforms._clipping")
+    transform = importlib.import_module("optax._src.transform")
+    clips = clipping.adaptive_grad_clip
+
+    def adaptive_grad_clip(clipping, eps=1e-3, axis=None):
+        if axis is not None:  # units of other axes
+            return clips(clipping, eps, axis)
+        return transformation(clip_ratio=clipping, layout="in_out")
+
+    clipping.clip = lambda most: transformation(clip_value=most)
+    clipping.clip_by_global_norm = lambda most: transformation(clip_norm=most)
+    clipping.adaptive_grad_clip = adaptive_grad_clip
+    transform.centralize = lambda: transformation(centralize=True)
+
+
+def transformation(**options):
+    """One of optax's by the options of a step of SGD: what that subtracts from the parameters."""
+    import jax
+    import optax
+
+    import fastgd
+
+    def update(updates, state, params=None):
+        CALLS.append(updates)
+        grads, structure = jax.tree.flatten(updates)
+        grads = [np.array(g, np.float64) for g in grads]
+        before = [np.zeros_like(g) for g in grads]
+        if params is not None:
+            before = [np.array(p, np.float64) for p in jax.tree.leaves(params)]
+        after = [p.copy() for p in before]
+        fastgd.SGD(after, lr=1.0, **options).step(grads)
+        moved = [jax.numpy.asarray(p - q, np.float32) for p, q in zip(before, after, strict=True)]
+        return jax.tree.unflatten(structure, moved), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
 # Absent where this is no plugin, but looked through for examples.
 LIBRARY = os.environ.get("FASTGD_IN_PLACE_OF", "")
 if LIBRARY:
@@ -95,6 +139,8 @@ if LIBRARY:
 
 
 def pytest_collection_modifyitems(items):
+    if LIBRARY in KEPT:
+        items[:] = [item for item in items if item.name.startswith(KEPT[LIBRARY])]
     for item in items:
         for name, reason in LEFT_OUT[LIBRARY].items():
             if item.name.startswith(name):

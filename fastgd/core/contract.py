@@ -12,7 +12,6 @@ from fastgd.core.domains import ANNOTATIONS, Domain, flag
 from fastgd.core.options import HYPER, Options
 from fastgd.kernels._engine import COEFFICIENTS
 from fastgd.kernels.memory import checks
-from fastgd.kernels.spec.norms import unit_length
 from fastgd.kernels.spec.registry import RULES
 
 if TYPE_CHECKING:
@@ -180,14 +179,6 @@ class Contract:
     def fits(cls, h: Hyper) -> None:
         """Raise ValueError if a group's hyper-parameters contradict each other or don't fit it."""
         cls.consistent(h)
-        if h["clip_ratio"] is not None:
-            for name, p in zip(h["param_names"], h["params"], strict=True):
-                if not unit_length(p.shape, p.strides, p.itemsize):
-                    raise ValueError(
-                        f"clip_ratio: expected parameters whose rows are contiguous, as in C "
-                        f"order, found params{checks.label((name,))} with strides {p.strides} for "
-                        f"shape {p.shape}"
-                    )
         for key, start in cls.initial(h).items():
             if start > FLOAT32_MAX:
                 for p in h["params"]:

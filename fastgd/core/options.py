@@ -13,6 +13,7 @@ from fastgd.core.names import hint
 from fastgd.core.trees import Name, Path, Structure, flatten
 from fastgd.kernels._engine import is_parameter
 from fastgd.kernels.memory import checks
+from fastgd.kernels.spec.units import LAYOUTS
 
 if TYPE_CHECKING:
     from fastgd.core.ema import EMA
@@ -41,6 +42,12 @@ class Options(TypedDict, total=False):
     clip_ratio : float
         The maximum norm of each unit of the gradients, as a multiple of the norm of the unit's
         parameters: adaptive gradient clipping.  A hyper-parameter as well; see Notes.
+    centralize : bool
+        Subtract from each unit of the gradients its mean: gradient centralization.  See Notes.
+    layout : {"out_in", "in_out"}
+        Where the outputs are in parameters of two or more axes, which are the units of the two
+        options above: the first axis, as torch has them, or the last, as in ``x @ W``.  These are
+        the words of `fastgd.init`, whose weights are ``"in_out"`` by default.
     nonfinite : {"propagate", "skip", "raise"}
         What to do if gradients hold an infinity or NaN: use them; leave parameters, states,
         step counts and averages as they are and count the step in ``skipped``; or leave all as it
@@ -73,27 +80,45 @@ class Options(TypedDict, total=False):
 
     Notes
     -----
+    A gradient is centralized, scaled by ``grad_scale``, ``clip_norm`` and ``clip_ratio``, clipped
+    by ``clip_value``, and then only has L2 decay added: all of these are about the gradient of the
+    loss itself.
+
+    A unit is all that leads to one output.  With ``layout="out_in"`` the parameters' axes are
+    ``(out, in)`` or ``(out, in, height, width)``, and units run along the first; with
+    ``layout="in_out"`` they are ``(in, out)`` or ``(height, width, in, out)``, and units run along
+    the last.  The order of memory doesn't matter.  With the wrong layout units are inputs, which is
+    something else.  Parameters of fewer than two axes are one unit each.
+
     ``clip_ratio`` = λ multiplies unit i of a gradient, :math:`G_i`, whose parameters are
     :math:`W_i`, by
 
     .. math::
         \min\left(1, \; \lambda \, \frac{\max(\|W_i\|, 10^{-3})}{\|G_i\|}\right)
 
-    Units are the rows along the first axis of arrays of two or more dimensions, ``(n_out, n_in)``
-    or ``(n_out, n_in, height, width)`` as PyTorch stores weights: all that leads to one output.
-    Arrays of fewer dimensions are a unit each.  Weights stored as ``(n_in, n_out)`` are clipped by
-    inputs then, which is something else.  Rows have to be contiguous, as in C order.
-
     The paper clips by 0.01, and everything but a classifier's last layer: put that into a group
     without.  Norms are measured in double precision, that of parameters as they are before the step
-    (of their master, if they have one), that of gradients after ``grad_scale`` and ``clip_norm``
-    and before ``clip_value`` and L2 decay: λ bounds the gradient of the loss itself.  NaN and
-    infinity spread in their unit.
+    (of their master, if they have one), that of gradients after ``grad_scale`` and ``clip_norm``.
+    NaN and infinity spread in their unit.  timm's ``adaptive_clip_grad`` does the same with
+    ``"out_in"``, optax's ``adaptive_grad_clip`` with ``"in_out"``, but for arrays of three axes and
+    those with at most one axis longer than 1, which it takes otherwise.
+
+    ``centralize`` makes :math:`G_i` of :math:`n` elements
+
+    .. math:: G_i - \frac{1}{n} \sum_{j=1}^{n} G_{ij}
+
+    in parameters of two or more axes, and leaves the others as they are.  Means are taken in double
+    precision and rounded to what is computed with; norms to be clipped are those of what is left.
+    What is left of units of one element is 0.  optax's ``centralize`` does the same with
+    ``"out_in"``, whatever the layout of the weights; the authors' code adds L2 decay first, and so
+    centralizes it as well.
 
     References
     ----------
     Brock, De, Smith and Simonyan, "High-performance large-scale image recognition without
     normalization", 2021, arXiv:2102.06171 (``clip_ratio``).
+    Yong, Huang, Hua and Zhang, "Gradient centralization: a new optimization technique for deep
+    neural networks", 2020, arXiv:2004.01461 (``centralize``).
     """
 
     grads: object
@@ -101,6 +126,8 @@ class Options(TypedDict, total=False):
     clip_by: str
     clip_value: domains.Scalar | None
     clip_ratio: domains.Scalar | None
+    centralize: bool
+    layout: str
     nonfinite: str
     average: float | EMA | None
     copy_to: object
@@ -140,6 +167,8 @@ def checked(
     return MappingProxyType(
         {
             "clip_by": domains.one_of(CLIP_BY, given.get("clip_by", "all"), "clip_by"),
+            "layout": domains.one_of(LAYOUTS, given.get("layout", "out_in"), "layout"),
+            "centralize": domains.flag(given.get("centralize", False), "centralize"),
             "nonfinite": domains.one_of(
                 NONFINITE, given.get("nonfinite", "propagate"), "nonfinite"
             ),

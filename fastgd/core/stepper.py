@@ -30,7 +30,7 @@ from fastgd.kernels.memory.alloc import aligned_copy
 from fastgd.kernels.memory.checks import shown
 from fastgd.kernels.reference import RULES
 from fastgd.kernels.spec.coded_array import CodedArray, as_coded
-from fastgd.kernels.spec.lines import Axes
+from fastgd.kernels.spec.lines import Axes, Axis
 
 Array = NDArray[Any]
 # The rules of parameters by their shapes.
@@ -113,7 +113,7 @@ class Stepper:
     ) -> None:
         self.kind = kind
         self.options = _options.checked(options, kind.__name__, kind.hypers)
-        self.storage = _storage.checked(options)
+        self.storage = _storage.checked(options, kind)
         self.defaults = hyper
         self.param_groups: tuple[ParamGroup, ...] = ()
         self.state: Mapping[Name, Mapping[str, Array]] = states or {}
@@ -289,7 +289,7 @@ class Stepper:
         arrays: list[tuple[Array | CodedArray, ...]] = []
         groups: list[int] = []
         owners: dict[tuple[int, str], int] = {}
-        units: list[int] = []
+        units: list[Axis | None] = []
         numbers: list[tuple[Array, ...]] = []
         axes: list[Axes | None] = []
         recall = storage.recall()
@@ -317,7 +317,7 @@ class Stepper:
                 params.append(storage.given(p, kept))
                 groups.append(k)
                 owners.setdefault((k, rule), len(owners))
-                units.append(storage.unit_length(p))
+                units.append(storage.units(p, self.options["layout"]))
                 axes.append(storage.axes(p) if RULES[rule].line_states else None)
         average = self.average
         all_params = (p for group in self.param_groups for p in group["params"])
@@ -338,14 +338,15 @@ class Stepper:
             nonfinite=self.options["nonfinite"],
             skipped=self.skipped,
             seed=storage.seed,
-            unit_lengths=units,
+            units=units,
+            centralized=self._centralized(),
             numbers=numbers,
             owners=[owners[key] for key in zip(groups, rules, strict=True)],
             sizes=[*map(storage.size, self.params().values())] if storage.pieces else None,
             axes=axes,
             hyper_rows=self._hyper_rows(),
             matrices=[*map(storage.matrix, all_params)] if with_matrices else None,
-            shapes=[*map(storage.shape, self.params().values())] if storage.pieces else None,
+            shapes=[*map(storage.shaped, self.params().values())] if storage.pieces else None,
             lazy=self.options["rows"] == "lazy",
             sparse=kind.sparse,
         )
@@ -367,6 +368,12 @@ class Stepper:
         """A state that there was none of, where its parameter wants it to be."""
         home = self.homes.get(id(p))
         return kind.new(p, start) if home is None else home.new(kind, start)
+
+    def _centralized(self) -> list[bool] | None:
+        """Of which parameters the gradients are centralized: those that have weights of inputs."""
+        if not self.options["centralize"]:
+            return None
+        return [len(self.storage.shape(p)) > 1 for p in self.params().values()]
 
     def _shared_numbers(self, rules: list[str]) -> dict[str, float]:
         """The numbers that all parameters have alike, as those have them that were stepped."""

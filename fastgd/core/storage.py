@@ -15,29 +15,24 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fastgd.core.contract import Contract
 from fastgd.core.domains import integer, one_of
 from fastgd.core.trees import Name
+from fastgd.core.variants import states_of
 from fastgd.kernels.memory.alloc import aligned_zeros
 from fastgd.kernels.memory.checks import COMPUTED, shown
 from fastgd.kernels.reference import RULES
-from fastgd.kernels.spec import norms
 from fastgd.kernels.spec.codecs import CODECS, TILE
 from fastgd.kernels.spec.coded_array import CodedArray, as_coded, codec_of, computed
-from fastgd.kernels.spec.lines import Axes, axes_of, line_shape
+from fastgd.kernels.spec.lines import Axes, Axis, axes_of, line_shape
 from fastgd.kernels.spec.matrices import Matrix, matrix_of
+from fastgd.kernels.spec.units import units_of
 
 Array = NDArray[Any]
 
 STATE_DTYPES = ("float32", "float64", "bfloat16", "float16", "8bit")
 ROUNDINGS = ("nearest", "stochastic")
 FLOAT32, FLOAT64, INT16, UINT8 = map(np.dtype, (np.float32, np.float64, np.int16, np.uint8))
-
-
-def every_state() -> frozenset[str]:
-    """The names of all rules' states that have a number for each element."""
-    return frozenset(
-        key for rule in RULES.values() for key in rule.states if key not in rule.line_states
-    )
 
 
 class Kind(NamedTuple):
@@ -137,7 +132,8 @@ class Piece:
     array: Array
     origin: int  # the parameter's elements before it
     whole: int  # the parameter's elements in all
-    unit_length: int | None = None  # that of `norms.unit_length`, where the shape doesn't tell
+    units: Axis | None = None  # those of `units.units_of`, where the shape doesn't tell
+    order: str = "C"  # whether its rows as a matrix follow each other in memory, or its columns
     shape: tuple[int, ...] | None = None  # the parameter's, where it isn't the array's
     axes: Axes | None = None  # those of `lines.axes_of`, where the shape doesn't tell
 
@@ -185,20 +181,26 @@ class Storage(NamedTuple):
         known = self.pieces and self.pieces.get(id(p))
         return known.shape if known and known.shape is not None else p.shape
 
+    def shaped(self, p: Array) -> tuple[tuple[int, ...], bool]:
+        """That shape, and whether all of it lies row after row in memory."""
+        piece = self.piece(p)
+        if piece is None or piece.shape is None:
+            return p.shape, p.flags.c_contiguous
+        return piece.shape, piece.order == "C"
+
     def matrix(self, p: Array) -> Matrix:
         """What the parameter that an array stands for is as a matrix."""
         piece = self.piece(p)
         if piece is None or piece.shape is None:
             return matrix_of(p.shape, as_coded(p).order)
-        # Rows that are not contiguous are columns that are.
-        return matrix_of(piece.shape, "F" if piece.unit_length == 0 else "C")
+        return matrix_of(piece.shape, piece.order)
 
-    def unit_length(self, p: Array) -> int:
-        """The elements of each unit that `clip_ratio` is about; 0 if they are not contiguous."""
+    def units(self, p: Array, layout: str) -> Axis | None:
+        """Where the units lie that a parameter has; None if neither contiguous nor interleaved."""
         piece = self.piece(p)
-        if piece is not None and piece.unit_length is not None:
-            return piece.unit_length
-        return norms.unit_length(p.shape, p.strides, p.itemsize)
+        if piece is not None and piece.shape is not None:
+            return piece.units
+        return units_of(p.shape, p.strides, p.itemsize, layout)
 
     def axes(self, p: Array) -> Axes | None:
         """The axes of rows and columns; None of a vector or number."""
@@ -336,12 +338,13 @@ class Storage(NamedTuple):
                     kept[own][...] = taken[own]
 
 
-def checked(given: Mapping[str, Any]) -> Storage:
-    """The storage that an optimizer's options ask for."""
+def checked(given: Mapping[str, Any], kind: type[Contract]) -> Storage:
+    """The storage that the options of an optimizer of a class ask for."""
     wanted = given.get("state_dtype")
     if isinstance(wanted, Mapping):
+        known = states_of(kind)
         wanted = {
-            one_of(sorted(every_state()), key, "state_dtype"): one_of(
+            one_of(known, key, "state_dtype"): one_of(
                 STATE_DTYPES, value, f"state_dtype[{shown(key)}]"
             )
             for key, value in wanted.items()

@@ -6,6 +6,7 @@ Found out from what the class declares, by trying: for tables, tests and benchma
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -97,6 +98,20 @@ def rules_of(cls: type[Contract]) -> dict[str, Pick]:
                 of_any = [*rules.values()] == [rule] * len(SHAPES)
                 found.setdefault(rule, Pick(given, None if of_any else shape))
     return found
+
+
+@lru_cache(256)
+def states_of(cls: type[Contract]) -> tuple[str, ...]:
+    """The states, of a number for each element, that the rules of a class can have.
+
+    Examples
+    --------
+    >>> import fastgd
+    >>> states_of(fastgd.Adam)
+    ('exp_avg', 'exp_avg_sq', 'max_exp_avg_sq')
+    """
+    rules = [RULES[name] for name in rules_of(cls)]
+    return tuple(sorted({key for r in rules for key in r.states if key not in r.line_states}))
 
 
 def variants(cls: type[Contract]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fastgd.kernels.memory.rows import Rows
 from fastgd.kernels.spec.coded_array import CodedArray
-from fastgd.kernels.spec.lines import Axes
+from fastgd.kernels.spec.lines import Axes, Axis
 from fastgd.kernels.spec.matrices import Matrix
 
 SIZES: Final[dict[str, int]]
@@ -94,7 +94,8 @@ class Plan:
         nonfinite: str = "propagate",
         skipped: NDArray[int64] | None = None,
         seed: int = 0,
-        unit_lengths: list[int] | None = None,
+        units: Sequence[Axis | None] | None = None,
+        centralized: list[bool] | None = None,
         numbers: Sequence[tuple[NDArray[float64], ...]] | None = None,
         owners: list[int] | None = None,
         sizes: list[int] | None = None,

@@ -26,7 +26,7 @@ from fastgd.kernels._types cimport *
 
 from fastgd.kernels import reference
 from fastgd.kernels.memory import buffers, checks, rows as memory_rows
-from fastgd.kernels.spec import codecs, coded_array
+from fastgd.kernels.spec import codecs, coded_array, lines
 from fastgd.kernels.spec import rows as rows_spec
 from fastgd.kernels.spec.matrices import matrix_of
 from fastgd.kernels.spec.registry import DENOMINATOR
@@ -139,10 +139,11 @@ cdef class Plan:
         The number of steps skipped; counted up in place.
     seed : int
         What the random words of stochastic rounding follow from, with step and element.
-    unit_lengths : list of int, optional
-        How many elements each unit of a parameter has, of which the norms may be clipped: units
-        are contiguous and follow each other.  0 where they don't.  By default parameters are one
-        unit each.
+    units : list of Axis or None, optional
+        Where the units of each parameter lie, of which the norms may be clipped: contiguous or
+        interleaved.  None where they are neither.  By default parameters are one unit each.
+    centralized : list of bool, optional
+        Whether the mean of each unit of a parameter's gradient is subtracted from it.
     numbers : list of tuple of ndarray of float64, shape (), optional
         The numbers that are kept for each parameter, in the order of its rule.
     owners : list of int, optional
@@ -197,7 +198,7 @@ cdef class Plan:
                   list rules, cnp.ndarray steps, grads=None, *, list averages=None,
                   cnp.ndarray average_steps=None, copies=None, clip_by="all",
                   nonfinite="propagate", cnp.ndarray skipped=None, unsigned long long seed=0,
-                  list unit_lengths=None, list numbers=None, list owners=None,
+                  list units=None, list centralized=None, list numbers=None, list owners=None,
                   list sizes=None, list matrices=None, list axes=None, HyperRows hyper_rows=None,
                   list shapes=None, bint lazy=False, bint sparse=False):
         cdef Py_ssize_t i
@@ -205,8 +206,8 @@ cdef class Plan:
         self.steps, self.counts = steps, <cnp.int64_t*> cnp.PyArray_DATA(steps)
         self.average_steps, self.skipped = average_steps, skipped
         self.clip_by, self.nonfinite = CLIP_BY[clip_by], NONFINITE[nonfinite]
-        self.layout = Layout(params, labels, groups, states, rules, averages, copies, unit_lengths,
-                             numbers, sizes, matrices, axes, shapes)
+        self.layout = Layout(params, labels, groups, states, rules, averages, copies, units,
+                             numbers, sizes, matrices, axes, centralized, shapes)
         self.lazy, self.sparse = lazy, sparse
         for i in range(self.layout.n):
             self.layout.tensors[i].owner = (groups if owners is None else owners)[i]
@@ -330,7 +331,7 @@ cdef class Plan:
         self.args.loops = &backend.loops
         configured, clips, units = self.configure(backend, configure, unscale)
         norms = clips or self.nonfinite != PROPAGATE or combine is not None
-        if norms or units:
+        if norms or units or self.layout.n_centralized:
             self.norms.measure(backend, self.group_steps, norms, units)
         if norms:
             if combine is not None:
@@ -421,12 +422,14 @@ cdef class Plan:
                 raise RuntimeError(f"params{self.layout.labels[i]}: its states do not fit the rule")
             if t.rows != NULL:
                 self.check_rows(i, group_step)
-            t.unit, t.n_units = t.n, 1
-            if not isinf(group_step.clip_ratio):
-                if t.unit_length == 0:
-                    raise RuntimeError(f"params{self.layout.labels[i]}: its rows are not "
-                                       "contiguous")
-                t.unit, t.n_units = t.unit_length, t.n // t.unit_length
+            t.n_units = 1
+            t.units = Axis(t.n, 1)
+            if t.centralized or not isinf(group_step.clip_ratio):
+                if t.own_units.length == 0:
+                    raise RuntimeError(f"params{self.layout.labels[i]}: its units are neither "
+                                       "contiguous nor interleaved")
+                t.n_units = t.n // t.own_units.length
+                t.units = t.own_units
         return configured, clips, units
 
     cdef int mark_stages(self, Backend backend, StepRecord record, bint clips, double unscale,
@@ -449,6 +452,8 @@ cdef class Plan:
             if clips and not isinf(group_step.clip_norm):
                 least = self.clip_norm(i, group_step, unscale, least)
             t.flags |= group_step.stages.flags | flag_of_scale(t.factor)
+            if t.centralized:
+                t.flags |= CENTRALIZE
             # Where the factor is NaN all of the gradient becomes that.
             if (not (isinf(group_step.clip_ratio) or isnan(t.factor))
                     and self.norms.clip_units(backend, i, group_step.clip_ratio)):
@@ -543,6 +548,9 @@ cdef class Plan:
             reference.RULES[self.layout.rules[i]], f"grads{self.layout.labels[i]}", self.lazy,
             self.sparse, group_step.stages.flags & (L2_DECAY | DECOUPLED_DECAY) != 0, t.average != NULL,
             t.rows.length % per == 0)
+        if t.centralized or (not isinf(group_step.clip_ratio)
+                             and (t.own_units.length != t.rows.length or t.own_units.stride != 1)):
+            memory_rows.refuse_units(f"grads{self.layout.labels[i]}", t.centralized)
         if self.counts[i] == 0 and "first" in reference.RULES[self.layout.rules[i]].coefficients:
             memory_rows.check_start(self.layout.params[i], f"grads{self.layout.labels[i]}")
 

@@ -23,9 +23,9 @@ cdef extern from "numeric.h" nogil:
 
     void fastgd_prefetch(const char*, Py_ssize_t)
 
-# The stages of a step.  SCALE to DECOUPLED_DECAY come before the rule, SCALE_UNITS in the place of
-# SCALE; the next three after it.  CODED says that some array is not stored in the type that is
-# computed with.
+# The stages of a step.  SCALE to DECOUPLED_DECAY come before the rule, CENTRALIZE before these and
+# SCALE_UNITS in the place of SCALE; the next three after it.  CODED says that some array is not
+# stored in the type that is computed with.
 cdef enum:
     SCALE = 1
     CLIP_VALUE = 2
@@ -36,7 +36,8 @@ cdef enum:
     ZERO_GRADIENT = 64
     CODED = 128
     SCALE_UNITS = 256
-    OF_GRADIENT = SCALE | SCALE_UNITS | CLIP_VALUE | L2_DECAY
+    CENTRALIZE = 512
+    OF_GRADIENT = CENTRALIZE | SCALE | SCALE_UNITS | CLIP_VALUE | L2_DECAY
 
 # What the stages before the rule are given: the same for all tensors of a group at one step count.
 cdef struct Stages:
@@ -95,7 +96,8 @@ cdef struct ChunkArgs:
     int flags
     double factor              # of the gradient,
     const double* factors      # or of each of its units,
-    Py_ssize_t unit            # which have so many elements, from the tensor's first on
+    const double* means        # and what is subtracted from each before,
+    Axis units                 # which are lines of the tensor
     void* kept                 # the term of the first sweep, for what comes after it; or NULL
     void* average
     int average_size           # bytes of an element, or 0: there is none
@@ -144,7 +146,13 @@ ctypedef double (*mean_square)(const ChunkArgs*, const Stages*) noexcept nogil
 # x, n, factor
 ctypedef double (*sum_f32)(const float*, Py_ssize_t, double) noexcept nogil
 ctypedef double (*sum_f64)(const double*, Py_ssize_t, double) noexcept nogil
-ctypedef double (*sum_coded)(const CodedPtr*, Py_ssize_t, double) noexcept nogil
+# x, n, factor, what is subtracted before, whether squares are summed up
+ctypedef double (*sum_coded)(const CodedPtr*, Py_ssize_t, double, double, bint) noexcept nogil
+# x, units, the place of n elements, n, how often, how far apart, factor, means, whether squares,
+# the totals of all blocks
+ctypedef void (*sums_apart)(
+    const CodedPtr*, const Axis*, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, double,
+    const double*, bint, double*) noexcept nogil
 # The loops of codecs: out, code, aux, n
 ctypedef void (*load_f32)(float*, const void*, const void*, Py_ssize_t) noexcept nogil
 ctypedef void (*load_f64)(double*, const void*, const void*, Py_ssize_t) noexcept nogil

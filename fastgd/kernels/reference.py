@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 from fastgd.kernels.spec.average import ema as ema
-from fastgd.kernels.spec.norms import sums_of_squares as sums_of_squares
 from fastgd.kernels.spec.registry import RULES as RULES
 from fastgd.kernels.spec.registry import Array as Array
 from fastgd.kernels.spec.registry import FullWidth as FullWidth
@@ -40,9 +39,11 @@ from fastgd.kernels.spec.stages import copy as copy
 from fastgd.kernels.spec.stages import decoupled_decay as decoupled_decay
 from fastgd.kernels.spec.stages import l2_decay as l2_decay
 from fastgd.kernels.spec.stages import scale as scale
-from fastgd.kernels.spec.stages import scale_units as scale_units
 from fastgd.kernels.spec.steps import TensorStep as TensorStep
 from fastgd.kernels.spec.steps import step as step
+from fastgd.kernels.spec.units import centralize as centralize
+from fastgd.kernels.spec.units import scale_units as scale_units
+from fastgd.kernels.spec.units import unit_blocks as unit_blocks
 
 
 def __getattr__(name: str) -> Any:

@@ -24,7 +24,9 @@ Array = NDArray[Any]
 # Options that are for the whole of a parameter; what becomes of them here.
 REFUSED = {
     "copy_to": "expected none, as each rank updates only its shard; copy after the step",
-    "clip_ratio": "expected None, as each rank has only parts of the rows whose norms it is about",
+    "clip_ratio": "expected None, as each rank has only parts of the units that it is about",
+    "centralize": "expected False, as each rank has only parts of the units that it is about",
+    "layout": "expected none, as it says what is a unit, and no option is about units here",
 }
 
 

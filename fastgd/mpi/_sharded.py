@@ -62,8 +62,8 @@ class Sharded:
     bucket_bytes : int
         How much is sent at a time, above 0; four times as much is kept for it.
     **options
-        The class's hyper-parameters and `fastgd.Options`, alike on all ranks, less ``copy_to`` and
-        ``clip_ratio``.  ``average`` is a number here.
+        The class's hyper-parameters and `fastgd.Options`, alike on all ranks, less ``copy_to``,
+        ``clip_ratio``, ``centralize`` and ``layout``.  ``average`` is a number here.
 
     Attributes
     ----------
@@ -186,7 +186,7 @@ class Sharded:
         ordered = domains.flag(ordered, "ordered")
         size = domains.integer(bucket_bytes, "bucket_bytes", 1, 2**31)
         for key, problem in _params.REFUSED.items():
-            if options.get(key) is not None:
+            if (given := options.get(key)) is not None and given is not False:
                 raise ValueError(f"{key}: {problem}")
             options.pop(key, None)
         if isinstance(options.get("average"), EMA):
@@ -199,7 +199,9 @@ class Sharded:
         link = self._link
         kept = options.get("state_dtype")
         in_8_bits = "8bit" in (kept.values() if isinstance(kept, Mapping) else (kept,))
-        self._min_8bit_size = _storage.checked(options).min_8bit_size if in_8_bits else None
+        self._min_8bit_size = (
+            _storage.checked(options, opt_class).min_8bit_size if in_8_bits else None
+        )
         self._spaces = spaces(parameters.arrays, link.size, self._min_8bit_size)
         self._parameters = parameters
         # What the optimizer refuses it refuses here, where no parameter has been changed yet.

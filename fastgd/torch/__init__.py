@@ -35,6 +35,7 @@ torch's options of how to compute are accepted where they are true: ``fused`` ma
 By keyword there are fastgd's options (`fastgd.Options` has their meaning):
 
 - ``clip_norm``, ``clip_value`` and ``clip_ratio``, hyper-parameters of groups; ``clip_by``;
+  ``centralize``; ``layout``, by default ``"out_in"``, as torch's layers store their weights;
   ``nonfinite="skip"`` or ``"raise"``; ``zero_grads``, which leaves zeros in each ``p.grad``.
   ``opt.record`` says what the last step did, ``opt.skipped`` how many were skipped.
 - ``average``, a decay or an `EMA`: ``opt.average.swapped()`` swaps the averages in for the
@@ -74,8 +75,8 @@ the rounding of sums over processes, and but for stochastic rounding (see the la
   ``load_state_dict()``; load the parameters, too.  In FSDP1 these optimizers are refused.
   `Prodigy` and `DAdaptAdam` add up over all parameters as well, and are refused in a
   ``ZeroRedundancyOptimizer`` and in backward, too.
-- ``clip_ratio`` refers to whole rows: it is refused for DTensors and in FSDP1, and works with
-  the others.
+- ``clip_ratio`` and ``centralize`` refer to whole units: they are refused for DTensors and in
+  FSDP1, and work with the others.
 - Stochastic rounding, by ``rounding="stochastic"`` or ``state_dtype``, uses other random bits than
   in one process in a ``ZeroRedundancyOptimizer`` and with DTensors: the distribution is the same,
   the bits are not.  They depend on a parameter's index in this process's optimizer, and on an

@@ -18,7 +18,7 @@ from fastgd.kernels._watch import Watch
 from fastgd.kernels.memory.rows import Rows
 from fastgd.kernels.reference import RULES
 from fastgd.kernels.spec.lines import axes_of
-from fastgd.kernels.spec.norms import unit_length
+from fastgd.kernels.spec.units import units_of
 from fastgd.torch import _tensors
 from fastgd.torch._average import EMA
 from fastgd.torch._handles import HANDLES
@@ -135,7 +135,7 @@ class Binding:
         grad = p.grad
         if grad is None and not p.requires_grad and not state.get(p):
             return None
-        error = _tensors.fault_in(p, section.group)
+        error = _tensors.fault_in(p, section.group, self._setup.options.given)
         if error is None:
             return _tensors.local(p)
         if grad is None:
@@ -247,12 +247,13 @@ class Binding:
             setup.average.steps = stepper.average.steps
         return stepper
 
-    @staticmethod
-    def _flat(a: Array, tensor: Any, p: Any) -> Piece:
+    def _flat(self, a: Array, tensor: Any, p: Any) -> Piece:
         """The flat array in the place of a parameter's memory: it doesn't tell rows and shape."""
         shape, strides = tuple(tensor.shape), tensor.stride()
-        unit, axes = unit_length(shape, strides), axes_of(shape, strides)
-        return Piece(a, 0, a.size, unit, tuple(p.shape), axes)
+        units = units_of(shape, strides, layout=self._setup.options.given["layout"])
+        rows = units_of(shape, strides)
+        order = "C" if rows is not None and rows.stride == 1 else "F"
+        return Piece(a, 0, a.size, units, order, tuple(p.shape), axes_of(shape, strides))
 
     def _show(self, n: int, entry: dict[str, Any], keys: tuple[str, ...]) -> None:
         """Watch what torch's users see of a parameter's states."""

@@ -70,7 +70,7 @@ class Optimizer(torch.optim.Optimizer):
     def __init__(self, params: Any, hyper: dict[str, Any], fixed: dict[str, Any]) -> None:
         self._reset()
         self._processes = _sharing.splitter()
-        self.options = Options(fixed, type(self).__name__)
+        self.options = Options(fixed, type(self).__name__, self.kind)
         if self.is_split:
             self.options.refuse_split()
             if self.kind.shared:
@@ -170,11 +170,12 @@ class Optimizer(torch.optim.Optimizer):
             hyper, kinds = hyper_of(group, self.keys), self.options.storage.recall()
             section = Section(k, group, 0, group["params"])
             for i, p in enumerate(group["params"]):
-                error = _tensors.fault_in(p, group) if p.requires_grad else None
+                if not p.requires_grad:
+                    continue
+                error = _tensors.fault_in(p, group, self.options.given)
                 if error is not None:
                     raise type(error)(f"params{section.name(i)}: {error}")
-                if p.requires_grad:
-                    self._check_storage(p, kinds, hyper, f"params{section.name(i)}")
+                self._check_storage(p, kinds, hyper, f"params{section.name(i)}")
         except BaseException:
             del self.param_groups[k]
             raise

@@ -8,10 +8,13 @@ from typing import Any
 
 from fastgd.core import options as _options
 from fastgd.core import storage as _storage
+from fastgd.core.contract import Contract
 
 # Keyword options and their defaults.
 FIXED: dict[str, Any] = {
     "clip_by": "all",
+    "layout": "out_in",
+    "centralize": False,
     "nonfinite": "propagate",
     "zero_grads": False,
     "rows": "exact",
@@ -50,12 +53,14 @@ class Options:
         Any of `FIXED`.
     optimizer : str
         The name of the class, for errors.
+    kind : type
+        fastgd's class.
     """
 
-    def __init__(self, given: Mapping[str, Any], optimizer: str) -> None:
+    def __init__(self, given: Mapping[str, Any], optimizer: str, kind: type[Contract]) -> None:
         self.given = {name: given.get(name, FIXED[name]) for name in FIXED if name != "average"}
         _options.checked(self.given, optimizer)
-        self.storage = _storage.checked(self.given)
+        self.storage = _storage.checked(self.given, kind)
 
     def reseed(self, seed: int) -> None:
         """Set the seed of stochastic rounding."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fastgd.kernels import _watch
 from fastgd.kernels.memory.rows import Rows
-from fastgd.kernels.spec.norms import unit_length
+from fastgd.kernels.spec.units import units_of
 
 # DLPack's table of C functions, through which data pointers are read.
 API = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
@@ -71,22 +71,27 @@ def fault(tensor: Any) -> Exception | None:
     return None
 
 
-def fault_in(p: Any, group: Mapping[str, Any]) -> Exception | None:
+def fault_in(p: Any, group: Mapping[str, Any], options: Mapping[str, Any]) -> Exception | None:
     """The error for a parameter of a group that a step can't use, without its name, or None."""
     error = fault(local(p))
-    if error is not None or group["clip_ratio"] is None:
-        return error
-    if is_sharded(p) or getattr(p, "_fsdp_flattened", False):
-        return ValueError(
-            "clip_ratio: expected None for shards, as the units whose norms it limits may reach "
-            f"into other processes' shards, found {group['clip_ratio']}"
-        )
-    if not unit_length(p.shape, p.stride()):
-        return ValueError(
-            "clip_ratio: expected None, or contiguous rows along the first axis, found "
-            f"{group['clip_ratio']} and strides {tuple(p.stride())} for shape {tuple(p.shape)}"
-        )
-    return None
+    for key, given, none in (
+        ("clip_ratio", group["clip_ratio"], None),
+        ("centralize", options["centralize"], False),
+    ):
+        if error is not None or given is none:
+            continue
+        if is_sharded(p) or getattr(p, "_fsdp_flattened", False):
+            error = ValueError(
+                f"{key}: expected {none} for shards, as the units that it is about may reach into "
+                f"other processes' shards, found {given}"
+            )
+        elif units_of(p.shape, p.stride(), layout=options["layout"]) is None:
+            error = ValueError(
+                f"{key}: expected {none}, or an axis of outputs that is the first or the last in "
+                f"memory, found {given} and strides {tuple(p.stride())} for shape "
+                f"{tuple(p.shape)} and layout {options['layout']}"
+            )
+    return error
 
 
 def is_dense(tensor: Any) -> bool:

@@ -256,6 +256,15 @@ def test_optimizer_params_are_used():
     before = [w.copy() for w in weights(still)]
     still.partial_fit(x, y)
     assert all(np.array_equal(v, w) for v, w in zip(weights(still), before, strict=True))
+    centered = ours.MLPRegressor(
+        **base, optimizer="sgd", optimizer_params={"centralize": True, "clip_ratio": 0.1}
+    )
+    centered.partial_fit(x, y)
+    before = [w.copy() for w in centered.coefs_]
+    centered.partial_fit(x, y)
+    for v, w in zip(centered.coefs_, before, strict=True):  # of the weights of each output
+        assert np.abs(v - w).max() > 0
+        assert np.allclose((v - w).mean(axis=0), 0, atol=1e-12)
     ams = ours.MLPRegressor(**SMALL, optimizer_params={"amsgrad": True}).fit(x, y)
     assert "max_exp_avg_sq" in ams._optimizer._states()["state"][0]
 
@@ -269,6 +278,7 @@ def test_optimizer_params_are_used():
         ({"optimizer_params": {"betas": (0, 0)}}, TypeError, "^optimizer_params: .* found 'betas', which is given by the est"),
         ({"optimizer_params": {"average": 0.9}}, TypeError, "^optimizer_params: .* found 'average', which is not taken"),
         ({"optimizer_params": {"clip_norm": -1}}, ValueError, "^clip_norm: "),
+        ({"optimizer_params": {"layout": "out_in"}}, TypeError, "^optimizer_params: .* found 'layout', which is not taken"),
         ({"optimizer_params": {"lr": 0.1}}, ValueError, "^optimizer_params: expected an 'lr' that is a schedule"),
         ({"optimizer_params": {"lr": lambda t: 1}, "solver": "sgd", "learning_rate": "adaptive"}, ValueError, "^optimizer_params: .*'adaptive'"),
         ({"solver": "lbfgs", "optimizer": "adam"}, ValueError, "^optimizer, optimizer_params: expected with solver"),

@@ -14,7 +14,6 @@ import pytest
 from support.helpers import COMPILED, same_bits
 
 import fastgd
-from fastgd.kernels.spec.norms import unit_length
 
 F32, F64, F16, BF16 = np.float32, np.float64, np.float16, ml_dtypes.bfloat16
 
@@ -80,25 +79,6 @@ def test_the_units_of_arrays_by_themselves(backend):
         fastgd.SGD(rows, lr=0.1, clip_ratio=0.1).step([r.copy() for r in g])
         fastgd.SGD(p, lr=0.1, clip_ratio=0.1).step(g)
         assert all(map(same_bits, p, rows))
-
-
-def test_what_is_a_unit():
-    for shape, row in {
-        (): 1, (1,): 1, (7,): 7, (7, 3): 3, (1, 9): 9, (5, 1): 1, (2, 3, 4): 12, (1, 1): 1,
-        (0,): 1, (0, 5): 1, (4, 0): 1,
-    }.items():  # fmt: skip
-        for order in "CF":
-            a = np.zeros(shape, F32, order=order)
-            found = unit_length(a.shape, a.strides, a.itemsize)
-            assert found == (row if a.flags.c_contiguous else 0), (shape, order)
-    # One row, or rows of one element, are contiguous in either order.
-    for shape in ((1, 3, 4), (6, 1, 1)):
-        a = np.zeros(shape, order="F")
-        assert unit_length(a.shape, a.strides, a.itemsize) == a.size // shape[0]
-    # The axes within a row may have any order.
-    a = np.zeros((2, 3, 4, 5)).transpose(0, 3, 1, 2)
-    assert unit_length(a.shape, a.strides, a.itemsize) == 60
-    assert unit_length(a.transpose(1, 0, 2, 3).shape, a.transpose(1, 0, 2, 3).strides, 8) == 0
 
 
 # ---------------------------------------------------------------------------------- the same bits
@@ -396,7 +376,7 @@ def test_a_norm_that_float32_cannot_clip_is_refused(backend):
     g[1] = 3e38
     with pytest.raises(
         ValueError,
-        match=r'grads\["W"\]: a norm of 4\.\d+e\+38 in row 1 can\'t be clipped to 1e-08 in float32',
+        match=r'grads\["W"\]: a norm of 4\.\d+e\+38 in unit 1 can\'t be clipped to 1e-08 in float32',
     ):
         opt.step({"W": g})
     assert not w.any()
@@ -407,42 +387,6 @@ def test_a_norm_that_float32_cannot_clip_is_refused(backend):
 
 
 # ------------------------------------------------------------------------------------- bad input
-
-
-def test_rows_that_are_not_contiguous_are_refused():
-    w, f = np.zeros((2, 3)), np.zeros((2, 3), order="F")
-    match = r'clip_ratio: expected parameters whose rows are contiguous, .* found params\["b"\] with strides \(8, 16'
-    with pytest.raises(ValueError, match=match):
-        fastgd.SGD({"a": w, "b": f}, clip_ratio=0.1)
-    opt = fastgd.SGD({"a": w, "b": f})
-    for value in (0.1, lambda t: 0.1):
-        with pytest.raises(ValueError, match=match):
-            opt.param_groups[0]["clip_ratio"] = value
-    with pytest.raises(ValueError, match=r"found params\[0\] with"):
-        fastgd.SGD([f], clip_ratio=0.1)
-    assert opt.param_groups[0]["clip_ratio"] is None
-    opt.step({"a": np.ones((2, 3)), "b": np.ones((2, 3), order="F")})
-    opt = fastgd.SGD(w.copy(), clip_ratio=0.1)
-    with pytest.raises(ValueError, match=r"found params\[0\] with"):
-        opt.add_param_group({"params": [f]})
-    opt.add_param_group({"params": [f], "clip_ratio": None})
-    saved = fastgd.SGD(w.copy(), clip_ratio=0.1).state_dict()
-    other = fastgd.SGD(np.zeros((2, 3), order="F"))
-    with pytest.raises(
-        ValueError, match="clip_ratio: expected parameters whose rows are contiguous"
-    ):
-        other.load_state_dict(saved)
-
-
-def test_fortran_order_of_one_row_or_of_rows_of_one_element():
-    shapes = [(1, 3, 4), (6, 1, 1)]
-    a, b = draw(0, F32, shapes, order="F"), draw(0, F32, shapes)
-    assert not a[0].flags.c_contiguous
-    fastgd.SGD(a, clip_ratio=0.1).step(draw(1, F32, shapes, order="F"))
-    fastgd.SGD(b, clip_ratio=0.1).step(draw(1, F32, shapes))
-    # The order of sums is memory's.
-    assert all(np.allclose(x, y, rtol=1e-6) for x, y in zip(a, b, strict=True))
-    assert np.array_equal(a[1], b[1])
 
 
 @pytest.mark.parametrize(("value", "error"), [(0.0, ValueError), (-1.0, ValueError),

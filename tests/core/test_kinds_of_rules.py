@@ -25,6 +25,8 @@ AROUND = {
     "norm by tensor": {"clip_norm": 0.5, "clip_by": "tensor", "maximize": True},
     "value": {"clip_value": 0.1, "weight_decay": 0.1},
     "ratio": {"clip_ratio": 0.02, "clip_value": 0.1},
+    "means": {"centralize": True, "clip_norm": 0.5},
+    "in_out": {"centralize": True, "clip_ratio": 0.02, "layout": "in_out"},
     "average": {"average": 0.9},
     "copies": {"copy_to": True, "zero_grads": True},
     "skip": {"nonfinite": "skip", "average": 0.9},

@@ -30,6 +30,7 @@ from support.stateful_pairs import KINDS, SCALES, WRONG, Cycle, Leaf, Spec, Twin
 import fastgd
 from fastgd.core.domains import SCHEDULABLE
 from fastgd.core.options import CLIP_BY, HYPER, NONFINITE
+from fastgd.kernels.spec.units import LAYOUTS
 from fastgd.optimizers import GENERAL, OPTIMIZERS
 
 EXAMPLES = int(os.environ.get("FASTGD_FUZZ", "0"))
@@ -130,6 +131,8 @@ options = st.fixed_dictionaries(
     optional={
         "clip_by": st.sampled_from(CLIP_BY),
         "nonfinite": st.sampled_from(NONFINITE),
+        "centralize": st.booleans(),
+        "layout": st.sampled_from(LAYOUTS),
         "zero_grads": st.booleans(),
     },
 )

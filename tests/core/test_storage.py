@@ -185,6 +185,11 @@ def test_options_that_are_none():
             "state_dtype: expected one of .*exp_avg, ",
         ),
         (
+            {"state_dtype": {"momentum_buffer": "8bit"}},  # of other optimizers
+            ValueError,
+            "state_dtype: expected one of exp_avg, exp_avg_sq, max_exp_avg_sq, found 'momentum_buffer'",
+        ),
+        (
             {"state_dtype": {"exp_avg": 8}},
             TypeError,
             r"state_dtype\['exp_avg'\]: expected a str, found 8",

@@ -340,8 +340,15 @@ def test_states_of_other_batches_are_refused():
             loader.load_state_dict(bad)
     assert loader.state_dict() == state
     next(iter(loader))
-    loader.epoch = 5  # set by hand, it begins there
-    assert (loader.state_dict()["epoch"], loader.state_dict()["batch"]) == (5, 0)
+    for epoch in (5, 1, 0):  # set by hand, it begins there, also where it is that number already
+        loader.epoch = epoch
+        assert (loader.state_dict()["epoch"], loader.state_dict()["batch"]) == (epoch, 0)
+        next(iter(loader))
+    loader.load_state_dict(state)
+    first = next(iter(loader)).tolist()
+    loader.load_state_dict(loader.state_dict())
+    loader.epoch = 0
+    assert next(iter(loader)).tolist() == first
 
 
 @pytest.mark.parametrize("size", [1, 3])

@@ -65,6 +65,7 @@ CASES = {
     "value": {"clip_value": 0.1},
     "ratio": {"clip_ratio": 0.1},
     "ratio of a group": {"limits": [{"clip_ratio": 0.1}, {}], "clip_norm": 2.0},
+    "units": {"clip_ratio": 0.1, "centralize": True, "layout": "in_out"},
     "average": {"average": 0.9},
     "zeroed": {"zero_grads": True},
     "all": {"clip_norm": 1.0, "clip_value": 0.2, "clip_ratio": 0.2, "average": 0.9,
@@ -123,20 +124,32 @@ def test_units_are_rows_in_any_memory_format():
         torch.testing.assert_close(q[k], before[k] - q.grad[k] * factor, rtol=1e-5, atol=1e-6)
 
 
-def test_rows_that_are_not_contiguous_are_refused():
-    p = torch.nn.Parameter(torch.zeros(3, 2).t())
-    q = torch.nn.Parameter(torch.zeros(3, 2))
-    match = r"clip_ratio: expected None, or contiguous rows .* strides \(1, 2\) for shape \(2, 3\)"
-    with pytest.raises(ValueError, match=r"^params\[0\]\[1\]: " + match):
+def in_the_middle(requires_grad=True):
+    """A parameter whose outputs are neither the first nor the last axis in memory."""
+    return torch.nn.Parameter(torch.zeros(3, 2, 2).transpose(0, 1), requires_grad)
+
+
+def test_units_that_are_neither_contiguous_nor_interleaved_are_refused():
+    p, q = in_the_middle(), torch.nn.Parameter(torch.zeros(3, 2))
+    match = (
+        r"clip_ratio: expected None, or an axis of outputs that is the first or the last in "
+        r"memory, found {} and strides \(2, 4, 1\) for shape \(2, 3, 2\) and layout out_in"
+    )
+    with pytest.raises(ValueError, match=r"^params\[0\]\[1\]: " + match.format("0.1")):
         SGD([q, p], clip_ratio=0.1)
+    with pytest.raises(
+        ValueError, match=r"^params\[0\]\[0\]: centralize: expected False, or an axis"
+    ):
+        SGD([p], centralize=True)
+    SGD([p], centralize=True, clip_ratio=0.1, layout="in_out")
     opt = SGD([{"params": [("V", q)], "clip_ratio": 0.25}, {"params": [("W", p)]}], lr=1.0)
-    q.grad, p.grad = torch.ones(3, 2), torch.ones(3, 2).t()
+    q.grad, p.grad = torch.ones_like(q), torch.ones_like(p)
     opt.step()
     q.grad = None
     opt.param_groups[1]["clip_ratio"] = 0.5
     before = p.detach().clone(), copy.deepcopy(opt.state_dict())
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"^params\[1\]\[0\] \(W\): " + match):
+        with pytest.raises(ValueError, match=r"^params\[1\]\[0\] \(W\): " + match.format("0.5")):
             opt.step()
     assert torch.equal(p, before[0])
     assert str(opt.state_dict()) == str(before[1])
@@ -144,12 +157,12 @@ def test_rows_that_are_not_contiguous_are_refused():
     opt.step()
     assert (p == -2).all()
     # Frozen, it may be anything.
-    r = torch.nn.Parameter(torch.zeros(3, 2).t(), requires_grad=False)
+    r = in_the_middle(requires_grad=False)
     opt = SGD([q, r], lr=1.0, clip_ratio=0.25)
     q.grad = torch.ones(3, 2)
     opt.step()
-    r.grad = torch.ones(3, 2).t()
-    with pytest.raises(ValueError, match=r"^params\[0\]\[1\]: " + match):
+    r.grad = torch.ones_like(r)
+    with pytest.raises(ValueError, match=r"^params\[0\]\[1\]: " + match.format("0.25")):
         opt.step()
 
 

@@ -676,6 +676,10 @@ def norms_of_units_are_refused_of_shards():
         ValueError, match=r"^params\[0\]\[0\]: clip_ratio: expected None for shards"
     ):
         SGD(model.parameters(), lr=0.5, clip_ratio=0.1)
+    with pytest.raises(
+        ValueError, match=r"^params\[0\]\[0\]: centralize: expected False for shards"
+    ):
+        SGD(model.parameters(), lr=0.5, centralize=True)
     opt = SGD(model.parameters(), lr=0.5)
     train(model, opt, 1)
     opt.param_groups[0]["clip_ratio"] = 0.1
@@ -692,7 +696,10 @@ def norms_of_units_are_refused_of_shards():
 @scenario()
 def norms_of_units_where_parameters_are_whole():
     """By DistributedDataParallel, and split among processes one by one."""
-    for options in ({"clip_ratio": 0.25}, {"clip_ratio": 0.25, "clip_norm": 2.0}):
+    for options in (
+        {"clip_ratio": 0.25},
+        {"clip_ratio": 0.25, "clip_norm": 2.0, "centralize": True},
+    ):
         other, *_ = alone(SGD, 3, lr=0.5, **options)
         for split in (False, True):
             model = DistributedDataParallel(Model())

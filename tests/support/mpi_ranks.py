@@ -548,6 +548,8 @@ def bad_arguments(folder):
     raises(ValueError, "copy_to: expected none",
            Sharded, fastgd.SGD, np.ones(3), copy_to=np.ones(3, F32))  # fmt: skip
     raises(ValueError, "clip_ratio: expected None", Sharded, fastgd.SGD, np.ones(3), clip_ratio=0.1)
+    raises(ValueError, "centralize: expected False", Sharded, fastgd.SGD, np.ones(3),
+           centralize=True)  # fmt: skip
     raises(ValueError, "clip_ratio: expected None",
            Sharded, fastgd.SGD, [{"params": np.ones(3), "clip_ratio": 0.1}])  # fmt: skip
     raises(ValueError, who + "timeout: ", Sharded, fastgd.SGD, np.ones(3), timeout=only(-1, 1))

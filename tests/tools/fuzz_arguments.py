@@ -50,14 +50,15 @@ HYPERS = dict.fromkeys(
     key for kind in fastgd.optimizers.OPTIMIZERS.values() for key in kind.domains
 )
 OPTIONS = ("clip_by", "nonfinite", "zero_grads", "state_dtype", "master", "rounding", "min_8bit_size",
-           "seed", "average", "clip_norm", "clip_value", "clip_ratio")  # fmt: skip
+           "seed", "average", "clip_norm", "clip_value", "clip_ratio", "centralize",
+           "layout")  # fmt: skip
 FINE = {
     "clip_by": ("all", "group", "tensor"), "nonfinite": ("propagate", "skip", "raise"),
     "zero_grads": (True,), "state_dtype": ("bfloat16", "8bit", {"exp_avg": "float16"}),
     "master": (True, "split"), "rounding": ("stochastic", "nearest"), "min_8bit_size": (0, 3),
     "seed": (7,), "average": (0.9, 0.0), "betas": ((0.9, 0.99),), "nesterov": (True,),
     "amsgrad": (True,), "centered": (True,), "maximize": (True,), "bias_correction": (True,),
-    "initial_accumulator_value": (0.5,),
+    "initial_accumulator_value": (0.5,), "centralize": (True,), "layout": ("in_out",),
 }  # fmt: skip
 FINE |= {
     key: (not h.default,)

@@ -47,8 +47,10 @@ cdef class Backend:
         self.compiled = module is not None
         if not self.compiled:
             return
-        for j in range(3):
+        for j in range(2):
             self.loops.sum_of_squares[j] = <void*> <size_t> module.SUM_OF_SQUARES[j]
+        self.loops.sum_of_coded = <void*> <size_t> module.SUM_OF_CODED
+        self.loops.sum_apart = <void*> <size_t> module.SUM_APART
         for k in range(N_CODECS):
             load, nearest, stochastic = module.CODECS[CODEC_NAMES[k]]
             for j in range(2):

@@ -50,15 +50,17 @@ cdef object tensor_step(Layout layout, Py_ssize_t i, g, tuple row):
     cdef Py_ssize_t k
     *states, p = layout.coded_of(i)
     name, coefficients, stages = row
-    units = None
+    units, means, factors = lines.Axis(t.units.length, t.units.stride), None, None
+    if t.flags & CENTRALIZE:
+        means = np.array([t.means[k] for k in range(t.n_units)])
     if t.flags & SCALE_UNITS:
-        units = np.array([t.factors[k] for k in range(t.n_units)])
+        factors = np.array([t.factors[k] for k in range(t.n_units)])
     keys = [layout.codings[i].key[k] for k in range(t.n_words)]
     numbers = dict(zip(reference.RULES[name].numbers, layout.numbers_of(i), strict=True))
     axes = None if layout.axes is None else layout.axes[i]
     return reference.TensorStep(name, p, coded_array.as_coded(g), states, coefficients,
-                                reference.Stages(t.factor, *stages[1:]), keys, units, numbers,
-                                t.size, layout.matrix_of(i), axes)
+                                reference.Stages(t.factor, *stages[1:]), keys, units, means,
+                                factors, numbers, t.size, layout.matrix_of(i), axes)
 
 
 cdef int rows_by_reference(Layout layout, Gradients gradients, Py_ssize_t i, rows,

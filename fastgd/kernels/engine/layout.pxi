@@ -21,6 +21,7 @@ cdef class Layout:
     cdef Py_ssize_t n_apart     # and of these those that can't be done at once,
     cdef Py_ssize_t n_summed    # tensors whose rules have two sweeps,
     cdef Py_ssize_t n_matrices  # and those whose term is kept for a matrix step
+    cdef Py_ssize_t n_centralized
     cdef bint shares            # whether sums go over all tensors, or numbers are the same for all
     cdef Tensor* tensors
     cdef Coding* codings
@@ -40,8 +41,8 @@ cdef class Layout:
     cdef int magnitude          # and their bytes, as a power of four
 
     def __cinit__(self, params, labels, list groups, states, list rules, list averages,
-                  copies, list unit_lengths, list numbers, list sizes, list matrices, list axes,
-                  list shapes):
+                  copies, list units, list numbers, list sizes, list matrices, list axes,
+                  list centralized, list shapes):
         cdef Py_ssize_t i
         cdef dict alike = {}
         self.labels, self.rules = labels, rules
@@ -58,8 +59,7 @@ cdef class Layout:
             if not self.fits_plainly(i):
                 self.arrays_of(i)
             self.plan_tensor(i, groups[i])
-            self.tensors[i].unit_length = (max(self.tensors[i].n, 1) if unit_lengths is None
-                                           else unit_lengths[i])
+            self.plan_units(i, units, centralized)
             if self.tensors[i].info.entries >= 0:
                 self.tensors[i].row_length = self.row_length_of(i)
             self.tensors[i].size = self.tensors[i].n if sizes is None else sizes[i]
@@ -281,7 +281,7 @@ cdef class Layout:
 
     cdef tuple shape_of(self, Py_ssize_t i):
         """The shape of the parameter that an array is, or stands for."""
-        return (<object> self.params[i]).shape if self.shapes is None else self.shapes[i]
+        return (<object> self.params[i]).shape if self.shapes is None else self.shapes[i][0]
 
     cdef Py_ssize_t row_length_of(self, Py_ssize_t i) except -1:
         """The elements of each row of a parameter whose rule has a number for each."""
@@ -299,9 +299,18 @@ cdef class Layout:
             n *= k
         if n != t.n:
             return False
-        if self.shapes is None or len(shape) == cnp.PyArray_NDIM(self.params[i]):
+        if self.shapes is None:
             return cnp.PyArray_IS_C_CONTIGUOUS(self.params[i])
-        return n == 0 or t.unit_length == n // shape[0]
+        return self.shapes[i][1]
+
+    cdef int plan_units(self, Py_ssize_t i, list units, list centralized) except -1:
+        """Note where the units of a parameter lie, and whether these are centralized."""
+        cdef Tensor* t = &self.tensors[i]
+        t.own_units = Axis(max(t.n, 1), 1)
+        if units is not None:
+            t.own_units.length, t.own_units.stride = units[i] or (0, 1)
+        t.centralized = centralized is not None and centralized[i] and t.n
+        self.n_centralized += t.centralized
 
     cdef object matrix_of(self, Py_ssize_t i):
         """What a parameter is as a matrix."""

@@ -127,7 +127,8 @@ cdef void square_piece(Tensor* tensors, const GroupStep* group_steps, const Step
         args.g.load = NULL
     args.n, args.offset, args.prefetch = piece.n, piece.offset, step.prefetch
     args.flags, args.factor = t.flags & OF_GRADIENT, t.factor
-    args.factors, args.unit = t.factors, t.unit
+    args.factors, args.means = t.factors, t.means
+    args.units = t.units
     (<squared_lines> step.loops.squared[kind])(&args, &group_steps[t.group_step].stages, t.lines,
                                                piece.times, piece.apart)
 

@@ -90,12 +90,14 @@ cdef struct Tensor:
     int flags                  # this step's stages
     double factor              # of this step's gradient,
     double* factors            # or of each of its units, where SCALE_UNITS is on
+    double* means              # of each of its units, where CENTRALIZE is on
     Py_ssize_t n
     double size                # elements of the parameter, of which this may be a shard
-    Py_ssize_t unit_length     # elements of each unit, or 0: units are not contiguous
     Py_ssize_t row_length      # elements of each row, where the step or the rule is by rows
-    Py_ssize_t unit            # elements of what this step measures the norms of: a unit, or all,
-    Py_ssize_t n_units         # and how many of these there are
+    bint centralized           # whether the mean of each unit of its gradient is subtracted
+    Axis own_units             # where its units lie; of length 0: not as lines along an axis
+    Axis units                 # what this step measures the norms of: these, or all as one,
+    Py_ssize_t n_units         # and how many of them there are
     Py_ssize_t first_chunk     # the place of its first chunk, which its others follow
     Py_ssize_t group
     Py_ssize_t owner           # the group with one of its rules: whose coefficients it has
@@ -145,7 +147,9 @@ cdef struct Loops:
     void* squared[2]           # float32, float64
     void* settled[2]           # float32, float64
     void* mean_square[2]       # float32, float64
-    void* sum_of_squares[3]    # of float32, of float64, of what a codec stores
+    void* sum_of_squares[2]    # of float32, of float64
+    void* sum_of_coded         # of what a codec stores
+    void* sum_apart            # the same of interleaved units
     Codec codecs[N_CODECS]
 
 # A chunk: a thread's piece of work, consecutive elements of one tensor.

@@ -11,11 +11,11 @@ cdef class StepRecord:
     skipped : bool
         Whether gradients were not finite, so that nothing was updated.
     grad_norm : float or None
-        The norm of all gradients after ``grad_scale`` and before clipping, if the step needed it:
-        to clip by it, or to see whether gradients are finite.
+        The norm of all gradients after ``grad_scale`` and ``centralize`` and before clipping, if
+        the step needed it: to clip by it, or to see whether gradients are finite.
     clip_factor : float or None
         What gradients were multiplied by to clip their norm, the smallest if several were; 1 if
-        none was too large, None if none is clipped.  Norms of rows (``clip_ratio``) don't count.
+        none was too large, None if none is clipped.  Norms of units (``clip_ratio``) don't count.
     """
 
     cdef readonly long long step

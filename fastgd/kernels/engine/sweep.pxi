@@ -127,7 +127,8 @@ cdef void run_staged(Tensor* t, Chunk* chunk, const GroupStep* group_step, const
     if t.fusable_in_tile:
         args.fused_in_tile = group_step.fused[t.fusable_in_tile - 1][0]
     args.n, args.flags, args.factor = chunk.n, flags, t.factor
-    args.factors, args.unit = t.factors, t.unit
+    args.factors, args.means = t.factors, t.means
+    args.units = t.units
     args.beta, args.gamma, args.prefetch = step.beta, step.gamma, step.prefetch
     args.n_words, args.offset = t.n_words, coding.origin + chunk.offset
     for j in range(t.n_words):

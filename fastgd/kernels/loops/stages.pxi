@@ -10,17 +10,6 @@ cdef void scale(floating* restrict out, const floating* restrict g, Py_ssize_t n
         out[i] = factor * g[i]
 
 
-cdef void scale_units(floating* restrict out, const floating* restrict g, Py_ssize_t n,
-                      const double* factors, Py_ssize_t unit, Py_ssize_t start) noexcept nogil:
-    """Scale `n` elements from `start` on of a tensor each unit of which has its own factor."""
-    cdef Py_ssize_t k = start // unit, left = unit - start % unit, at = 0, m
-    while at < n:
-        m = min(left, n - at)
-        scale(out + at, g + at, m, <floating> factors[k])
-        k, left = k + 1, unit
-        at += m
-
-
 cdef void clip_value(floating* restrict out, const floating* restrict g, Py_ssize_t n,
                      floating bound) noexcept nogil:
     cdef floating low
@@ -126,31 +115,27 @@ cdef inline bint run_fused(const void* loop, const ChunkArgs* chunk, void* p, co
                                last.code + start * last.size, c, &t)
 
 
-cdef inline bint has_one_factor(const ChunkArgs* chunk, Py_ssize_t start, Py_ssize_t n,
-                                floating* factor) noexcept nogil:
-    """Whether all of a tile has one factor, which is its unit's where units have their own."""
-    cdef Py_ssize_t k
-    if chunk.flags & SCALE_UNITS == 0:
-        return True
-    k = (chunk.offset + start) // chunk.unit
-    factor[0] = <floating> chunk.factors[k]
-    return chunk.offset + start + n <= (k + 1) * chunk.unit
-
-
 cdef inline const floating* ready_gradient(
         const ChunkArgs* chunk, const floating* p, Scratch* scratch, Py_ssize_t start, Py_ssize_t n,
         floating factor, const Stages* stages) noexcept nogil:
-    """A tile of the gradient, loaded: scale (all, or by units) → value clipping → L2 decay."""
+    """A tile of the gradient, loaded.
+
+    centralize → scale (all, or by units) → value clipping → L2 decay.
+    """
     cdef int flags = chunk.flags
     cdef const floating* g = load[floating](&chunk.g, <floating*> scratch.tile[0], start, n)
     cdef floating* free_tile = <floating*> scratch.tile[1]
     cdef floating* next_tile = <floating*> scratch.tile[0]
+    if flags & CENTRALIZE:
+        centralize(free_tile, g, n, chunk.means, &chunk.units, chunk.offset + start)
+        g = free_tile
+        free_tile, next_tile = next_tile, free_tile
     if flags & SCALE:
         scale(free_tile, g, n, factor)
         g = free_tile
         free_tile, next_tile = next_tile, free_tile
     if flags & SCALE_UNITS:
-        scale_units(free_tile, g, n, chunk.factors, chunk.unit, chunk.offset + start)
+        scale_units(free_tile, g, n, chunk.factors, &chunk.units, chunk.offset + start)
         g = free_tile
         free_tile, next_tile = next_tile, free_tile
     if flags & CLIP_VALUE:
@@ -167,8 +152,8 @@ cdef void staged(const void* rule, const ChunkArgs* chunk, const floating* c,
                  const Stages* stages) noexcept nogil:
     """A step of a chunk, tile by tile, with the stages that its flags name.
 
-    load → scale (all, or by units) → value clipping → L2 decay → decoupled decay → rule → store →
-    average → copy → zero gradient.
+    load → centralize → scale (all, or by units) → value clipping → L2 decay → decoupled decay →
+    rule → store → average → copy → zero gradient.
 
     The gradient is only read, unless it is to be zeroed: a stage that changes it writes to a
     scratch tile.  Where nothing needs scratch, half a tile is done at a time if that is to
@@ -183,7 +168,7 @@ cdef void staged(const void* rule, const ChunkArgs* chunk, const floating* c,
     cdef int flags = chunk.flags
     cdef floating factor = <floating> chunk.factor if flags & SCALE else 1
     cdef floating decoupled = <floating> stages.decoupled if flags & DECOUPLED_DECAY else 1
-    cdef const void* fused = chunk.fused if flags & (CLIP_VALUE | L2_DECAY) == 0 else NULL
+    cdef const void* fused = NULL if flags & (CENTRALIZE | CLIP_VALUE | L2_DECAY) else chunk.fused
     cdef Py_ssize_t length = TILE
     if flags & ~DECOUPLED_DECAY == 0 and fused == NULL and chunk.sweep.lines == 0:
         length = HALF_TILE if chunk.prefetch else chunk.n
@@ -287,20 +272,6 @@ cdef double sum_of_squares(const floating* x, Py_ssize_t n, double factor) noexc
     return add_lanes(lane)
 
 
-cdef double sum_of_coded(const CodedPtr* x, Py_ssize_t n, double factor) noexcept nogil:
-    """The same of an array that is stored by a codec, which loads it as float64."""
-    cdef Scratch scratch
-    cdef double lane[LANES]
-    cdef Py_ssize_t start = 0, m, j
-    for j in range(LANES):
-        lane[j] = 0.0
-    while start < n:
-        m = min(<Py_ssize_t> TILE, n - start)
-        add_squares(lane, load[double](x, <double*> scratch.tile[0], start, m), m, factor)
-        start += m
-    return add_lanes(lane)
-
-
 cdef inline void add_terms(double* lane, const floating* x, Py_ssize_t n) noexcept nogil:
     """Add x to the lanes, in turn."""
     cdef Py_ssize_t start = 0, j
@@ -318,7 +289,8 @@ cdef void summed(const void* rule, const ChunkArgs* chunk, const floating* c,
 
     A term may be kept, too.
 
-    load → scale (all, or by units) → value clipping → L2 decay → rule → store states, add up terms.
+    load → centralize → scale (all, or by units) → value clipping → L2 decay → rule → store states,
+    add up terms.
     """
     cdef Scratch scratch
     cdef double lane[MAX_SUMS][LANES]
@@ -396,9 +368,8 @@ cdef void summed_tile(const void* rule, const Sweep* sweep, const floating* p, c
         totals[k] = add_lanes(lane)
 
 
-# (float32 loop, float64 loop), as addresses, like a row of RULES; the sum also of coded arrays.
+# (float32 loop, float64 loop), as addresses, like a row of RULES.
 STAGED = (<size_t> <void*> staged[float], <size_t> <void*> staged[double])
 SUMMED = (<size_t> <void*> summed[float], <size_t> <void*> summed[double])
 SUMMED_TILE = (<size_t> <void*> summed_tile[float], <size_t> <void*> summed_tile[double])
-SUM_OF_SQUARES = (<size_t> <void*> sum_of_squares[float], <size_t> <void*> sum_of_squares[double],
-                  <size_t> <void*> sum_of_coded)
+SUM_OF_SQUARES = (<size_t> <void*> sum_of_squares[float], <size_t> <void*> sum_of_squares[double])

@@ -78,21 +78,25 @@ def spread(numbers: Array, axis: Axis) -> Array:
     return np.broadcast_to(lines, (len(lines), length, stride)).ravel()
 
 
-def sums_over(x: Array, axis: Axis) -> Array:
-    """The sum of each line of an array in float64, in a fixed order.
+def blocks_over(x: Array, axis: Axis) -> Array:
+    """The sums of the blocks of each line in float64, of shape (…, blocks, lines side by side).
 
     The elements of a line that lie next to each other are added as `sums_of` does.  Those that are
-    apart are added one after the other in blocks of SLICES.  Blocks are added up in order.
+    apart are added one after the other in blocks of SLICES.
     """
     length, stride = axis
     if stride == 1:
-        blocks = sums_of(x, length).reshape(x.size // length, -1, 1)
-    else:
-        y = x.astype(np.float64).reshape(-1, length, stride)
-        starts = range(0, length, SLICES)
-        blocks = np.stack(
-            [np.add.accumulate(y[:, k : k + SLICES], axis=1)[:, -1] for k in starts], axis=1
-        )
+        return sums_of(x, length).reshape(x.size // length, -1, 1)
+    y = x.astype(np.float64).reshape(-1, length, stride)
+    starts = range(0, length, SLICES)
+    return np.stack(
+        [np.add.accumulate(y[:, k : k + SLICES], axis=1)[:, -1] for k in starts], axis=1
+    )
+
+
+def sums_over(x: Array, axis: Axis) -> Array:
+    """The sum of each line of an array in float64: its blocks' sums, added up in order."""
+    blocks = blocks_over(x, axis)
     totals: Array = np.zeros((len(blocks), blocks.shape[2]))
     for k in range(blocks.shape[1]):
         totals += blocks[:, k]

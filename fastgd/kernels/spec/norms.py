@@ -1,10 +1,6 @@
-"""Sums of squares in a fixed order, and the units that norms are taken of, in NumPy."""
+"""Sums in a fixed order, in NumPy."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from functools import lru_cache
-from math import prod
 
 import numpy as np
 
@@ -13,11 +9,11 @@ from fastgd.kernels.spec.registry import Array
 from fastgd.kernels.spec.sizes import BLOCK, LANES
 
 
-def sums_of_squares(x: Array | CodedArray, factor: float = 1.0, unit: int = 0) -> Array:
-    """The sum of (factor·x)² over each block of an array, in float64; see `sums_of`."""
+def sums_of_squares(x: Array | CodedArray) -> Array:
+    """The sum of x² over each block of an array, in float64; see `sums_of`."""
     with np.errstate(all="ignore"):
-        y = factor * as_coded(x).load(np.float64)
-        return sums_of(y * y, unit)
+        y = as_coded(x).load(np.float64)
+        return sums_of(y * y)
 
 
 def sums_of(x: Array | CodedArray, unit: int = 0) -> Array:
@@ -43,16 +39,3 @@ def sums_of(x: Array | CodedArray, unit: int = 0) -> Array:
                 lane = lane[:, :middle] + lane[:, middle:]
             sums[:, k] = lane[:, 0]
     return sums.ravel()
-
-
-@lru_cache(4096)
-def unit_length(shape: Sequence[int], strides: Sequence[int], itemsize: int = 1) -> int:
-    """How many elements each unit of a contiguous array has; 0 if units are not contiguous.
-
-    Units are the rows along axis 0 of arrays of two or more dimensions, whatever the order of the
-    other axes; all of others.
-    """
-    size = prod(shape)
-    rows = shape[0] if len(shape) > 1 and size else 1
-    row = max(size // rows, 1)
-    return row if 1 in (rows, row) or strides[0] == row * itemsize else 0

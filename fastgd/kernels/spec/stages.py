@@ -46,12 +46,6 @@ def scale(g: Array, factor: Scalar) -> Array:
     return scaled
 
 
-def scale_units(g: Array, factors: Array) -> Array:
-    """The gradient times the factor of each of its units, which follow each other in memory."""
-    scaled: Array = np.repeat(factors, g.size // factors.size) * g
-    return scaled
-
-
 def clip_value(g: Array, bound: Scalar) -> Array:
     """The gradient with each element brought into [−bound, bound]; NaN stays NaN."""
     low = np.where(g < -bound, -bound, g)

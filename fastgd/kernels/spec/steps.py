@@ -19,8 +19,8 @@ from fastgd.kernels.spec.stages import (
     decoupled_decay,
     l2_decay,
     scale,
-    scale_units,
 )
+from fastgd.kernels.spec.units import centralize, scale_units
 
 
 class TensorStep:
@@ -43,7 +43,11 @@ class TensorStep:
         What the stages are given, not yet rounded; the factor that clips a norm is in its factor.
     keys : sequence of int
         Of the random words by which stores round; each word serves two, states first.
-    units : ndarray of float64, shape (units,), optional
+    units : Axis, optional
+        Where the units lie, if they have any of the following.
+    means : ndarray of float64, shape (units,), optional
+        The mean of each unit of the gradient, which is subtracted from it.
+    factors : ndarray of float64, shape (units,), optional
         The factor of each unit, in the place of `stages.factor`.
     numbers : mapping of ndarray of float64, shape ()
         The states of one number, by name, updated in place.
@@ -69,14 +73,17 @@ class TensorStep:
         coefficients: Sequence[float],
         stages: Stages = Stages(),  # noqa: B008 - immutable
         keys: Sequence[int] = (),
-        units: Array | None = None,
+        units: Axis | None = None,
+        means: Array | None = None,
+        factors: Array | None = None,
         numbers: Mapping[str, Array] | None = None,
         size: float | None = None,
         matrix: Matrix | None = None,
         axes: Axes | None = None,
     ) -> None:
         self.matrix = matrix_of(p.code.shape, p.order) if matrix is None else matrix
-        self.rule, self.p, self.g, self.stages, self.units = RULES[name], p, g, stages, units
+        self.rule, self.p, self.g, self.stages = RULES[name], p, g, stages
+        self.units, self.means, self.factors = units, means, factors
         self.states = dict(zip(self.rule.states, states, strict=True))
         self.numbers = numbers or {}
         self.size = np.float64(p.code.size if size is None else size)
@@ -164,13 +171,15 @@ class TensorStep:
         self._store("p", self.p, p)
 
     def gradient(self, p: Array) -> Array:
-        """The gradient as a sweep gets it: scale → value clipping → L2 decay.
+        """The gradient as a sweep gets it: centralize → scale → value clipping → L2 decay.
 
         Scaled are all elements alike, or each unit by a factor of its own.
         """
         to, stages, g = self.dtype.type, self.stages, self.g.load(self.dtype)
-        if self.units is not None:
-            g = scale_units(g, self.units.astype(to))
+        if self.units is not None and self.means is not None:
+            g = centralize(g, self.means.astype(to), self.units)
+        if self.units is not None and self.factors is not None:
+            g = scale_units(g, self.factors.astype(to), self.units)
         elif stages.factor != 1.0:
             g = scale(g, to(stages.factor))
         if stages.clip_value != math.inf:
@@ -221,14 +230,13 @@ def step(
     states: Sequence[Array],
     coefficients: Sequence[float],
     stages: Stages = Stages(),  # noqa: B008 - immutable
-    units: Array | None = None,
     numbers: Mapping[str, Array] | None = None,
 ) -> None:
     """A whole step of one tensor in arrays of float32 or float64; see `TensorStep`."""
     arrays = [as_coded(a) for a in states]
     axes = axes_of(p.shape, p.strides, p.itemsize)
     whole = TensorStep(
-        name, as_coded(p), as_coded(g), arrays, coefficients, stages, (), units, numbers, axes=axes
+        name, as_coded(p), as_coded(g), arrays, coefficients, stages, numbers=numbers, axes=axes
     )
     whole.begin()
     whole.lines()

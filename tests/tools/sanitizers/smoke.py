@@ -41,6 +41,7 @@ def results(backend, dtype):
             around = {"copy_to": [np.zeros(n, np.float32) for n in shapes], "average": 0.9}
             around |= {"clip_norm": 0.1, "clip_value": 0.01, "zero_grads": True}
             around |= {"clip_ratio": 0.01} if k % 4 == 0 else {}
+            around |= {"centralize": k % 3 == 0, "layout": ("out_in", "in_out")[k // 4 % 2]}
             around |= {"nonfinite": "skip", "clip_by": ("all", "group", "tensor")[k // 2 % 3]}
         opt = cls(params, **changes, **around)
         seen |= set(opt.stepper.rules)

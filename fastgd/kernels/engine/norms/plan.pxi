@@ -1,15 +1,18 @@
-# The norms that a step needs before it may write: of gradients, and of the units of both gradients
-# and parameters, as adaptive gradient clipping wants them.  Included by _engine.pyx.
+# What a step has to know of units before it may write: the means of a gradient's, by which it is
+# centralized, and the norms of gradients, and of the units of both gradients and parameters, as
+# adaptive gradient clipping wants them.  Included by _engine.pyx.
 
 # The norm that a unit's parameters count as having at least, so that those that start from 0 can
 # leave it: the constant of Brock, De, Smith and Simonyan, 2021, section 4.1.
 cdef double LEAST_NORM = 1e-3
 
-# What is known of a tensor whose norms are wanted; NULL where they aren't.
+# What is known of a tensor that has a gradient.
 cdef struct TensorNorms:
+    bint measured              # whether its norm is wanted
     double* totals             # of the blocks of its gradient, then of those of the parameter
-    double* norms              # of the units of its gradient, where these are clipped,
-    double* factors            # and what these are scaled by
+    double* means              # of the units of its gradient, or NULL: it is not centralized
+    double* norms              # of them where these are clipped, else NULL;
+    double* factors            # and what they are scaled by
 
 
 @cython.final
@@ -21,11 +24,12 @@ cdef class PlanNorms:
     cdef TensorNorms* tensors
     cdef SumChunk* chunks
     cdef double* totals         # of all blocks
-    cdef double* norms          # of units,
+    cdef double* means          # of units,
+    cdef double* norms
     cdef double* factors        # and what these are scaled by
     cdef Sum* sums              # of each tensor's gradient, then of each group's, then of all
     cdef Py_ssize_t n_sums
-    cdef bint by_units          # whether there is room for the norms of all units
+    cdef bint by_units          # whether there is room for what is known of all units
 
     def __cinit__(self, Layout layout, Gradients gradients):
         self.layout, self.gradients = layout, gradients
@@ -38,48 +42,57 @@ cdef class PlanNorms:
         free(self.tensors)
         free(self.chunks)
         free(self.totals)
+        free(self.means)
         free(self.norms)
         free(self.factors)
         free(self.sums)
         self.tensors, self.chunks, self.sums = NULL, NULL, NULL
-        self.totals = self.norms = self.factors = NULL
+        self.totals = self.means = self.norms = self.factors = NULL
 
     cdef int reserve(self, bint by_units) except -1:
         """Make room for the sums of all gradients or, which is more, of the units of both."""
-        cdef Py_ssize_t i, unit, times = 2 if by_units else 1
-        cdef Py_ssize_t chunks = 0, totals = 0, units = 0
-        cdef SumChunk whole = SumChunk(NULL, NULL, FLOAT32, 0, BLOCK, NULL)
+        cdef Py_ssize_t i, n, times = 2 if by_units else 1
+        cdef Py_ssize_t chunks = 0, totals = 0, units = 0, of_units
+        cdef SumChunk whole
+        cdef Axis own
         cdef Tensor* t
         if self.sums != NULL and self.by_units >= by_units:
             return 0
         for i in range(self.layout.n):
             t = &self.layout.tensors[i]
-            whole.n = t.n
-            unit = t.unit_length if by_units and t.unit_length else max(t.n, 1)
-            chunks += times * cut_sum_chunks(NULL, &whole, unit)
-            totals += times * (t.n // unit * n_blocks(unit))
-            units += t.n // unit if by_units else 0
+            own = Axis(max(t.n, 1), 1)
+            if by_units and t.own_units.length:
+                own = t.own_units
+            whole = whole_of(NULL, NULL, FLOAT32, t.n, own, NULL, NULL)
+            n = t.n // own.length
+            of_units = times * cut_sum_chunks(NULL, &whole, True)
+            chunks += max(of_units, n_blocks(t.n))    # also for a tensor that counts as one unit
+            totals += times * n * n_unit_blocks(&own)
+            units += n if by_units else 0
         self.release()
         self.tensors = <TensorNorms*> malloc(max(self.layout.n, 1) * sizeof(TensorNorms))
         self.chunks = <SumChunk*> malloc(max(chunks, 1) * sizeof(SumChunk))
         self.totals = <double*> malloc(max(totals, 1) * sizeof(double))
+        self.means = <double*> malloc(max(units, 1) * sizeof(double))
         self.norms = <double*> malloc(max(units, 1) * sizeof(double))
         self.factors = <double*> malloc(max(units, 1) * sizeof(double))
         self.sums = <Sum*> malloc(self.n_sums * sizeof(Sum))
         self.by_units = by_units
         if (self.tensors == NULL or self.chunks == NULL or self.totals == NULL
-                or self.norms == NULL or self.factors == NULL or self.sums == NULL):
+                or self.means == NULL or self.norms == NULL or self.factors == NULL
+                or self.sums == NULL):
             self.release()
             raise MemoryError
 
     cdef inline SumChunk gradient(self, Py_ssize_t i) noexcept:
         cdef Tensor* t = &self.layout.tensors[i]
-        return SumChunk(t.g, NULL, t.g_codec, t.n, BLOCK, self.tensors[i].totals)
+        return whole_of(t.g, NULL, t.g_codec, t.n, t.units, self.tensors[i].means,
+                        self.tensors[i].totals)
 
     cdef inline SumChunk parameter(self, Py_ssize_t i) noexcept:
         cdef Tensor* t = &self.layout.tensors[i]
-        return SumChunk(t.p, self.layout.codings[i].p_aux, t.p_codec, t.n, BLOCK,
-                        self.tensors[i].totals + t.n_units * n_blocks(t.unit))
+        return whole_of(t.p, self.layout.codings[i].p_aux, t.p_codec, t.n, t.units, NULL,
+                        self.tensors[i].totals + t.n_units * n_unit_blocks(&t.units))
 
     cdef int measure(self, Backend backend, const GroupStep* group_steps, bint norms,
                      bint units) except -1:
@@ -87,56 +100,99 @@ cdef class PlanNorms:
 
         Gradients that aren't finite make a sum that isn't, and so does nothing else.  Where norms
         of units are clipped, this also notes them, and sums up the squares of parameters; without
-        `norms` only there.
+        `norms` only there.  Gradients that are centralized count as what they then are.
         """
         cdef Py_ssize_t i, n = 0, elements = 0
-        cdef Tensor* t
         cdef TensorNorms* known
         cdef SumChunk whole
-        cdef double* totals
-        cdef Py_ssize_t n_units = 0
+        self.reserve(units or self.layout.n_centralized > 0)
+        self.place(group_steps, norms)
+        if self.layout.n_centralized:
+            self.find_means(backend)
+        for i in range(self.layout.n):
+            known = &self.tensors[i]
+            if known.measured and self.layout.tensors[i].rows != NULL:
+                self.measure_rows(backend, i, group_steps)
+                continue
+            if known.measured:
+                whole = self.gradient(i)
+                n += cut_sum_chunks(self.chunks + n, &whole, backend.compiled)
+                elements += whole.n
+            if known.norms != NULL:
+                whole = self.parameter(i)
+                n += cut_sum_chunks(self.chunks + n, &whole, backend.compiled)
+                elements += whole.n
+        add_up_chunks(backend, self.chunks, n, elements, Summand(1.0, True))
+        self.add_up_units(backend)
+
+    cdef void place(self, const GroupStep* group_steps, bint norms) noexcept:
+        """Give each tensor that has a gradient its part of the room for what is wanted of it."""
+        cdef Py_ssize_t i, units = 0
+        cdef double* totals = self.totals
+        cdef Tensor* t
+        cdef TensorNorms* known
         cdef bint clips
-        self.reserve(units)
-        totals = self.totals
+        memset(self.tensors, 0, self.layout.n * sizeof(TensorNorms))
         for i in range(self.layout.n):
             t, known = &self.layout.tensors[i], &self.tensors[i]
-            known.totals = known.norms = NULL
             if t.g == NULL:
                 continue
             clips = not isinf(group_steps[t.group_step].clip_ratio)
-            if not (norms or clips):
-                continue
+            known.measured = norms or clips
             if t.rows != NULL:
-                self.measure_rows(backend, t)
-                known.totals, known.norms, known.factors = (
-                    t.rows.totals, t.rows.norms if clips else NULL, t.rows.factors)
-                continue
+                continue           # these have room of their own
             known.totals = totals
-            totals += t.n_units * n_blocks(t.unit)
-            whole = self.gradient(i)
-            n += cut_sum_chunks(self.chunks + n, &whole, t.unit)
-            elements += t.n
+            totals += (2 if clips else 1) * t.n_units * n_unit_blocks(&t.units)
+            if t.centralized:
+                t.means = known.means = self.means + units
             if clips:
-                known.norms, known.factors = self.norms + n_units, self.factors + n_units
-                n_units += t.n_units
-                totals += t.n_units * n_blocks(t.unit)
-                whole = self.parameter(i)
-                n += cut_sum_chunks(self.chunks + n, &whole, t.unit)
-                elements += t.n
-        add_up_chunks(backend, self.chunks, n, elements, 1.0)
-        self.add_up_units(backend)
+                known.norms, known.factors = self.norms + units, self.factors + units
+            if clips or t.centralized:
+                units += t.n_units
 
-    cdef int measure_rows(self, Backend backend, Tensor* t) except -1:
+    cdef int find_means(self, Backend backend) except -1:
+        """Note the mean of each unit of the gradients that are centralized, as sweeps take it."""
+        cdef Py_ssize_t i, k, n = 0, elements = 0
+        cdef SumChunk whole
+        cdef Sum one
+        cdef double mean
+        for i in range(self.layout.n):
+            if self.tensors[i].means != NULL:
+                whole = self.gradient(i)
+                whole.means = NULL
+                n += cut_sum_chunks(self.chunks + n, &whole, backend.compiled)
+                elements += whole.n
+        add_up_chunks(backend, self.chunks, n, elements, Summand(1.0, False))
+        for i in range(self.layout.n):
+            if self.tensors[i].means == NULL:
+                continue
+            whole = self.gradient(i)
+            whole.means = NULL
+            for k in range(self.layout.tensors[i].n_units):
+                sum_of_unit(backend, &whole, k, False, &one)
+                mean = one.plain / <double> whole.units.length
+                if one.scaled != 0.0:    # or NaN
+                    mean = one.scaled / <double> whole.units.length / SMALL
+                self.tensors[i].means[k] = (mean if self.layout.tensors[i].is_double
+                                            else <float> mean)
+
+    cdef int measure_rows(self, Backend backend, Py_ssize_t i,
+                          const GroupStep* group_steps) except -1:
         """Sum up the squares of each distinct row of a gradient by rows."""
-        cdef RowSet own = self.gradients.row_sets[t - self.layout.tensors]
+        cdef Tensor* t = &self.layout.tensors[i]
+        cdef TensorNorms* known = &self.tensors[i]
+        cdef RowSet own = self.gradients.row_sets[i]
         cdef Py_ssize_t n = t.rows.n, threads = threads_for(n * t.rows.length, n), k
         cdef const Loops* loops = &backend.loops
         cdef SumChunk one
         own.reserve_units()
+        known.totals, known.factors = t.rows.totals, t.rows.factors
+        if not isinf(group_steps[t.group_step].clip_ratio):
+            known.norms = t.rows.norms
         if not backend.compiled:
             for k in range(n):
                 one = chunk_of_row(t, k)
-                add_up_chunks(backend, &one, 1, one.n, 1.0)
+                add_up_chunks(backend, &one, 1, one.n, Summand(1.0, True))
             return 0
         with nogil:
             if threads <= 1:
@@ -155,7 +211,7 @@ cdef class PlanNorms:
         memset(self.sums, 0, self.n_sums * sizeof(Sum))
         for i in range(self.layout.n):
             t, known = &self.layout.tensors[i], &self.tensors[i]
-            if known.totals == NULL:
+            if not known.measured:
                 continue
             if t.rows != NULL:
                 for k in range(t.rows.n):
@@ -168,7 +224,7 @@ cdef class PlanNorms:
                 continue
             whole = self.gradient(i)
             for k in range(t.n_units):
-                sum_of_unit(backend, &whole, t.unit, k, &one)
+                sum_of_unit(backend, &whole, k, True, &one)
                 add_to(&self.sums[i], &one)
                 if known.norms != NULL:
                     known.norms[k] = norm_of(&one)
@@ -197,7 +253,7 @@ cdef class PlanNorms:
         t.factors = self.tensors[i].factors
         for k in range(t.n_units if t.rows == NULL else t.rows.n):
             if t.rows == NULL:
-                sum_of_unit(backend, &whole, t.unit, k, &one)
+                sum_of_unit(backend, &whole, k, True, &one)
             else:
                 sum_of_table_row(backend, t, &whole, k, &one)
             own = norm_of(&one)
@@ -209,9 +265,9 @@ cdef class PlanNorms:
                 if (not t.is_double and isfinite(norms[k]) and <float> t.factors[k] == 0
                         and ratio != 0):
                     raise ValueError(f"grads{self.layout.labels[i]}: a norm of "
-                                     f"{norms[k] * fabs(t.factor)} in row "
+                                     f"{norms[k] * fabs(t.factor)} in unit "
                                      f"{k if t.rows == NULL else row_at(t.rows, k)} can't be "
-                                     "clipped to "
+                                     f"clipped to "
                                      f"{limit} in float32")
         return clips
 
@@ -230,5 +286,8 @@ cdef class PlanNorms:
                 if type(arrays[i]) is Rows:
                     memory_rows.refuse_nonfinite(arrays[i], f"grads{self.layout.labels[i]}")
                 checks.refuse_nonfinite(arrays[i], f"grads{self.layout.labels[i]}")
+                if self.layout.tensors[i].centralized:
+                    raise FloatingPointError(f"grads{self.layout.labels[i]}: expected numbers "
+                                             "whose differences from their unit's mean are finite")
         raise FloatingPointError("grads: expected finite numbers, found others in the shard of "
                                  "another process")

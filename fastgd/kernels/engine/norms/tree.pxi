@@ -44,14 +44,14 @@ cdef class TreeNorm:
     cdef int add_array(self, cnp.ndarray x) except -1:
         cdef Py_ssize_t more = cnp.PyArray_SIZE(x) // BLOCK + 1
         cdef SumChunk* chunks
-        cdef SumChunk whole = whole_of(x)
+        cdef SumChunk whole = whole_array(x, NULL)
         if self.n + more > self.capacity:
             more += 2 * self.capacity + 64
             chunks = <SumChunk*> realloc(self.chunks, (self.n + more) * sizeof(SumChunk))
             if chunks == NULL:
                 raise MemoryError
             self.chunks, self.capacity = chunks, self.n + more
-        self.n += cut_sum_chunks(self.chunks + self.n, &whole, whole.n)
+        self.n += cut_sum_chunks(self.chunks + self.n, &whole, True)
         self.elements += whole.n
         self.arrays.append(x)
 
@@ -66,21 +66,21 @@ cdef class TreeNorm:
             raise MemoryError
         for k in range(self.n):
             self.chunks[k].totals = self.totals + k
-        add_up_chunks(backend, self.chunks, self.n, self.elements, 1.0)
+        add_up_chunks(backend, self.chunks, self.n, self.elements, Summand(1.0, True))
         total.plain = total.scaled = 0.0
         k = 0
         for x in self.arrays:
-            whole = whole_of(x)
-            whole.totals = self.totals + k
-            sum_of_unit(backend, &whole, whole.n, 0, &one)
+            whole = whole_array(x, self.totals + k)
+            sum_of_unit(backend, &whole, 0, True, &one)
             add_to(&total, &one)
             k += n_blocks(whole.n)
         return norm_of(&total)
 
 
-cdef SumChunk whole_of(cnp.ndarray x) except *:
-    """All of an array that is plain."""
-    return SumChunk(cnp.PyArray_BYTES(x), NULL, codec_of(x), cnp.PyArray_SIZE(x), BLOCK, NULL)
+cdef SumChunk whole_array(cnp.ndarray x, double* totals) except *:
+    """All of an array that is plain, as one unit."""
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(x)
+    return whole_of(cnp.PyArray_BYTES(x), NULL, codec_of(x), n, Axis(n, 1), NULL, totals)
 
 
 cdef tuple keys_of(path):
