@@ -143,8 +143,12 @@ def check_start(p: Array, name: str) -> None:
 
 def refuse_units(name: str, centralized: bool) -> None:
     """Refuse a gradient by rows where the step wants means or norms of units that rows are not."""
-    why = "centralize takes means of whole gradients" if centralized else (
-        'clip_ratio takes norms of columns with layout="in_out"; with "out_in" they are of rows'
+    why = (
+        "centralize takes means of whole gradients"
+        if centralized
+        else (
+            'clip_ratio takes norms of columns with layout="in_out"; with "out_in" they are of rows'
+        )
     )
     raise ValueError(f"{name}: expected an array, as {why}, found Rows")
 
