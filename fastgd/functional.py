@@ -37,8 +37,8 @@ from fastgd.core.options import HYPER
 from fastgd.kernels._engine import Plan
 from fastgd.kernels._engine import global_norm as _global_norm
 from fastgd.kernels.memory import checks
-from fastgd.kernels.memory.rows import Rows
 from fastgd.kernels.memory.checks import shown
+from fastgd.kernels.memory.rows import Rows
 from fastgd.kernels.spec.lines import axes_of, line_shape
 from fastgd.kernels.spec.registry import RULES
 from fastgd.optimizers import OPTIMIZERS

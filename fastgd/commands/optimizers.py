@@ -11,6 +11,12 @@ from fastgd.core.variants import rules_of
 from fastgd.kernels.spec.registry import RULES, Rule
 from fastgd.optimizers import OPTIMIZERS
 
+# What a rule makes of `fastgd.Rows`, in words.
+BY_ROWS = {
+    "exact": "exact without weight decay, as rows without a gradient stand still",
+    "lazy": "lazy, rows without a gradient wait for their next one",
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
@@ -59,6 +65,7 @@ def _rule_lines(rule: Rule) -> list[str]:
         lines += ["its last bits follow from the machine, too, as its products of matrices do"]
     if not rule.shards:
         lines += ["it steps whole parameters, and no shards"]
+    lines += [f"gradients by rows: {BY_ROWS.get(rule.by_rows) or f'none, as it {rule.by_rows}'}"]
     if rule.fused is not None:
         lines += [
             f"fused loops for parameters in {', '.join(rule.fused.params)} and states in "

@@ -121,9 +121,12 @@ class Accumulated:
                     f"grads{self._labels[i]}: expected Rows, as were accumulated, found an array"
                 )
         row = "weighted_sum", (weight,), Stages()
-        self._plan.step(
-            grads.rest, lambda *_: row, 1.0, zero=zero, tally=self.weight, amount=weight
-        )
+        if grads.rest is None:
+            self.weight += weight
+        else:
+            self._plan.step(
+                grads.rest, lambda *_: row, 1.0, zero=zero, tally=self.weight, amount=weight
+            )
         for i, own in weighed.items():
             self.rows[i].append(own)
             self.counts[i] += 1

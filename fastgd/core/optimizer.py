@@ -60,7 +60,8 @@ class Optimizer(Contract):
         dicts): the arrays that the steps update, and ``"step"``, the number of steps taken.  Write
         into these arrays to change them.
     options : mapping
-        ``"clip_by"``, ``"nonfinite"`` and ``"zero_grads"`` as given to the constructor; fixed.
+        ``"clip_by"``, ``"nonfinite"``, ``"zero_grads"`` and ``"rows"`` as given to the constructor;
+        fixed.
     storage : Storage
         How parameters and states are kept, as given to the constructor; fixed.
     average : fastgd.averages.EMA, IterateAverage or None
@@ -145,9 +146,9 @@ class Optimizer(Contract):
         ----------
         grads : array or nested lists and dicts of arrays, optional
             The gradients in the form of the parameters, with their shapes and layouts, of any dtype
-            of floats; None in the place of an array leaves its parameter, states and step count
-            alone.  They are only read, unless ``zero_grads`` was asked for.  May be left out if
-            gradients were bound in the constructor, or accumulated.
+            of floats.  None in the place of an array leaves its parameter, states and step count
+            alone, `fastgd.Rows` all rows but some.  They are only read, unless ``zero_grads`` was
+            asked for.  May be left out if gradients were bound in the constructor, or accumulated.
         grad_scale : float
             The factor by which the loss was scaled: gradients count as divided by it.
 
@@ -184,7 +185,8 @@ class Optimizer(Contract):
         Parameters
         ----------
         grads : array or nested lists and dicts of arrays, optional
-            As for `step`; only read, even with ``zero_grads``.
+            As for `step`; only read, even with ``zero_grads``.  Those of a parameter are all arrays
+            or all `fastgd.Rows`, which stay rows.
         weight : float
             What to weigh them by, say the number of samples in the micro-batch.  With 0 they are
             left out, whatever they are.

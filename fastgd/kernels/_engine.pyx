@@ -539,6 +539,8 @@ cdef class Plan:
             reference.RULES[self.layout.rules[i]], f"grads{self.layout.labels[i]}", self.lazy,
             self.sparse, group_step.stages.flags & (L2_DECAY | DECOUPLED_DECAY) != 0, t.average != NULL,
             t.rows.length % per == 0)
+        if self.counts[i] == 0 and "first" in reference.RULES[self.layout.rules[i]].coefficients:
+            memory_rows.check_start(self.layout.params[i], f"grads{self.layout.labels[i]}")
 
     cdef void sweep_rows(self, Py_ssize_t i) noexcept:
         """The sweep over the rows of a table."""

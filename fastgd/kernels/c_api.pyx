@@ -2,7 +2,8 @@
 
 Every rule is there as ``fastgd_<rule>_f32`` and ``fastgd_<rule>_f64``, where it has two sweeps the
 first as ``fastgd_<rule>_before_f32`` and ``…_f64``, and what is worked out before each as
-``fastgd_<rule>_begin`` and ``fastgd_<rule>_settle``; for every optimizer there is
+``fastgd_<rule>_begin`` and ``fastgd_<rule>_settle``; where it has one sweep, ``fastgd_<rule>_rows_f32``
+and ``…_f64`` step some rows of a table; for every optimizer there is
 ``fastgd_<optimizer>_coefficients``.  The header ``fastgd.h``, in the folder that
 `fastgd.get_include` names, says what they take and do.  Cython reaches them by ``cimport``, C by
 the header, Numba and ctypes by their addresses.  They run the backend that `fastgd.set_backend`
@@ -94,6 +95,21 @@ cdef inline void run(const void* rule, floating* p, const floating* g, floating*
         (<rule_f32> rule)(p, g, s, n, c)
     else:
         (<rule_f64> rule)(p, g, s, n, c)
+
+
+cdef inline void run_rows(const void* rule, floating* p, const floating* g, floating** s,
+                          int n_states, Py_ssize_t length, const int64_t* indices, Py_ssize_t n,
+                          const double* coefficients, int n_coefficients, int denominators,
+                          const double* stages) noexcept nogil:
+    """A step of some rows of a table, one after the other."""
+    cdef floating* own[MAX_STATES]
+    cdef Py_ssize_t k
+    cdef int j
+    for k in range(n):
+        for j in range(n_states):
+            own[j] = s[j] + indices[k] * length
+        run[floating](rule, p + indices[k] * length, g + k * length, own, n_states, length,
+                      coefficients, n_coefficients, denominators, stages)
 
 
 cdef inline void run_kept(const void* rule, floating* p, const floating* update, floating** s,

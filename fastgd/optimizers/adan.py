@@ -91,7 +91,7 @@ class Adan(Optimizer):
 # ---------------------------------------------------------------------------------------- the rule
 
 
-@rule
+@rule(by_rows="compares a gradient with that of the step before")
 def adan(
     p: Array,
     g: Array,

@@ -88,7 +88,7 @@ class ADOPT(Optimizer):
 # ---------------------------------------------------------------------------------------- the rule
 
 
-@rule
+@rule(by_rows="makes its states of the first gradient, for all rows at once")
 def adopt(
     p: Array,
     g: Array,

@@ -99,7 +99,7 @@ def asgd_begin(
     return eta_next, mu_next, alpha, 1.0 - lambd * alpha, 1.0 if first != 0.0 else mu
 
 
-@rule(begin=asgd_begin)
+@rule(begin=asgd_begin, by_rows="averages every row at every step")
 def asgd(
     p: Array, g: Array, ax: FullWidth, *, alpha: Scalar, shrink: Scalar, weight: Scalar
 ) -> None:

@@ -45,6 +45,9 @@ class FTRL(Optimizer):
     where it is while α is 0.  The penalties count by the α of the moment, as λ₁ and λ₂ do if they
     are changed: where α falls, weights that were 0 come back.
 
+    Gradients by rows (`fastgd.Rows`) take ``rows="lazy"``, although rows without a gradient stand
+    still while α does: their weights follow from it.  They need weights that start from 0.
+
     At the first step of a parameter z is set so that W goes on from where it is, where the paper
     starts from 0.  From then on W follows from z and n: what is written to it later acts for one
     step at most.  z and n keep the parameter's full width whatever ``state_dtype`` says, unless it

@@ -96,7 +96,7 @@ class MADGRAD(Optimizer):
 # ---------------------------------------------------------------------------------------- the rule
 
 
-@rule
+@rule(by_rows="keeps what parameters were at the first step, for all rows at once")
 def madgrad(
     p: Array,
     g: Array,

@@ -81,7 +81,7 @@ class Rprop(Optimizer):
 # ---------------------------------------------------------------------------------------- the rule
 
 
-@rule
+@rule(by_rows="sets its step sizes at the first step, for all rows at once")
 def rprop(
     p: Array,
     g: Array,

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgd.core.accumulated import Split
 from fastgd.core import domains
+from fastgd.core.accumulated import Split
 from fastgd.core.interrupts import to_the_end
 from fastgd.core.optimizer import Optimizer
 from fastgd.kernels._engine import Plan, StepRecord, global_norm

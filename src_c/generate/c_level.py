@@ -55,6 +55,8 @@ def rule_functions(families: list[Family]) -> list[Function]:
         for sweep in rule.sweeps:
             for fuse, suffix in enumerate(FLOATS):
                 functions.append(_sweep(rule, sweep, 2 * k + fuse, suffix))
+        if rule.before is None and rule.by_rows:
+            functions += [_by_rows(rule, 2 * k + j, suffix) for j, suffix in enumerate(FLOATS)]
         functions += [_worked_out(rule, part) for part in rule.arithmetic]
     return functions
 
@@ -106,6 +108,19 @@ def _sweep(rule: Rule, sweep: Sweep, row: int, suffix: str) -> Function:
         arguments += [("double *", "sums")]
         about += f"; sums: {', '.join(key for key, _ in rule.sums)}"
     return Function(f"{sweep.name}_{suffix}", tuple(arguments), body, about)
+
+
+def _by_rows(rule: Rule, row: int, suffix: str) -> Function:
+    """The function that steps some rows of a table."""
+    whole = _sweep(rule, rule.after, row, suffix)
+    rows = (("size", "length"), ("const int64_t *", "indices"), ("size", "n"))
+    arguments = [pair for pair in whole.arguments if pair != ("size", "n")]
+    arguments[-2:-2] = rows
+    body = [
+        line.replace("run[", "run_rows[").replace(", n, ", ", length, indices, n, ")
+        for line in whole.body
+    ]
+    return Function(f"{rule.name}_rows_{suffix}", tuple(arguments), body, whole.about)
 
 
 def _worked_out(rule: Rule, part: Arithmetic) -> Function:
@@ -316,6 +331,7 @@ def files(families: list[Family], coefficients: Coefficients, note: str) -> dict
     names = [rule.name for family in families for rule in family.rules]
 
     pxd = [f"# {note}", "# What each function does is said in fastgd.h, at its prototype.", ""]
+    pxd += ["from libc.stdint cimport int64_t", ""]
     pxi = [
         f"# {note}",
         "",

@@ -90,6 +90,7 @@ class Rule(NamedTuple):
     arithmetic: tuple[Arithmetic, ...]  # begin, settle: those that there are
     matrix: tuple[str, ...] | None  # the coefficients of its matrix step, if it has one
     beforehand: tuple[Sweep, ...]  # lines, rows, columns; without the last, or none
+    by_rows: bool  # whether it says that it steps rows alone, if it is one sweep
 
     @property
     def kinds(self) -> str:
@@ -271,7 +272,8 @@ def _rules(path: Path, loops: Path, tree: ast.Module) -> list[Rule]:
         given = {k.arg: k.value for k in getattr(decorator, "keywords", ())}
         parts = {key: functions[ast.unparse(given[key])] for key in given if key not in OPTIONS}
         fused = _fused(given["fused"]) if "fused" in given else ((), ())
-        rule = _rule(node, parts, fused, path)
+        by_rows = ast.literal_eval(given.get("by_rows", ast.Constant("lazy")))
+        rule = _rule(node, parts, fused, path)._replace(by_rows=by_rows in ("exact", "lazy"))
         _check_rule(rule, path)
         for sweep in rule.sweeps:
             _check_element(sweep, elements, path, loops)
@@ -331,6 +333,7 @@ def _rule(
         arithmetic,
         matrix,
         beforehand,
+        True,
     )
 
 

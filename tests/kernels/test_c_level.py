@@ -53,12 +53,17 @@ STAGES = {
 }
 
 
+# The rules of which some rows of a table can be stepped.
+BY_ROWS = [rule for rule in BY_ELEMENT if RULES[rule].by_rows in ("exact", "lazy")]
+
+
 # --------------------------------------------------------------------------------- the functions
 
 
 def test_there_is_a_function_for_every_rule_and_optimizer():
     names = {name for rule in BY_ELEMENT for name in functions_of(rule)}
     names |= {f"fastgd_{name.lower()}_coefficients" for name in fastgd.optimizers.__all__}
+    names |= {f"fastgd_{rule}_rows_{suffix}" for rule in BY_ROWS for suffix in DTYPES}
     assert set(c_api.ADDRESSES) == set(prototypes()) == names, (
         "an optimizer whose coefficients src_c/c_api.py can't put into C? the build says why"
     )
@@ -87,6 +92,25 @@ def test_rules_equal_the_reference_to_the_bit(rule, backend, suffix, stages):
         for found, right in zip((p, *states, *numbers), expected, strict=True):
             assert same_bits(found, right), (rule, n)
         assert same_bits(g, gradient)
+
+
+@pytest.mark.parametrize("suffix", DTYPES)
+@pytest.mark.parametrize("backend", COMPILED)
+def test_rows_of_a_table(backend, suffix):
+    """Each is stepped as by the rule's own function, and no other is touched."""
+    fastgd.set_backend(backend)
+    rng, indices = np.random.default_rng(1), np.array([7, 0, 5])
+    for rule in ("sgd", "adam", "amsgrad"):
+        c, stages = np.array(coefficients_of(rule)), np.array(STAGES["all"])
+        tables = rng.random((1 + len(RULES[rule].states), 9, 20)).astype(DTYPES[suffix])
+        g, expected = rng.standard_normal((3, 20)).astype(DTYPES[suffix]), tables.copy()
+        function(f"fastgd_{rule}_rows_{suffix}")(
+            tables[0], g, *tables[1:], 20, indices, 3, c, stages
+        )
+        for k, row in enumerate(indices):
+            p, *states = expected[:, row]
+            function(f"fastgd_{rule}_{suffix}")(p, g[k], *states, 20, c, stages)
+        assert same_bits(tables, expected)
 
 
 @pytest.mark.parametrize("rule", BY_ELEMENT)

@@ -53,7 +53,8 @@ class Rows:
     >>> import numpy as np, fastgd
     >>> table = np.zeros((5, 2))
     >>> opt = fastgd.SGD(table, lr=1.0)
-    >>> _ = opt.step(fastgd.Rows(np.array([3, 0, 3]), np.array([[1.0, 2.0], [5.0, 5.0], [1.0, 1.0]])))
+    >>> values = np.array([[1.0, 2.0], [5.0, 5.0], [1.0, 1.0]])
+    >>> _ = opt.step(fastgd.Rows(np.array([3, 0, 3]), values))
     >>> table[[0, 3]]
     array([[-5., -5.],
            [-2., -3.]])
@@ -131,6 +132,15 @@ def refuse_nonfinite(rows: Rows, name: str) -> None:
     raise FloatingPointError(f"{name}: expected finite gradients, found rows whose sum is not")
 
 
+def check_start(p: Array, name: str) -> None:
+    """Refuse rows as a first gradient where the rule makes states of all of the parameter then."""
+    if p.any():
+        raise ValueError(
+            f"{name}: expected a parameter that starts from 0, or an array as its first gradient, "
+            "as its rule makes states of the parameter at the first step, found Rows"
+        )
+
+
 def check_rule(
     rule: Rule, name: str, lazy: bool, sparse: bool, decays: bool, averaged: bool, whole_tiles: bool
 ) -> None:
@@ -154,7 +164,9 @@ def check_rule(
         Whether rows begin and end where the scales of codes do.
     """
     if rule.by_rows not in ("exact", "lazy"):
-        raise ValueError(f"{name}: expected an array, as rule {rule.name} {rule.by_rows}, found Rows")
+        raise ValueError(
+            f"{name}: expected an array, as rule {rule.name} {rule.by_rows}, found Rows"
+        )
     if averaged:
         raise ValueError(
             f"{name}: expected an array, as an average of the weights goes on in all rows at every "

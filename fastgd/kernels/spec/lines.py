@@ -64,7 +64,9 @@ def axes_of(shape: Sequence[int], strides: Sequence[int], itemsize: int = 1) -> 
     entries = axis(entry, 1 if first == entry else first, size)
     among_rows = apart // max(m, 1) if apart > next_to else apart
     return Axes(
-        axis(m, next_to, size), axis(n, apart, size), axis(n, among_rows, max(size // max(m, 1), 1)),
+        axis(m, next_to, size),
+        axis(n, apart, size),
+        axis(n, among_rows, max(size // max(m, 1), 1)),
         entries if first in (1, entry) or 1 in (entry, shape[0]) else None,
     )
 

@@ -31,8 +31,8 @@ columns.  Sweeps only read what ``rows`` and ``columns`` make of copies of them,
 its elements; ``rows`` is given the mean of the rows' numbers over their matrix as ``g``.
 
 A state annotated `PerRow` has one number for each entry along the first axis, a row of a table.
-``lines`` gets it as ``p``, and as ``g`` the mean square of the row's gradient; sweeps only read what
-``rows`` makes of a copy of it.  Their coefficients follow those of the rule.
+``lines`` gets it as ``p``, and as ``g`` the mean square of the row's gradient; sweeps only read
+what ``rows`` makes of a copy of it.  Their coefficients follow those of the rule.
 
 The rules stand in the modules of `fastgd.optimizers`, and that of averages in
 `fastgd.kernels.spec.average`; the compiled twin of ``family.py`` is ``family.pxi`` in its folder.

@@ -70,7 +70,6 @@ def row_steps(
     factors : ndarray of float64, shape (k,), optional
         What each gradient is multiplied by, in the place of `stages.factor`.
     """
-
     rule = RULES[name]
 
     def step_of(row: int, g: Array, stages: Stages) -> TensorStep:
