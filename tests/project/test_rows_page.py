@@ -40,15 +40,16 @@ def test_the_table_says_what_optimizers_declare():
         assert said[name] == (known if known in ("exact", "lazy") else "refused"), name
 
 
+@pytest.mark.slow
 def test_word_vectors(capsys, monkeypatch, tmp_path):
-    """Half a minute's example, in short: on a tenth of the text the loss falls by a third."""
-    monkeypatch.setattr(sys, "argv", ["word_vectors.py", "--words", "60000", "--epochs", "4"])
+    """In short: on a tenth of the text."""
+    monkeypatch.setattr(sys, "argv", ["word_vectors.py", "--words", "30000", "--epochs", "3"])
     example = runpy.run_path(str(ROOT / "examples" / "word_vectors.py"))
     example["main"]()
     said = capsys.readouterr().out
     losses = [float(x) for x in re.findall(r"loss ([\d.]+)", said)]
-    assert len(losses) == 4
-    assert losses[-1] < losses[0] - 0.5
+    assert len(losses) == 3
+    assert losses[-1] < losses[0] - 0.25
     assert re.search(r"^ +list: \w+, ", said, flags=re.M)
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     vectors = np.random.default_rng(0).standard_normal((400, 8))
