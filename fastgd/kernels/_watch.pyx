@@ -400,6 +400,8 @@ cdef class Watch:
         cdef Py_ssize_t i
         cdef Known* known
         unseen = []
+        if self.odds:
+            self.odds = {}
         for i in range(self.n):
             known = &self.known[i]
             if not known.stepped:

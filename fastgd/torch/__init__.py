@@ -24,8 +24,11 @@ What a step does:
   follow their parameter.
 - It takes float32, float64, bfloat16 and float16 in CPU memory, in any dense memory format
   (`torch.contiguous_format`, ``channels_last``); of a DTensor, the local shard.  A gradient must
-  have its parameter's strides, as those of autograd do; other strides, sparse gradients and other
-  devices are refused, by name, before anything is changed.  No gradient is ever copied silently.
+  have its parameter's strides, as those of autograd do; other strides and other devices are
+  refused, by name, before anything is changed.  No gradient is ever copied silently.
+- It takes the sparse gradients of ``nn.Embedding(sparse=True)`` and ``EmbeddingBag`` as
+  `fastgd.Rows`, uncoalesced, in the memory where they are (values that autograd has not laid out
+  are copied), and steps their rows alone: see ``rows`` in `fastgd.Options`.
 - It has the same bits as fastgd's optimizer on arrays, on any number of threads:
   `fastgd.set_num_threads`, or as many as OpenMP takes (`torch.set_num_threads` is for torch's own).
 

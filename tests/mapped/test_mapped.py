@@ -35,6 +35,7 @@ CASES = {
     "Adagrad in bfloat16": {"initial_accumulator_value": 0.1, "state_dtype": "bfloat16"},
     "Adam in 8 bits": {"state_dtype": "8bit", "min_8bit_size": 0, "rows": "lazy"},
     "NAdam": {"rows": "lazy"},
+    "RowWiseAdagrad": {"initial_accumulator_value": 0.1},
     "with a master": {"kind": "AdamW", "dtype": "bfloat16", "master": True, "rows": "lazy"},
     "split": {"kind": "AdamW", "dtype": "bfloat16", "master": "split", "rows": "lazy"},
 }
