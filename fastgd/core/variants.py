@@ -6,7 +6,6 @@ Found out from what the class declares, by trying: for tables, tests and benchma
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -100,7 +99,6 @@ def rules_of(cls: type[Contract]) -> dict[str, Pick]:
     return found
 
 
-@lru_cache(256)
 def states_of(cls: type[Contract]) -> tuple[str, ...]:
     """The states, of a number for each element, that the rules of a class can have.
 

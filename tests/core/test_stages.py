@@ -488,6 +488,8 @@ def test_options_that_are_none():
         "clip_by": "all",
         "nonfinite": "propagate",
         "zero_grads": False,
+        "layout": "out_in",
+        "centralize": False,
         "rows": "exact",
     }
     with pytest.raises(TypeError):

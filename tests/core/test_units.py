@@ -250,6 +250,18 @@ def test_gradients_are_only_read_and_groups_may_clip_alone():
     assert opt.options["layout"] == "out_in"
 
 
+def test_tensors_whose_units_are_not_asked_for_have_room():
+    """Their norm takes more chunks than their interleaved units would."""
+    p, g = np.zeros((1500, 1500), F32), np.ones((1500, 1500), F32)
+    q = np.ones((2, 2), F32)
+    groups = [{"params": p, "clip_norm": 1.0}, {"params": q, "clip_ratio": 0.5, "clip_norm": 1.0}]
+    opt = fastgd.SGD(groups, lr=1.0, layout="in_out", clip_by="tensor")
+    record = opt.step([g, np.ones((2, 2), F32)])
+    assert record.grad_norm == pytest.approx(math.sqrt(1500**2 + 4))
+    assert np.allclose(p, -1 / 1500)
+    assert np.allclose(q, 0.5)
+
+
 # --------------------------------------------------------------------------------- extreme numbers
 
 

@@ -184,7 +184,8 @@ def test_a_ratio_that_comes_later_is_of_rows():
 def test_units_are_clipped_in_backward():
     models = [torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
-    opts = [SGD(model.parameters(), lr=1.0, clip_ratio=0.05) for model in models]
+    options = {"clip_ratio": 0.05, "centralize": True}
+    opts = [SGD(model.parameters(), lr=1.0, **options) for model in models]
     x = torch.ones(8, 3)
     with step_in_backward(models[0], opts[0]):
         models[0](x).square().sum().backward()
