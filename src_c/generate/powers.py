@@ -8,9 +8,11 @@ SOURCE = "fastgd/kernels/spec/powers.py"
 
 
 def header(note: str) -> str:
-    """The header: how many digits, and as many roots of two."""
+    """The header: the sizes, and the roots of two."""
     spec = runpy.run_path(SOURCE)
-    lines = [f"/* {note} */", f"enum {{ FASTGD_DIGITS = {spec['DIGITS']} }};"]
+    lines = [f"/* {note} */", "enum {"]
+    lines += [f"    FASTGD_{key} = {spec[key]}," for key in ("DIGITS", "COUNTED")]
+    lines += ["};"]
     lines += ["static const fastgd_wide FASTGD_ROOTS[FASTGD_DIGITS] = {"]
     for root in spec["roots_of_two"]():
         lines += [f"    {{{root >> 64:#018x}, {root % 2**64:#018x}, 0}},"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import decimal
 import math
 import platform
+import random
 
 import pytest
 from hypothesis import example, given
@@ -36,6 +37,15 @@ def test_whole_powers_are_the_nearest_floats(beta):
     decimal.getcontext().prec = 60
     for t in (100_003, 999_983, 10**6):
         assert _engine.raised(beta, t) == float(decimal.Decimal(beta) ** t)
+
+
+def test_powers_in_any_order():
+    """Compiled code goes on from the last power of a number."""
+    rng = random.Random(0)
+    exponents = [t for k in (30, 62, 350) for t in range(k, k + 5)]
+    cases = [(x, t) for x in (*BETAS, 1.5) for t in (*exponents, *exponents[::-1])]
+    for x, t in [*cases, *rng.sample(cases, len(cases))]:
+        assert _engine.raised(x, t) == powers.raised(x, t)
 
 
 @given(

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 
 DIGITS = 64  # of the logarithm, after the point
+COUNTED = 32  # what is left of a whole exponent, divided by this, is multiplied one by one
 _ONE = 1 << 127
 # Beyond these exponents of two a result is inf or 0, whatever follows.
 _END = 1100
@@ -79,6 +80,18 @@ def _product(a: Wide, b: Wide) -> Wide:
 
 
 def _whole_power(x: Wide, n: int) -> Wide:
+    """What x^n is the product of: by squares, and by the rest of n, one by one.
+
+    Compiled code keeps the two for the next n, as step counts count up.
+    """
+    low: Wide = (_ONE, 0)
+    for _ in range(n % COUNTED):
+        low = _product(low, x)
+    n -= n % COUNTED
+    return _product(_by_squares(x, n) if n else (_ONE, 0), low)
+
+
+def _by_squares(x: Wide, n: int) -> Wide:
     """Squares, and a multiplication for each digit of n that is 1, the first one aside."""
     power = x
     for digit in f"{n:b}"[1:]:
