@@ -89,4 +89,5 @@ valgrind:
 clean:
 	rm -rf build dist *.egg-info fastgd/kernels/*.so fastgd/kernels/*.c fastgd/kernels/*.html \
 		fastgd/include fastgd/kernels/c_api.pxd fastgd/kernels/_c_api.pxi \
-		fastgd/kernels/loops/_*.pxi fastgd/kernels/engine/_*.pxi fastgd/optimizers/__init__.pyi src_c/_sizes.h
+		fastgd/kernels/loops/_*.pxi fastgd/kernels/engine/_*.pxi fastgd/optimizers/__init__.pyi \
+		src_c/_powers.h src_c/_sizes.h

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from fastgd.core import domains
 from fastgd.core.ema import EMA
 from fastgd.kernels import _series, get_backend, reference
+from fastgd.kernels._engine import raised
 from fastgd.kernels.memory import checks
 from fastgd.kernels.memory.checks import shown
 
@@ -44,7 +45,7 @@ def beta_of_half_life(half_life: float) -> float:
     >>> beta_of_half_life(1)
     0.5
     """
-    return float(0.5 ** (1.0 / domains.positive(half_life, "half_life")))
+    return raised(0.5, 1.0 / domains.positive(half_life, "half_life"))
 
 
 class Ewma(NamedTuple):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fastgd.core import domains, fork_locks
 from fastgd.core.interrupts import to_the_end
 from fastgd.core.trees import Name, flatten, name_of
-from fastgd.kernels._engine import Plan, is_parameter
+from fastgd.kernels._engine import Plan, is_parameter, raised
 from fastgd.kernels.memory import checks
 from fastgd.kernels.memory.alloc import aligned_zeros
 from fastgd.kernels.memory.checks import shown
@@ -88,7 +88,7 @@ class Weighting(Swapped):
         """The factors of the average and of the weights in the t-th update: β_t and 1 − β_t."""
         beta = self.decay
         if self.bias_correction:
-            beta = beta * (1.0 - beta ** (t - 1)) / (1.0 - beta**t)
+            beta = beta * (1.0 - raised(beta, t - 1)) / (1.0 - raised(beta, t))
         elif self.warmup:
             beta = min(beta, (1.0 + t) / (10.0 + t))
         return beta, 1.0 - beta

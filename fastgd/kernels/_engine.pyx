@@ -27,7 +27,7 @@ from fastgd.kernels._types cimport *
 from fastgd.kernels import reference
 from fastgd.kernels.memory import buffers, checks, rows as memory_rows
 from fastgd.kernels.spec import codecs, coded_array, lines
-from fastgd.kernels.spec import rows as rows_spec
+from fastgd.kernels.spec import powers, rows as rows_spec
 from fastgd.kernels.spec.matrices import matrix_of
 from fastgd.kernels.spec.registry import DENOMINATOR
 
@@ -59,6 +59,13 @@ SIZES = {"TILE": TILE, "LANES": LANES, "BLOCK": BLOCK, "MAX_STATES": MAX_STATES,
          "MAX_NUMBERS": MAX_NUMBERS, "SLICES": SLICES}
 
 cdef object _MISSING = object()
+
+
+def raised(double x, double n):
+    """The n-th power of x, with the same bits everywhere: `powers.raised`, compiled."""
+    cdef double result = fastgd_raised(x, n)
+    return result if isfinite(result) else powers.raised(x, n)
+
 
 # What a norm is that of, and what to do with gradients that aren't finite.
 cdef enum:

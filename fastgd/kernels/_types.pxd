@@ -23,6 +23,9 @@ cdef extern from "numeric.h" nogil:
 
     void fastgd_prefetch(const char*, Py_ssize_t)
 
+cdef extern from "powers.h" nogil:
+    double fastgd_raised(double, double)
+
 # The stages of a step.  SCALE to DECOUPLED_DECAY come before the rule, CENTRALIZE before these and
 # SCALE_UNITS in the place of SCALE; the next three after it.  CODED says that some array is not
 # stored in the type that is computed with.

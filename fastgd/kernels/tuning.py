@@ -22,7 +22,8 @@ MODES = ("on", "off", "prefetch", "no-prefetch")
 # The stages as bits of `flags`, as `_types.pxd` has them; CODED is no stage.
 _STAGES = {
     1: "scale",
-    256: "scale by rows",
+    512: "centralize",
+    256: "scale by units",
     2: "clip value",
     4: "L2 decay",
     8: "weight decay",

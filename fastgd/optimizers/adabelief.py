@@ -9,6 +9,7 @@ import numpy as np
 from fastgd.core.contract import Hyper, hyper
 from fastgd.core.domains import flag, nonnegative, two_fractions
 from fastgd.core.optimizer import Optimizer
+from fastgd.kernels._engine import raised
 from fastgd.kernels.spec.registry import Array, Scalar, Squares, rule
 
 
@@ -71,8 +72,8 @@ class AdaBelief(Optimizer):
     @staticmethod
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
         beta1, beta2 = h["betas"]
-        power = beta2**t
-        alpha = h["lr"] / (1.0 - beta1**t)
+        power = raised(beta2, t)
+        alpha = h["lr"] / (1.0 - raised(beta1, t))
         most = 2.0 / (1.0 - beta2) - 1.0
         rho = most - 2.0 * t * power / (1.0 - power)
         if not h["rectify"]:

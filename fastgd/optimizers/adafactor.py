@@ -9,6 +9,7 @@ import numpy as np
 from fastgd.core.contract import Hyper, hyper
 from fastgd.core.domains import at_least_one, floors, nonnegative, nonpositive
 from fastgd.core.optimizer import Optimizer
+from fastgd.kernels._engine import raised
 from fastgd.kernels.spec.registry import (
     Array,
     Columns,
@@ -94,7 +95,7 @@ class Adafactor(Optimizer):
     @staticmethod
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
         eps1, eps2 = h["eps"]
-        gamma2 = t ** h["beta2_decay"]
+        gamma2 = raised(t, h["beta2_decay"])
         bound = 1.0 / sqrt(t)
         return (
             1.0 - gamma2,

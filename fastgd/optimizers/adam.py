@@ -9,6 +9,7 @@ import numpy as np
 from fastgd.core.contract import Hyper, hyper
 from fastgd.core.domains import flag, nonnegative, two_fractions
 from fastgd.core.optimizer import Optimizer
+from fastgd.kernels._engine import raised
 from fastgd.kernels.spec.registry import Array, Fused, Scalar, Squares, rule
 
 
@@ -85,12 +86,12 @@ class Adam(Optimizer):
     @staticmethod
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
         beta1, beta2 = h["betas"]
-        correction2 = 1.0 - beta2**t
+        correction2 = 1.0 - raised(beta2, t)
         root = sqrt(correction2)
         # The corrections leave the loop: m̂/(√(v̂ + ε_root) + ε) =
         # √c₂/c₁ · m/(√(v + c₂ε_root) + √c₂ε), where c = 1 − βᵗ.
         return (
-            h["lr"] * root / (1.0 - beta1**t),
+            h["lr"] * root / (1.0 - raised(beta1, t)),
             beta1,
             1.0 - beta1,
             beta2,
@@ -171,7 +172,7 @@ class SparseAdam(Optimizer):
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
         beta1, beta2 = h["betas"]
         return (
-            h["lr"] * sqrt(1.0 - beta2**t) / (1.0 - beta1**t),
+            h["lr"] * sqrt(1.0 - raised(beta2, t)) / (1.0 - raised(beta1, t)),
             beta1,
             1.0 - beta1,
             beta2,

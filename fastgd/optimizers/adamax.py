@@ -7,6 +7,7 @@ import numpy as np
 from fastgd.core.contract import Hyper, hyper
 from fastgd.core.domains import nonnegative, two_fractions
 from fastgd.core.optimizer import Optimizer
+from fastgd.kernels._engine import raised
 from fastgd.kernels.spec.registry import Array, Scalar, Squares, larger, rule
 
 
@@ -56,7 +57,7 @@ class Adamax(Optimizer):
     @staticmethod
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
         beta1, beta2 = h["betas"]
-        return h["lr"] / (1.0 - beta1**t), beta1, 1.0 - beta1, beta2, h["eps"]
+        return h["lr"] / (1.0 - raised(beta1, t)), beta1, 1.0 - beta1, beta2, h["eps"]
 
 
 # ---------------------------------------------------------------------------------------- the rule

@@ -9,6 +9,7 @@ import numpy as np
 from fastgd.core.contract import Hyper, hyper
 from fastgd.core.domains import flag, nonnegative, three_fractions
 from fastgd.core.optimizer import Optimizer
+from fastgd.kernels._engine import raised
 from fastgd.kernels.spec.registry import Array, Scalar, Squares, rule
 
 
@@ -70,11 +71,11 @@ class Adan(Optimizer):
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
         beta1, beta2, beta3 = h["betas"]
         decay = h["lr"] * h["weight_decay"]
-        root = sqrt(1.0 - beta3**t)
+        root = sqrt(1.0 - raised(beta3, t))
         # As Adam's: 1/(√n̂ + ε) = √c₃/(√n + √c₃ε).
         return (
-            h["lr"] * root / (1.0 - beta1**t),
-            h["lr"] * root * beta2 / (1.0 - beta2**t),
+            h["lr"] * root / (1.0 - raised(beta1, t)),
+            h["lr"] * root * beta2 / (1.0 - raised(beta2, t)),
             beta1,
             1.0 - beta1,
             beta2,

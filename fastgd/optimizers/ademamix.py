@@ -9,6 +9,7 @@ import numpy as np
 from fastgd.core.contract import Hyper, hyper
 from fastgd.core.domains import duration, nonnegative, three_fractions
 from fastgd.core.optimizer import Optimizer
+from fastgd.kernels._engine import raised
 from fastgd.kernels.spec.registry import Array, Scalar, Squares, rule
 
 
@@ -81,11 +82,11 @@ class AdEMAMix(Optimizer):
             # but where they would make 1 of β.
             first = log(0.5) / log(beta1 + (1e-8 if beta1 < 0.9999999 else 0.0)) - 1.0
             last = log(0.5) / log(beta3 + (1e-8 if beta3 < 0.9999999 else 0.0)) - 1.0
-            slow = 0.5 ** (1.0 / ((1.0 - along) * first + along * last + 1.0))
+            slow = raised(0.5, 1.0 / ((1.0 - along) * first + along * last + 1.0))
         else:
             slow = beta3
         weight = share * h["alpha"] if share < 1.0 else h["alpha"]
-        root = sqrt(1.0 - beta2**t)
+        root = sqrt(1.0 - raised(beta2, t))
         # As Adam's: 1/(√v̂ + ε) = √c₂/(√v + √c₂ε).
         return (
             beta1,
@@ -94,7 +95,7 @@ class AdEMAMix(Optimizer):
             1.0 - slow,
             beta2,
             1.0 - beta2,
-            h["lr"] * root / (1.0 - beta1**t),
+            h["lr"] * root / (1.0 - raised(beta1, t)),
             h["lr"] * root * weight,
             h["eps"] * root,
         )

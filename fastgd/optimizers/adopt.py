@@ -7,6 +7,7 @@ import numpy as np
 from fastgd.core.contract import Hyper, hyper
 from fastgd.core.domains import flag, nonnegative, some_fraction, two_fractions
 from fastgd.core.optimizer import Optimizer
+from fastgd.kernels._engine import raised
 from fastgd.kernels.spec.registry import Array, Scalar, Squares, at_least, at_most, rule
 
 
@@ -78,7 +79,7 @@ class ADOPT(Optimizer):
             1.0 if t == 1 else 1.0 - beta2,
             h["eps"],
             # Nothing in float32 or float64 is larger.
-            1.7976931348623157e308 if h["clip_exp"] is None else (t - 1.0) ** power,
+            1.7976931348623157e308 if h["clip_exp"] is None else raised(t - 1.0, power),
             0.0 if h["decouple"] else h["weight_decay"],
             1.0 - h["lr"] * h["weight_decay"] if h["decouple"] else 1.0,
             1.0 if t == 1 else 0.0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastgd.core.contract import Hyper, hyper
 from fastgd.core.domains import nonnegative
 from fastgd.core.optimizer import Optimizer
+from fastgd.kernels._engine import raised
 from fastgd.kernels.spec.registry import Array, FullWidth, Number, Scalar, rule, sets
 
 
@@ -73,7 +74,7 @@ class ASGD(Optimizer):
         return (
             h["lr"],
             # A power that underflows where its inverse would overflow.
-            h["lr"] * (1.0 + h["lambd"] * h["lr"] * t) ** -h["alpha"],
+            h["lr"] * raised(1.0 + h["lambd"] * h["lr"] * t, -h["alpha"]),
             1.0 / since if since > 1.0 else 1.0,
             h["lambd"],
             1.0 if t == 1 else 0.0,

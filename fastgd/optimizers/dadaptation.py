@@ -10,6 +10,7 @@ import numpy as np
 from fastgd.core.contract import Hyper, hyper
 from fastgd.core.domains import flag, nonnegative, positive, two_fractions, unlimited
 from fastgd.core.optimizer import Optimizer
+from fastgd.kernels._engine import raised
 from fastgd.kernels.spec.registry import Array, Read, Scalar, Shared, Squares, Total, rule, sets
 
 
@@ -105,8 +106,8 @@ class DAdaptAdam(Optimizer):
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
         beta1, beta2 = h["betas"]
         beta3 = sqrt(beta2)
-        root = sqrt(1.0 - beta2**t) if h["use_bias_correction"] else 1.0
-        alpha = h["lr"] * root / (1.0 - beta1**t if h["use_bias_correction"] else 1.0)
+        root = sqrt(1.0 - raised(beta2, t)) if h["use_bias_correction"] else 1.0
+        alpha = h["lr"] * root / (1.0 - raised(beta1, t) if h["use_bias_correction"] else 1.0)
         frozen = alpha == 0.0
         return (
             0.0 if h["decouple"] else h["weight_decay"],

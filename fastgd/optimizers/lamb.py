@@ -9,6 +9,7 @@ import numpy as np
 from fastgd.core.contract import Hyper, hyper
 from fastgd.core.domains import flag, nonnegative, two_fractions
 from fastgd.core.optimizer import Optimizer
+from fastgd.kernels._engine import raised
 from fastgd.kernels.spec.registry import (
     Array,
     Read,
@@ -87,8 +88,8 @@ class LAMB(Optimizer):
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
         beta1, beta2 = h["betas"]
         decay = h["weight_decay"]
-        correction1 = 1.0 - beta1**t if h["bias_correction"] else 1.0
-        root = sqrt(1.0 - beta2**t) if h["bias_correction"] else 1.0
+        correction1 = 1.0 - raised(beta1, t) if h["bias_correction"] else 1.0
+        root = sqrt(1.0 - raised(beta2, t)) if h["bias_correction"] else 1.0
         # As Adam's: m̂/(√v̂ + ε) = √c₂/c₁ · m/(√v + √c₂ε).
         return (
             beta1,

@@ -9,6 +9,7 @@ import numpy as np
 from fastgd.core.contract import Hyper, hyper
 from fastgd.core.domains import flag, nonnegative, two_fractions
 from fastgd.core.optimizer import Optimizer
+from fastgd.kernels._engine import raised
 from fastgd.kernels.spec.registry import Array, Scalar, Squares, rule
 
 
@@ -68,10 +69,10 @@ class LaProp(Optimizer):
     @staticmethod
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
         beta1, beta2 = h["betas"]
-        root = sqrt(1.0 - beta2**t)
+        root = sqrt(1.0 - raised(beta2, t))
         # 1/(√v̂ + ε) = √c₂/(√v + √c₂ε).
         return (
-            h["lr"] / (1.0 - beta1**t),
+            h["lr"] / (1.0 - raised(beta1, t)),
             beta1,
             (1.0 - beta1) * root,
             beta2,

@@ -9,6 +9,7 @@ import numpy as np
 from fastgd.core.contract import Hyper, hyper
 from fastgd.core.domains import flag, nonnegative, two_fractions
 from fastgd.core.optimizer import Optimizer
+from fastgd.kernels._engine import raised
 from fastgd.kernels.spec.registry import Array, Number, Scalar, Squares, rule, sets
 
 
@@ -71,12 +72,12 @@ class NAdam(Optimizer):
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
         beta1, beta2 = h["betas"]
         decay = h["momentum_decay"]
-        root = sqrt(1.0 - beta2**t)
+        root = sqrt(1.0 - raised(beta2, t))
         # As Adam's: 1/(√v̂ + ε) = √c₂/(√v + √c₂ε).
         return (
             h["lr"] * root,
-            beta1 * (1.0 - 0.5 * 0.96 ** (t * decay)),
-            beta1 * (1.0 - 0.5 * 0.96 ** ((t + 1) * decay)),
+            beta1 * (1.0 - 0.5 * raised(0.96, t * decay)),
+            beta1 * (1.0 - 0.5 * raised(0.96, (t + 1) * decay)),
             beta1,
             1.0 - beta1,
             beta2,

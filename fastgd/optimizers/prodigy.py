@@ -17,6 +17,7 @@ from fastgd.core.domains import (
     unlimited,
 )
 from fastgd.core.optimizer import Optimizer
+from fastgd.kernels._engine import raised
 from fastgd.kernels.spec.registry import (
     Array,
     FullWidth,
@@ -130,8 +131,8 @@ class Prodigy(Optimizer):
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
         beta1, beta2 = h["betas"]
         last = sqrt(beta2) if h["beta3"] is None else h["beta3"]
-        root = sqrt(1.0 - beta2**t) if h["use_bias_correction"] else 1.0
-        alpha = h["lr"] * root / (1.0 - beta1**t if h["use_bias_correction"] else 1.0)
+        root = sqrt(1.0 - raised(beta2, t)) if h["use_bias_correction"] else 1.0
+        alpha = h["lr"] * root / (1.0 - raised(beta1, t) if h["use_bias_correction"] else 1.0)
         frozen = alpha == 0.0
         return (
             0.0 if h["decouple"] else h["weight_decay"],

@@ -7,6 +7,7 @@ import numpy as np
 from fastgd.core.contract import Hyper, hyper
 from fastgd.core.domains import flag, fraction, nonnegative, share, two_fractions, two_shares
 from fastgd.core.optimizer import Optimizer
+from fastgd.kernels._engine import raised
 from fastgd.kernels.spec.registry import Array, Scalar, Squares, rule, weighed
 
 
@@ -116,8 +117,8 @@ class QHAdam(Optimizer):
         beta1, beta2 = h["betas"]
         nu1, nu2 = h["nus"]
         # The averages of t gradients with weights βˢ, which have no bias.
-        gamma1 = (1.0 - beta1) / (1.0 - beta1**t)
-        gamma2 = (1.0 - beta2) / (1.0 - beta2**t)
+        gamma1 = (1.0 - beta1) / (1.0 - raised(beta1, t))
+        gamma2 = (1.0 - beta2) / (1.0 - raised(beta2, t))
         return (
             1.0 - gamma1,
             gamma1,

@@ -9,6 +9,7 @@ import numpy as np
 from fastgd.core.contract import Hyper, hyper
 from fastgd.core.domains import flag, nonnegative, proper_fraction, proper_fractions, start
 from fastgd.core.optimizer import Optimizer
+from fastgd.kernels._engine import raised
 from fastgd.kernels.spec.registry import Array, FullWidth, Number, Scalar, Squares, rule, sets
 
 
@@ -96,8 +97,8 @@ class SGDScheduleFree(Optimizer):
             alpha,
             h["momentum"],
             # No power overflows: weights beyond 10¹⁵⁰ count as that.
-            alpha**power if alpha <= 1.0 or power * log(alpha) < 345.0 else 1e150,
-            t**r if r * log(t) < 345.0 else 1e150,
+            raised(alpha, power) if alpha <= 1.0 or power * log(alpha) < 345.0 else 1e150,
+            raised(t, r) if r * log(t) < 345.0 else 1e150,
             1.0 if t == 1 else 0.0,
         )
 
@@ -167,13 +168,13 @@ class AdamWScheduleFree(Optimizer):
         power, r = h["weight_lr_power"], h["r"]
         beta1, beta2 = h["betas"]
         alpha = h["lr"] * (t / h["warmup_steps"] if t < h["warmup_steps"] else 1.0)
-        root = sqrt(1.0 - beta2**t)
+        root = sqrt(1.0 - raised(beta2, t))
         return (
             alpha,
             beta1,
             # No power overflows: weights beyond 10¹⁵⁰ count as that.
-            alpha**power if alpha <= 1.0 or power * log(alpha) < 345.0 else 1e150,
-            t**r if r * log(t) < 345.0 else 1e150,
+            raised(alpha, power) if alpha <= 1.0 or power * log(alpha) < 345.0 else 1e150,
+            raised(t, r) if r * log(t) < 345.0 else 1e150,
             1.0 if t == 1 else 0.0,
             beta2,
             1.0 - beta2,
@@ -244,9 +245,9 @@ class RAdamScheduleFree(Optimizer):
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
         power, r = h["weight_lr_power"], h["r"]
         beta1, beta2 = h["betas"]
-        correction = 1.0 - beta2**t
+        correction = 1.0 - raised(beta2, t)
         limit = 2.0 / (1.0 - beta2) - 1.0
-        length = limit - 2.0 * t * beta2**t / correction
+        length = limit - 2.0 * t * raised(beta2, t) / correction
         if length > 4.0:
             grows = (length - 4.0) * (length - 2.0) * limit
             rate = sqrt(grows / ((limit - 4.0) * (limit - 2.0) * length))
@@ -260,8 +261,8 @@ class RAdamScheduleFree(Optimizer):
             alpha,
             beta1,
             # No power overflows: weights beyond 10¹⁵⁰ count as that.
-            alpha**power if alpha <= 1.0 or power * log(alpha) < 345.0 else 1e150,
-            t**r if r * log(t) < 345.0 else 1e150,
+            raised(alpha, power) if alpha <= 1.0 or power * log(alpha) < 345.0 else 1e150,
+            raised(t, r) if r * log(t) < 345.0 else 1e150,
             1.0 if t == 1 else 0.0,
             beta2,
             1.0 - beta2,

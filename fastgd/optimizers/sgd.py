@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastgd.core.contract import Hyper, hyper
 from fastgd.core.domains import flag, fraction, nonnegative
 from fastgd.core.optimizer import Optimizer
+from fastgd.kernels._engine import raised
 from fastgd.kernels.spec.registry import Array, Fused, Scalar, rule
 
 
@@ -132,7 +133,7 @@ class Momentum(Optimizer):
     @staticmethod
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
         beta = h["beta"]
-        correction = 1.0 - beta**t if h["bias_correction"] else 1.0
+        correction = 1.0 - raised(beta, t) if h["bias_correction"] else 1.0
         return h["lr"] / correction, beta, 1.0 - beta
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from fastgd.core.contract import Hyper, hyper
 from fastgd.core.domains import nonnegative, two_fractions
 from fastgd.core.optimizer import Optimizer
+from fastgd.kernels._engine import raised
 from fastgd.kernels.spec.registry import (
     Array,
     Read,
@@ -78,13 +79,13 @@ class StableAdamW(Optimizer):
     @staticmethod
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
         beta1, beta2 = h["betas"]
-        correction1 = 1.0 - beta1**t
-        correction2 = 1.0 - beta2**t
+        correction1 = 1.0 - raised(beta1, t)
+        correction2 = 1.0 - raised(beta2, t)
         square = h["eps"] * h["eps"]
         return (
-            (beta1 - beta1**t) / correction1,
+            (beta1 - raised(beta1, t)) / correction1,
             (1.0 - beta1) / correction1,
-            (beta2 - beta2**t) / correction2,
+            (beta2 - raised(beta2, t)) / correction2,
             (1.0 - beta2) / correction2,
             square if square > 1.2e-38 else 1.2e-38,  # a normal number in float32, too
             h["lr"],

@@ -10,6 +10,7 @@ import numpy as np
 from fastgd.core.contract import Hyper, hyper
 from fastgd.core.domains import nonnegative, start, two_fractions
 from fastgd.core.optimizer import Optimizer
+from fastgd.kernels._engine import raised
 from fastgd.kernels.spec.registry import Array, Scalar, Squares, rule
 
 
@@ -67,10 +68,10 @@ class Yogi(Optimizer):
     @staticmethod
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
         beta1, beta2 = h["betas"]
-        root = sqrt(1.0 - beta2**t)
+        root = sqrt(1.0 - raised(beta2, t))
         # As Adam's: m̂/(√v̂ + ε) = √c₂/c₁ · m/(√v + √c₂ε).
         return (
-            h["lr"] * root / (1.0 - beta1**t),
+            h["lr"] * root / (1.0 - raised(beta1, t)),
             beta1,
             1.0 - beta1,
             1.0 - beta2,

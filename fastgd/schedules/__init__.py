@@ -32,6 +32,7 @@ from itertools import pairwise
 from math import cos, pi, sqrt
 
 from fastgd.core.domains import flag, nonnegative, number, one_of, positive
+from fastgd.kernels._engine import raised
 from fastgd.schedules.base import (
     Constant,
     Interpolated,
@@ -97,7 +98,7 @@ class Step(Schedule):
         self._clean(initial=number, step_size=at_least(1), gamma=number)
 
     def value(self, step: int) -> float:
-        return self.initial * self.gamma ** (step // self.step_size)
+        return self.initial * raised(self.gamma, step // self.step_size)
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class MultiStep(Schedule):
         self._clean(initial=number, milestones=milestones_of, gamma=number)
 
     def value(self, step: int) -> float:
-        return self.initial * self.gamma ** bisect_right(self.milestones, step)
+        return self.initial * raised(self.gamma, bisect_right(self.milestones, step))
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ class Exponential(Schedule):
         self._clean(initial=number, gamma=number)
 
     def value(self, step: int) -> float:
-        return self.initial * self.gamma**step
+        return self.initial * raised(self.gamma, step)
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ class Polynomial(Schedule):
 
     def value(self, step: int) -> float:
         rest = 1.0 - min(step, self.total_iters) / self.total_iters
-        return line(self.end, self.initial, rest**self.power)
+        return line(self.end, self.initial, raised(rest, self.power))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from generate import arithmetic, c_level, families, hyper_rows, loops, sizes, stubs
+from generate import arithmetic, c_level, families, hyper_rows, loops, powers, sizes, stubs
 
 NOTE = "Written by src_c/generate when the package is built."
 
@@ -21,6 +21,7 @@ def write() -> None:
         arithmetic.PATH: arithmetic.text(found, NOTE),
         hyper_rows.PATH: hyper_rows.text(found, coefficients, NOTE),
         "src_c/_sizes.h": sizes.header(NOTE),
+        "src_c/_powers.h": powers.header(NOTE),
         "fastgd/optimizers/__init__.pyi": stubs.optimizers(found, NOTE),
         **c_level.files(found, coefficients, NOTE),
     }

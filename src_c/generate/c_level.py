@@ -19,8 +19,9 @@ from typing import NamedTuple
 from generate.families import DENOMINATOR, SIZES, Arithmetic, Family, Optimizer, Rule, Sweep
 
 FLOATS = {"f32": "float", "f64": "double"}
-# What coefficients may call, by the same name in Python's math and in C's.
+# What coefficients may call, by the same name in Python's math and in C's; and what of ours.
 CALLS = ("exp", "fabs", "log", "sqrt")
+OURS = ("raised",)
 
 
 class Function(NamedTuple):
@@ -147,7 +148,10 @@ class UntranslatableError(Exception):
 
 
 class Translator(ast.NodeTransformer):
-    """Python's arithmetic of floats as C's: hyper-parameters become arguments, `**` becomes pow."""
+    """Python's arithmetic of floats as C's: hyper-parameters become arguments.
+
+    Not ``**``, whose bits differ between C libraries: `raised` has the same ones everywhere.
+    """
 
     def __init__(self, names: dict[str, list[str]]) -> None:
         self.names = names
@@ -179,14 +183,15 @@ class Translator(ast.NodeTransformer):
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         name = ast.unparse(node.func).removeprefix("math.").removeprefix("np.")
-        if name not in CALLS or node.keywords:
+        if name not in CALLS + OURS or node.keywords:
             raise UntranslatableError(f"line {node.lineno}: {ast.unparse(node)}")
-        return ast.Call(ast.Name(name), [self.visit(a) for a in node.args], [])
+        called = ast.Name(f"fastgd_{name}" if name in OURS else name)
+        return ast.Call(called, [self.visit(a) for a in node.args], [])
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
         left, right = self.visit(node.left), self.visit(node.right)
         if isinstance(node.op, ast.Pow):
-            return ast.Call(ast.Name("pow"), [left, right], [])
+            raise UntranslatableError(f"line {node.lineno}: {ast.unparse(node)}: say raised(x, n)")
         if not isinstance(node.op, (ast.Add, ast.Sub, ast.Mult, ast.Div)):
             raise UntranslatableError(f"line {node.lineno}: {ast.unparse(node)}")
         return ast.BinOp(left, node.op, right)
@@ -379,7 +384,7 @@ def files(families: list[Family], coefficients: Coefficients, note: str) -> dict
     pxi = [
         f"# {note}",
         "",
-        f"from libc.math cimport {', '.join((*CALLS, 'pow'))}",
+        f"from libc.math cimport {', '.join(CALLS)}",
         "",
         "cdef tuple RULE_NAMES = (",
         *(f'    "{name}",' for name in names),

@@ -23,7 +23,7 @@ STAGES = (
 
 def text(families: list[Family], functions: Coefficients, note: str) -> str:
     """The file."""
-    lines = [f"# {note}", "", f"from libc.math cimport {', '.join((*CALLS, 'pow'))}", ""]
+    lines = [f"# {note}", "", f"from libc.math cimport {', '.join(CALLS)}", ""]
     lines += ["# The places in a row that all classes share.", "cdef enum:"]
     lines += [f"    {key.upper()}_AT = {k}" for k, key in enumerate(STAGES)]
     table = ["", "", "# By module and class: functions, by the methods that they are of, and"]

@@ -203,16 +203,24 @@ def test_threads_share_what_is_known():
 
 @needs_clock
 @needs_fork
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_forked_child_knows_what_was_found():
-    fastgd.set_num_threads(1)
-    opt, grads = make()
-    decided(opt, grads, 1.0, 1.2)
-    child = os.fork()
-    if child == 0:
-        opt.step(grads)
-        os._exit(fastgd.tuning_record()[0].prefetch)
-    assert os.waitpid(child, 0)[1] == 0
+    code = """
+import os, numpy as np, fastgd
+from fastgd.kernels import _engine
+p = np.ones(200_000, np.float32)
+opt = fastgd.Adam(p)
+_engine.pretend(1.0, 1.2)
+for _ in range(80):
+    opt.step(np.ones_like(p))
+assert not fastgd.tuning_record()[0].trying
+child = os.fork()
+if child == 0:
+    opt.step(np.ones_like(p))
+    os._exit(fastgd.tuning_record()[0].prefetch)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    done = run_python(code, OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
 
 
 # ----------------------------------------------------------------------------------- what is shown

@@ -16,6 +16,7 @@ import numpy as np
 from fastgd.core.contract import Hyper, hyper
 from fastgd.core.domains import flag, fraction, nonnegative
 from fastgd.core.optimizer import Optimizer
+from fastgd.kernels._engine import raised
 from fastgd.kernels.spec.registry import (
     Array,
     Fused,
@@ -55,7 +56,7 @@ class Drift(Optimizer):
     @staticmethod
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
         beta = h["beta"]
-        return h["lr"] / sqrt(1.0 - beta**t), beta, 1.0 - beta, h["eps"]
+        return h["lr"] / sqrt(1.0 - raised(beta, t)), beta, 1.0 - beta, h["eps"]
 
 
 @rule(fused=Fused(params=("float32", "bfloat16"), states=("float32", "8bit"), gain="made up"))

@@ -154,7 +154,7 @@ cdef void run_rows_staged(const Tensor* t, const Coding* coding, const GroupStep
     if t.flags & SCALE_UNITS:
         view.tensor.flags = (t.flags & ~SCALE_UNITS) | SCALE
     if short:
-        view.step.prefetch = False
+        view.step.prefetch = view.step.each = False
         for k in range(start, min(start + ROWS_AHEAD, end)):
             prefetch_row(t, k)
     for k in range(start, end):
