@@ -45,7 +45,9 @@ def check(app: Sphinx, exception: Exception | None) -> None:
     if exception or app.builder.format != "html":
         return
     top = Path(app.outdir)
-    files = [file for file in top.rglob("*.html") if file.parent.name != "_static"]
+    # Not what an earlier build has left of documents that are gone.
+    names = [*app.env.found_docs, "search", "genindex", "_modules/index"]
+    files = [file for name in names if (file := top / f"{name}.html").exists()]
     pages = {file: Page(file.read_text(encoding="utf-8")) for file in files}
     for file, page in pages.items():
         name = file.relative_to(top)
