@@ -119,6 +119,17 @@ def test_sums_are_in_the_order_of_appearance(backend):
                 assert same_bits(a, b)
 
 
+def test_threads_sort_alike():
+    rng = np.random.default_rng(0)
+    for n in (5, 2**21, 2**40):
+        rows = Rows(rng.integers(0, n, 40_000), rng.standard_normal((40_000, 1)))
+        expected = summed(rows.indices, rows.values, F8)
+        for threads in (1, 2, 3):
+            fastgd.set_num_threads(threads)
+            for a, b in zip(summed_rows(rows, n, True, "grads"), expected, strict=True):
+                assert same_bits(a, b)
+
+
 def test_order_of_rows_that_come_once_makes_no_difference():
     rng = np.random.default_rng(0)
     indices, values = rng.permutation(50)[:20], rng.standard_normal((20, 4))

@@ -1,9 +1,10 @@
 # Gradients by rows: the distinct rows in order, and the sums of those that came several times.
 # Included by _engine.pyx; specified by `summed` of spec/rows.py.
 
-# The most threads that add up values.
+# The most threads that sort, and add up values; and the values of a digit that is sorted by.
 cdef enum:
     MOST_SLICES = 64
+    DIGITS = 2048
 
 # So many rows ahead of the one in work, memory is prefetched.
 cdef Py_ssize_t ROWS_AHEAD = 8
@@ -15,6 +16,8 @@ cdef class RowSet:
 
     cdef RowList view
     cdef cnp.uint64_t* spare    # as much as there are entries
+    cdef Py_ssize_t* places     # where entries go, by slice and digit,
+    cdef Py_ssize_t n_places    # in slices
     cdef Py_ssize_t capacity    # of entries,
     cdef Py_ssize_t sums_size   # and bytes of sums
     cdef Py_ssize_t units_size  # doubles of totals, norms and factors
@@ -25,6 +28,7 @@ cdef class RowSet:
     def __dealloc__(self):
         free(self.view.entries)
         free(self.spare)
+        free(self.places)
         free(self.view.sums)
         free(self.view.totals)
         free(self.view.norms)
@@ -38,6 +42,7 @@ cdef class RowSet:
         """
         cdef cnp.ndarray indices = rows.indices, values = rows.values
         cdef Py_ssize_t k = cnp.PyArray_DIM(indices, 0), bad
+        cdef Py_ssize_t slices = min(threads_for(k, k), <Py_ssize_t> MOST_SLICES)
         cdef RowList* own = &self.view
         cdef int codec = codec_of(values), key_bits = bits_for(max(n - 1, 0))
         cdef bint ascending = True, wide = cnp.PyArray_TYPE(indices) != <int> cnp.NPY_INT32
@@ -50,14 +55,14 @@ cdef class RowSet:
         own.values, own.given, own.n = cnp.PyArray_BYTES(values), k, 0
         self.wiped, self.wiped_size = cnp.PyArray_BYTES(values), cnp.PyArray_NBYTES(values)
         self.held = None
-        self.reserve(k)
+        self.reserve(k, max(slices, 1))
         with nogil:
             if wide:
                 bad = packed[cnp.int64_t](own, <const cnp.int64_t*> data, k, n, &ascending)
             else:
                 bad = packed[cnp.int32_t](own, <const cnp.int32_t*> data, k, n, &ascending)
             if bad < 0 and not ascending:
-                self.sort(k, key_bits)
+                self.sort(k, key_bits, max(slices, 1))
         if bad >= 0:
             return bad
         if not backend.compiled:
@@ -66,8 +71,15 @@ cdef class RowSet:
             self.merge(k, codec, is_double, &backend.loops)
         return -1
 
-    cdef int reserve(self, Py_ssize_t k) except -1:
-        """Make room for so many entries."""
+    cdef int reserve(self, Py_ssize_t k, Py_ssize_t slices) except -1:
+        """Make room for so many entries, and as many threads to sort them."""
+        if slices > self.n_places:
+            free(self.places)
+            self.n_places = 0
+            self.places = <Py_ssize_t*> malloc(slices * DIGITS * sizeof(Py_ssize_t))
+            if self.places == NULL:
+                raise MemoryError
+            self.n_places = slices
         if k <= self.capacity:
             return 0
         free(self.view.entries)
@@ -104,17 +116,32 @@ cdef class RowSet:
             raise MemoryError
         self.units_size = size
 
-    cdef void sort(self, Py_ssize_t k, int key_bits) noexcept nogil:
-        """Sort the entries by their indices, by digits from the lowest on; equal ones stay in
-        order."""
+    cdef void sort(self, Py_ssize_t k, int key_bits, Py_ssize_t slices) noexcept nogil:
+        """Sort the entries by their indices, digit by digit from the lowest; equal ones stay in order.
+
+        Threads have slices of the entries, each of which goes behind those before it.
+        """
         cdef int passes = (key_bits + 10) // 11, digit, shift = self.view.bits, width
-        cdef cnp.uint64_t* other
+        cdef Py_ssize_t j
+        cdef cnp.uint64_t* x = self.view.entries
+        cdef cnp.uint64_t* out = self.spare
         for digit in range(passes):
             width = (key_bits * (digit + 1)) // passes - (key_bits * digit) // passes
-            sort_by_digit(self.spare, self.view.entries, k, shift, width)
+            if slices <= 1:
+                count_digits(self.places, x, 0, k, shift, width)
+                make_places(self.places, 1, width)
+                move_entries(out, x, self.places, 0, k, shift, width)
+            else:
+                for j in prange(slices, num_threads=slices, schedule="static", chunksize=1):
+                    count_digits(self.places + j * DIGITS, x, k * j // slices,
+                                 k * (j + 1) // slices, shift, width)
+                make_places(self.places, slices, width)
+                for j in prange(slices, num_threads=slices, schedule="static", chunksize=1):
+                    move_entries(out, x, self.places + j * DIGITS, k * j // slices,
+                                 k * (j + 1) // slices, shift, width)
             shift += width
-            other = self.spare
-            self.spare, self.view.entries = self.view.entries, other
+            x, out = out, x
+        self.view.entries, self.spare = x, out
 
     cdef int merge(self, Py_ssize_t k, int codec, int is_double, const Loops* loops) except -1:
         """Leave one entry for each row; rows that came several times are added up.
@@ -244,21 +271,33 @@ cdef Py_ssize_t packed(RowList* rows, const index_t* indices, Py_ssize_t k, Py_s
     return bad
 
 
-cdef void sort_by_digit(cnp.uint64_t* restrict out, const cnp.uint64_t* restrict x, Py_ssize_t k,
-                        int shift, int width) noexcept nogil:
-    cdef Py_ssize_t[1 << 11] places
+cdef void count_digits(Py_ssize_t* counts, const cnp.uint64_t* x, Py_ssize_t start, Py_ssize_t end,
+                       int shift, int width) noexcept nogil:
+    """Count the entries of a slice by a digit."""
     cdef cnp.uint64_t mask = (<cnp.uint64_t> 1 << width) - 1
-    cdef Py_ssize_t i, count, start = 0
-    memset(places, 0, sizeof(places))
-    for i in range(k):
-        places[x[i] >> shift & mask] += 1
-    for i in range(<Py_ssize_t> mask + 1):
-        count, places[i] = places[i], start
-        start += count
-    for i in range(k):
-        count = <Py_ssize_t> (x[i] >> shift & mask)
-        out[places[count]] = x[i]
-        places[count] += 1
+    cdef Py_ssize_t i
+    memset(counts, 0, DIGITS * sizeof(Py_ssize_t))
+    for i in range(start, end):
+        counts[x[i] >> shift & mask] += 1
+
+
+cdef void make_places(Py_ssize_t* places, Py_ssize_t slices, int width) noexcept nogil:
+    """From counts to where the entries of each digit and slice go."""
+    cdef Py_ssize_t digit, j, count, start = 0
+    for digit in range(<Py_ssize_t> 1 << width):
+        for j in range(slices):
+            count, places[j * DIGITS + digit] = places[j * DIGITS + digit], start
+            start += count
+
+
+cdef void move_entries(cnp.uint64_t* out, const cnp.uint64_t* x, Py_ssize_t* places,
+                       Py_ssize_t start, Py_ssize_t end, int shift, int width) noexcept nogil:
+    cdef cnp.uint64_t mask = (<cnp.uint64_t> 1 << width) - 1
+    cdef Py_ssize_t i, digit
+    for i in range(start, end):
+        digit = <Py_ssize_t> (x[i] >> shift & mask)
+        out[places[digit]] = x[i]
+        places[digit] += 1
 
 
 cdef inline bint is_head(const RowList* rows, Py_ssize_t i) noexcept nogil:
