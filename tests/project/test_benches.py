@@ -28,6 +28,7 @@ RUNS = {
     "scaling.py --tensors 20 --calls 1": ("load_state_dict", None),
     "training.py --problem quadratic --optimizer Adam --steps 5 --seeds 2": ("paired", None),
     "muon.py --shapes 64x32 2x16x16 --rounds 1": ("products", None),
+    "rows.py --rows 1000 --rounds 1 --sizes 500 --only SGD": ("fastgd / moved", "torch"),
     "low_bits.py --elements 4096 --rounds 1 --only fastgd": ("fastgd, split", "torch"),
 }
 
