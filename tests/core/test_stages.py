@@ -484,7 +484,13 @@ def test_options_that_are_none():
         with pytest.raises(error, match=words):
             fastgd.SGD(w, **given)
     opt = fastgd.SGD(w)
-    assert dict(opt.options) == {"clip_by": "all", "nonfinite": "propagate", "zero_grads": False}
+    assert dict(opt.options) == {
+        "clip_by": "all",
+        "layout": "out_in",
+        "centralize": False,
+        "nonfinite": "propagate",
+        "zero_grads": False,
+    }
     with pytest.raises(TypeError):
         opt.options["nonfinite"] = "skip"
 
