@@ -486,10 +486,10 @@ def test_options_that_are_none():
     opt = fastgd.SGD(w)
     assert dict(opt.options) == {
         "clip_by": "all",
-        "nonfinite": "propagate",
-        "zero_grads": False,
         "layout": "out_in",
         "centralize": False,
+        "nonfinite": "propagate",
+        "zero_grads": False,
         "rows": "exact",
     }
     with pytest.raises(TypeError):

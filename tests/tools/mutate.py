@@ -42,8 +42,9 @@ SOURCES = {".py", ".pyx", ".pxi", ".pxd", ".h", ".c", ".in"}
 # Whatever says something of what is computed.
 TESTS = (
     "kernels/test_rules", "optimizers/test_optimizers", "core/test_stages", "kernels/test_norms",
-    "core/test_clip_ratio", "kernels/test_engine", "core/test_storage", "kernels/test_codecs",
-    "averages/test_averages", "core/test_state_dict", "core/test_bad_input", "kernels/test_fp_modes",
+    "core/test_clip_ratio", "core/test_units", "kernels/test_engine", "core/test_storage",
+    "kernels/test_codecs", "averages/test_averages", "core/test_state_dict", "core/test_bad_input",
+    "kernels/test_fp_modes",
     "kernels/test_buffers", "checkpoint/test_packing", "kernels/test_random_words",
     "core/test_kinds_of_rules", "optimizers/test_lamb_lars_nadam", "optimizers/test_adam_like",
     "core/test_stateful", "kernels/test_out_of_cache", "kernels/test_formats",
