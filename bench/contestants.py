@@ -153,6 +153,8 @@ def _everybody(case: Case, threads: int) -> dict[str, Callable]:
             everybody["scikit-learn"] = sklearn_adam
         if case.optimizer == "SGD" and case.options:
             everybody["scikit-learn"] = lambda p, g: sklearn_sgd(case, p, g)
+    if case.optimizer == "Lion" and find_spec("torch") and find_spec("deepspeed"):
+        everybody["DeepSpeed"] = lambda p, g: deepspeed_lion(p, g, threads)
     if case.optax and find_spec("optax"):
         everybody["optax"] = lambda p, g: optax_step(case, p, g)
     # On one thread only: numba's thread pool, once made, spins while others run, and makes torch's
@@ -260,6 +262,19 @@ def optax_step(case, params, grads):
         jax.block_until_ready(held["p"])
 
     return step, lambda: [np.asarray(p) for p in held["p"]]
+
+
+def deepspeed_lion(params, grads, threads):
+    """DeepSpeed's compiled Lion, which it builds at first use, for this processor."""
+    import torch
+    from deepspeed.ops.lion import DeepSpeedCPULion
+
+    torch.set_num_threads(threads)  # OpenMP's, by which it counts its own
+    tensors = [torch.nn.Parameter(torch.from_numpy(p)) for p in params]
+    for tensor, g in zip(tensors, grads, strict=True):
+        tensor.grad = torch.from_numpy(g)
+    opt = DeepSpeedCPULion(tensors, lr=LR, betas=(0.9, 0.99))
+    return opt.step, lambda: params
 
 
 def thinc_adam(params, grads):

@@ -18,6 +18,15 @@ enum {
     FASTGD_MAX_WORDS = (FASTGD_MAX_STATES + 2) / 2
 };
 
+/* What a function returns that is not to be inlined, and nothing else. */
+#if defined(__GNUC__)
+#define FASTGD_APART_VOID __attribute__((noinline)) void
+#elif defined(_MSC_VER)
+#define FASTGD_APART_VOID __declspec(noinline) void
+#else
+#define FASTGD_APART_VOID void
+#endif
+
 /* Scratch tiles of a staged step, and random words with the tables they are made from.  Aligned to a
  * cache line: AVX-512 loads that straddle two lines made a staged step 1.4 times slower. */
 typedef struct {

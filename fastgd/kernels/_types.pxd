@@ -15,6 +15,7 @@ cdef extern from "numeric.h" nogil:
     const int MAX_NUMBERS "FASTGD_MAX_NUMBERS"
     const int MAX_WORDS "FASTGD_MAX_WORDS"
     const int N_SCRATCH "FASTGD_N_SCRATCH"
+    ctypedef void apart_void "FASTGD_APART_VOID"
 
     ctypedef struct Scratch "fastgd_scratch":
         unsigned char tile[N_SCRATCH][TILE]    # of TILE doubles each; C knows the size

@@ -86,10 +86,10 @@ cdef inline void cautious_lamb_before_element(floating p, floating g, floating* 
                                               floating eps) noexcept nogil:
     m[0] = beta1 * m[0] + gamma1 * g
     v[0] = beta2 * v[0] + gamma2 * (g * g)
-    agrees[0] = is_positive(m[0] * g)
-    a[0] = mu * (agrees[0] * m[0]) / (root(v[0]) + eps)
+    a[0] = mu * (is_positive(m[0] * g) * m[0]) / (root(v[0]) + eps)
     dot[0] = a[0] * p
     w[0] = p
+    agrees[0] = is_positive(m[0] * g)
 
 
 cdef inline floating cautious_lamb_element(floating p, floating g, floating m, floating v,

@@ -19,7 +19,7 @@ STATES = {"float32": "float", "bfloat16": "Bfloat16"}
 EIGHT_BITS = {"m": "e5m2", "v": "ue6m2"}
 GRADS = ("float", "Bfloat16")
 # The most arrays of which GCC checks at run time that no two overlap, ten pairs, where it doesn't
-# take `restrict` for an answer: it does so of arguments alone.
+# take `restrict` for an answer: it does so of arguments alone, and forgets some where it inlines.
 CHECKED = 5
 
 
@@ -54,7 +54,7 @@ def _loop(rule: Rule, sweep: Sweep) -> list[str]:
         given = ["p", "g", *arrays.values(), "n", "c"]
         call = _wrapped(f"    {sweep.name}_loop", given, "")
         inner = [*head, *arrays, *sizes]
-        loop = _wrapped(f"cdef inline void {sweep.name}_loop", inner, " noexcept nogil:")
+        loop = _wrapped(f"cdef apart_void {sweep.name}_loop", inner, " noexcept nogil:")
         lines, last = loop, ["", "", *lines, *call]
     else:
         lines += [f"    cdef {array} = {place}" for array, place in arrays.items()]

@@ -34,7 +34,7 @@ def packed(body, operation, suffix, register):
 
 def code_of(backend, name, fuse):
     """The machine code of a loop, with what the compiler split off it."""
-    pattern = re.compile(rf"__pyx_fuse_{fuse}__pyx_f_.*_{backend}_{name}(\..*)?")
+    pattern = re.compile(rf"__pyx_fuse_{fuse}__pyx_f_.*_{backend}_{name}(_loop)?(\..*)?")
     found = disassembly(backend).items()
     return "".join(body for symbol, body in found if pattern.fullmatch(symbol))
 
