@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import count
 from typing import Any
 
@@ -28,33 +29,59 @@ class Split:
         The tree with None in the place of `Rows`.
     rows : dict of Rows
         These by the number of their parameter.
-    arrays : set of int
-        The numbers of those that have a gradient which is an array.
     """
 
     def __init__(self, structure: Structure, grads: object) -> None:
         self.rows: dict[int, Rows] = {}
-        self.arrays: set[int] = set()
-        self.rest = self._walk(structure, grads, count())
+        self._structure, self._grads = structure, grads
+        self.rest = grads
+        if _has_rows(grads):
+            self.rest = self._walk(structure, grads, count())
 
-    def _walk(self, structure: Structure, grads: Any, numbers: Iterator[int]) -> object:
+    @cached_property
+    def arrays(self) -> set[int]:
+        """The numbers of those that have a gradient which is an array."""
+        found: set[int] = set()
+        self._walk(self._structure, self._grads, count(), found)
+        return found
+
+    def _walk(
+        self,
+        structure: Structure,
+        grads: Any,
+        numbers: Iterator[int],
+        arrays: set[int] | None = None,
+    ) -> object:
         if structure is None:
             i = next(numbers)
             if isinstance(grads, Rows):
                 self.rows[i] = grads
                 return None
-            if grads is not None:
-                self.arrays.add(i)
+            if arrays is not None and grads is not None:
+                arrays.add(i)
             return grads
         # What is nested differently stays as it is, to be refused.
         if isinstance(structure, dict):
             if not isinstance(grads, Mapping) or grads.keys() != structure.keys():
                 return grads
-            return {key: self._walk(own, grads[key], numbers) for key, own in structure.items()}
+            return {
+                key: self._walk(own, grads[key], numbers, arrays) for key, own in structure.items()
+            }
         if not isinstance(grads, (list, tuple)) or len(grads) != len(structure):
             return grads
         pairs = zip(structure, grads, strict=True)
-        return [self._walk(own, g, numbers) for own, g in pairs]
+        return [self._walk(own, g, numbers, arrays) for own, g in pairs]
+
+
+def _has_rows(grads: Any) -> bool:
+    """Whether some gradient of a tree comes by rows; quick where all are plain arrays."""
+    if isinstance(grads, Mapping):
+        grads = grads.values()
+    elif not isinstance(grads, (list, tuple)):
+        return isinstance(grads, Rows)
+    if {*map(type, grads)} <= {np.ndarray, type(None)}:
+        return False
+    return any(map(_has_rows, grads))
 
 
 class Accumulated:
@@ -75,6 +102,8 @@ class Accumulated:
         The sum of each parameter's gradients times their weights, in its compute dtype.
     rows : list of list of Rows
         Of each parameter, the gradients by rows times their weights; each row once in each.
+    by_rows : bool
+        Whether there are any.
     counts : ndarray of int64, shape (parameters,)
         The number of gradients that each parameter got.
     weight : ndarray of float64, shape (1,)
@@ -95,6 +124,7 @@ class Accumulated:
             for i, p in enumerate(params)
         ]
         self.rows: list[list[Rows]] = [[] for _ in params]
+        self.by_rows = False
         self._shapes = shapes
         self._in_order = [p.flags.c_contiguous for p in params]
         self.counts = np.zeros(len(params), np.int64)
@@ -112,10 +142,10 @@ class Accumulated:
 
     def add(self, grads: Split, weight: float, zero: bool = False) -> None:
         """Add gradients times a weight, and zero them if asked; nothing if they don't fit."""
-        if not self.weight[0] and any(self.rows):
-            self.rows = [[] for _ in self.rows]
+        if self.by_rows and not self.weight[0]:
+            self.rows, self.by_rows = [[] for _ in self.rows], False
         weighed = {i: self._weighed(i, own, weight) for i, own in grads.rows.items()}
-        for i in sorted(grads.arrays):
+        for i in sorted(grads.arrays) if self.tables or self.by_rows else ():
             if i in self.tables or self.rows[i]:
                 raise ValueError(
                     f"grads{self._labels[i]}: expected Rows, as were accumulated, found an array"
@@ -129,6 +159,7 @@ class Accumulated:
             )
         for i, own in weighed.items():
             self.rows[i].append(own)
+            self.by_rows = True
             self.counts[i] += 1
             if zero:
                 grads.rows[i].values[...] = 0

@@ -60,8 +60,8 @@ class Optimizer(Contract):
         dicts): the arrays that the steps update, and ``"step"``, the number of steps taken.  Write
         into these arrays to change them.
     options : mapping
-        ``"clip_by"``, ``"layout"``, ``"centralize"``, ``"nonfinite"``, ``"zero_grads"`` and ``"rows"``
-        as given to the constructor; fixed.
+        ``"clip_by"``, ``"layout"``, ``"centralize"``, ``"nonfinite"``, ``"zero_grads"`` and
+        ``"rows"`` as given to the constructor; fixed.
     storage : Storage
         How parameters and states are kept, as given to the constructor; fixed.
     average : fastgd.averages.EMA, IterateAverage or None

@@ -613,7 +613,7 @@ class Stepper:
 
     def written(self) -> dict[str, Any]:
         """The state dict, whose arrays are the live ones; to be called within `following`."""
-        if self.pending and self.accumulated is not None and any(self.accumulated.rows):
+        if self.pending and self.accumulated is not None and self.accumulated.by_rows:
             raise RuntimeError(
                 "state_dict: Rows were accumulated that no step has taken, which it can't hold; "
                 "step first"

@@ -122,7 +122,7 @@ def test_memory_that_runs_out_at_every_point_of_every_call():
         return "done"
 
     seen = Counter()
-    for n in range(150):
+    for n in range(260):
         for last in (n + 1, n + 5):
             while (result := outcome(n, last)) == "refused" and not seen[n, last]:
                 seen[n, last] += 1

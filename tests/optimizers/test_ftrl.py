@@ -122,3 +122,13 @@ def test_coded_states_leave_weights_where_they_are(stored):
     for _ in range(20):
         opt.step(rng.standard_normal(8192).astype(np.float32))
     np.testing.assert_allclose(w, 1.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["numpy", *COMPILED])
+def test_weights_without_any_gradient_stay_where_nothing_divides(backend):
+    """With β, l2 and the accumulator's start 0 the denominator of a weight without gradient is 0."""
+    fastgd.set_backend(backend)
+    p = np.array([1.0, 2.0])
+    fastgd.FTRL(p, lr=0.1, initial_accumulator_value=0.0).step(np.array([0.0, 1.0]))
+    assert p[0] == 1.0
+    assert p[1] != 2.0

@@ -292,3 +292,13 @@ def test_a_warm_up_has_one_length():
             fastgd.AdEMAMix(np.ones(2), **{key: lambda t: 0.0})
         with pytest.raises(ValueError, match=key):
             fastgd.AdEMAMix(np.ones(2), **{key: 0.0})
+
+
+@pytest.mark.parametrize("backend", ["numpy", *COMPILED])
+def test_madgrad_takes_cube_roots_of_subnormals(backend):
+    fastgd.set_backend(backend)
+    p, g = np.zeros(8), 10.0 ** -np.arange(154.0, 162.0)
+    fastgd.MADGRAD(p, lr=1.0, momentum=0.0, eps=0.0).step(g)
+    expected = -g / np.cbrt(g * g)  # λ is lr·√1
+    assert np.all(g * g < np.finfo(float).tiny)
+    np.testing.assert_allclose(p, expected, rtol=1e-14)
