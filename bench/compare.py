@@ -3,6 +3,7 @@
     python bench/compare.py                         everything (some ten minutes)
     python bench/compare.py --optimizer Adam --shape 300x64 --threads 1
     python bench/compare.py --json figures.json --chart figures.png --markdown RESULTS.md
+    python bench/compare.py --record                adds to this machine's file in bench/results/
 
 For each optimizer, shape and thread count: first all contestants take three steps from the same
 start and must agree; then they are timed in turn, round after round, so that what slows the machine
@@ -18,6 +19,8 @@ import json
 import math
 import os
 import platform
+import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -159,6 +162,56 @@ def markdown(rows, machine):
     return "\n".join(lines) + "\n"
 
 
+def record(rows, folder, described):
+    """Add rows to this machine's file in a folder, in the place of those they repeat."""
+    processor, compiler = processor_name(), compiler_name()
+    words = re.sub(r"\((R|TM)\)|processor|cpu|family|model|@.*", " ", processor, flags=re.I)
+    parts = [words, f"{ALL_THREADS} cores", compiler.partition(".")[0]]
+    name = re.sub(r"[^a-z0-9]+", "_", " ".join(parts).lower()).strip("_")
+    file = folder / f"{name}.json"
+    known = json.loads(file.read_text()) if file.exists() else {}
+    of = {key(row): row for row in known.get("rows", [])}
+    for row in rows:
+        times = {who: float(f"{t:.4g}") for who, t in row["seconds"].items()}
+        of[key(row)] = row | {"seconds": times}
+    result = {
+        "machine": described or known.get("machine") or f"{ALL_THREADS} cores of {processor}",
+        "processor": processor,
+        "compiler": compiler,
+        "backend": fastgd.get_backend(),
+        "rows": list(of.values()),
+    }
+    file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    print(f"added to {file}")
+
+
+def key(row):
+    """What a row is about."""
+    return row["optimizer"], row["shape"], row["threads"]
+
+
+def processor_name():
+    """The processor's name, with family and model where the system tells."""
+    found = {}
+    if Path("/proc/cpuinfo").exists():
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            found.setdefault(name.strip(), value.strip())
+    name = found.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" not in found:
+        return name
+    return f"{name}, family {found['cpu family']}, model {found['model']}"
+
+
+def compiler_name():
+    """The compiler of the stream: that of fastgd, where it was built here."""
+    command = os.environ.get("CC", "cc").split()
+    done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+    first = done.stdout.splitlines()[0]
+    version = re.search(r"\d+\.\d+(\.\d+)?", first)
+    return f"{'clang' if 'clang' in first else 'gcc'} {version[0] if version else ''}".strip()
+
+
 def chart(rows, path):
     """The others' time over fastgd's, a panel for each shape, for Adam or what was run."""
     from matplotlib.figure import Figure
@@ -213,13 +266,12 @@ def main():
     parser.add_argument("--json", type=Path, help="write all figures there")
     parser.add_argument("--markdown", type=Path, help="write them there as a table")
     parser.add_argument("--chart", type=Path, help="draw bars there (PNG)")
+    results = Path(__file__).parent / "results"
+    parser.add_argument("--record", type=Path, nargs="?", const=results, help="add them there")
+    parser.add_argument("--machine", help="what to call this machine there")
     arguments = parser.parse_args()
     stream = Stream()
-    model = "unknown"
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), model)
-    machine = f"{platform.machine()} {model}, {ALL_THREADS} cores"
+    machine = f"{platform.machine()} {processor_name()}, {ALL_THREADS} cores"
     print(f"fastgd {fastgd.__version__} ({fastgd.get_backend()}) on {machine}")
     print("fastgd's time, over the stream's; then each one's time over fastgd's")
     rows = []
@@ -241,6 +293,8 @@ def main():
         arguments.markdown.write_text(markdown(rows, machine))
     if arguments.chart:
         chart(rows, arguments.chart)
+    if arguments.record:
+        record(rows, arguments.record, arguments.machine)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -23,7 +24,6 @@ pytestmark = [
 
 # A script with its arguments: what it prints, and what it needs.
 RUNS = {
-    "compare.py --optimizer Adam --shape 300x64 --rounds 1": ("NumPy", None),
     "storage.py --elements 8192 --rounds 1 --threads 1": ("8-bit states", None),
     "scaling.py --tensors 20 --calls 1": ("load_state_dict", None),
     "training.py --problem quadratic --optimizer Adam --steps 5 --seeds 2": ("paired", None),
@@ -44,3 +44,21 @@ def test_scripts_run(run):
     )
     assert done.returncode == 0, done.stderr
     assert printed in done.stdout
+
+
+def test_a_machine_s_results_are_added_up(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCH)
+    import readme_table
+
+    for optimizer in ("Adam", "SGD", "Adam"):
+        subprocess.run(
+            [sys.executable, BENCH / "compare.py", "--optimizer", optimizer, "--shape", "300x64",
+             "--rounds", "1", "--only", "NumPy", "--record", tmp_path, "--machine", "here"],
+            check=True, capture_output=True, timeout=120,
+        )  # fmt: skip
+    (file,) = tmp_path.iterdir()
+    result = json.loads(file.read_text())
+    assert [row["optimizer"] for row in result["rows"]] == ["Adam", "SGD"]
+    assert result["machine"] == "here"
+    assert result["compiler"].partition(" ")[0] in file.stem
+    assert "| NumPy expressions |" in readme_table.table(result)
