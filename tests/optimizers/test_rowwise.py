@@ -1,5 +1,7 @@
 """RowWiseAdagrad and RowWiseAdam: the formulas of FBGEMM, written out; rows and whole arrays."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 from support.helpers import COMPILED, same_bits
@@ -79,6 +81,25 @@ def test_dense_gradients_of_any_shape(cls):
         for threads, backend in enumerate(fastgd.available_backends()[1:], 1):
             for a, b in zip(run(backend, threads, options), expected, strict=True):
                 assert same_bits(a, b)
+
+
+@pytest.mark.parametrize("backend", COMPILED)
+@pytest.mark.parametrize("shape", [(7, 5), (5, 3, 4), (2, 700)])
+def test_units_of_dense_gradients(backend, shape):
+    """Norms and means by rows and by columns, before the mean square of each row is taken."""
+    for cls, layout, ratio in product(
+        (fastgd.RowWiseAdagrad, fastgd.RowWiseAdam), ("out_in", "in_out"), (None, 0.01)
+    ):
+        found = []
+        for use in ("numpy", backend):
+            fastgd.set_backend(use)
+            rng = np.random.default_rng(0)
+            p = rng.standard_normal(shape)
+            opt = cls(p, lr=0.1, layout=layout, centralize=True, clip_ratio=ratio)
+            for _ in range(2):
+                opt.step(rng.standard_normal(shape))
+            found.append([p, *opt.state[0].values()])
+        assert all(map(same_bits, *found))
 
 
 def test_states_of_rows():

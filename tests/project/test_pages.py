@@ -34,6 +34,7 @@ def pages():
 
 @pytest.mark.parametrize("file", list(pages()))
 def test_code_runs(file, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "bench")
     text = file.read_text()
     for library in LIBRARIES:
         wanted = re.search(rf"^\s*import .*\b{library}\b", text, re.M)

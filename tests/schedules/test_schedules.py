@@ -146,7 +146,7 @@ NUMERIC = [
 
 
 def test_all_numbers_may_be_schedules():
-    """What is left are flags, start values, what rules adapt by, and what an average follows from."""
+    """What is left: flags, start values, lengths, what rules adapt by, what averages follow from."""
     left = {
         key
         for name in fastgd.optimizers.GENERAL
@@ -155,7 +155,8 @@ def test_all_numbers_may_be_schedules():
     }
     adapted = {"d0", "d_coef", "eps", "growth_rate", "etas"}
     averaged = {"momentum", "betas"}  # of schedule-free optimizers
-    assert left == {"initial_accumulator_value", "warmup_steps", *adapted, *averaged}
+    lengths = {"warmup_steps", "beta3_warmup", "alpha_warmup"}
+    assert left == {"initial_accumulator_value", *lengths, *adapted, *averaged}
 
 
 @pytest.mark.parametrize("later", [False, True])

@@ -151,7 +151,7 @@ cdef void run_rows_staged(const Tensor* t, const Coding* coding, const GroupStep
     view.chunk = Chunk(0, 0, t.row_length, 0)
     if t.info.entries >= 0:
         view.tensor.seen = <char*> &seen
-    if t.flags & SCALE_UNITS:
+    if t.flags & SCALE_UNITS and t.rows != NULL:    # whose rows are its units
         view.tensor.flags = (t.flags & ~SCALE_UNITS) | SCALE
     if short:
         view.step.prefetch = view.step.each = False
@@ -186,7 +186,7 @@ cdef inline void look_at_row(RowView* view, const Tensor* t, const Coding* codin
     if t.average != NULL:
         view.tensor.average = t.average + at * (8 if t.is_double else 4)
     view.coding.origin = coding.origin + at
-    if t.flags & SCALE_UNITS:
+    if t.flags & SCALE_UNITS and t.rows != NULL:
         view.tensor.factor = t.factors[k]
 
 
@@ -204,8 +204,9 @@ cdef inline void see_number(Tensor* t, const Coding* coding, const GroupStep* gr
         args.p.load = NULL
     if t.g_codec == kind:
         args.g.load = NULL
-    args.n, args.offset, args.prefetch = t.n, 0, False
+    args.n, args.offset, args.prefetch = t.n, coding.origin, False
     args.flags, args.factor = t.flags & OF_GRADIENT, t.factor
+    args.factors, args.means, args.units = t.factors, t.means, t.units
     mean = (<mean_square> step.loops.mean_square[kind])(&args, &own.stages)
     if kind:
         (<double*> t.seen)[0] = number_of_row[double](<double*> t.s[t.info.entries], mean, own,
