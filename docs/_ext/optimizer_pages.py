@@ -19,7 +19,7 @@ from fastgd.commands.bytes import CHOICES
 from fastgd.commands.descents import family
 from fastgd.commands.optimizers import bytes_moved
 from fastgd.core import domains
-from fastgd.core.variants import rules_of, takes
+from fastgd.core.variants import is_general, rules_of
 from fastgd.kernels.spec.codecs import CODECS
 from fastgd.kernels.spec.registry import RULES, Rule
 from fastgd.optimizers import OPTIMIZERS
@@ -71,7 +71,7 @@ def overview() -> str:
     rows = []
     for name, cls in OPTIMIZERS.items():
         rule = default_rule(cls)
-        shapes = "any" if takes(cls, (), (3,), (4, 3)) else "matrices"
+        shapes = "any" if is_general(cls) else "tables" if cls.sparse else "matrices, any by AdamW"
         follows = family(cls)
         states = state_bytes(cls, "float32", {})
         small = state_bytes(cls, "float32", {"state_dtype": "8bit"})

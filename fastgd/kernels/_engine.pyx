@@ -553,8 +553,8 @@ cdef class Plan:
             per = max(per, codec_rows[t.s_codec[j]].per)
         memory_rows.check_rule(
             reference.RULES[self.layout.rules[i]], f"grads{self.layout.labels[i]}", self.lazy,
-            self.sparse, group_step.stages.flags & (L2_DECAY | DECOUPLED_DECAY) != 0, t.average != NULL,
-            t.rows.length % per == 0)
+            self.sparse, group_step.stages.flags & (L2_DECAY | DECOUPLED_DECAY) != 0,
+            t.average != NULL, t.rows.length % per == 0)
         if t.centralized or (not isinf(group_step.clip_ratio)
                              and (t.own_units.length != t.rows.length or t.own_units.stride != 1)):
             memory_rows.refuse_units(f"grads{self.layout.labels[i]}", t.centralized)

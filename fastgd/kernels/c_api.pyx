@@ -2,8 +2,8 @@
 
 Every rule is there as ``fastgd_<rule>_f32`` and ``fastgd_<rule>_f64``, where it has two sweeps the
 first as ``fastgd_<rule>_before_f32`` and ``…_f64``, and what is worked out before each as
-``fastgd_<rule>_begin`` and ``fastgd_<rule>_settle``; where it has one sweep, ``fastgd_<rule>_rows_f32``
-and ``…_f64`` step some rows of a table; for every optimizer there is
+``fastgd_<rule>_begin`` and ``fastgd_<rule>_settle``; where it has one sweep,
+``fastgd_<rule>_rows_f32`` and ``…_f64`` step some rows of a table; for every optimizer there is
 ``fastgd_<optimizer>_coefficients``.  The header ``fastgd.h``, in the folder that
 `fastgd.get_include` names, says what they take and do.  Cython reaches them by ``cimport``, C by
 the header, Numba and ctypes by their addresses.  They run the backend that `fastgd.set_backend`

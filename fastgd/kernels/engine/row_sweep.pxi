@@ -1,5 +1,5 @@
-# Sweeps by rows: each row of a table is a small tensor of the same rule.  Those of a gradient by rows
-# are stepped so, and all rows where the rule has a number for each.
+# Sweeps by rows: each row of a table is a small tensor of the same rule.  Those of a gradient by
+# rows are stepped so, and all rows where the rule has a number for each.
 # Included by _engine.pyx; specified by spec/rows.py.
 
 # Rows of up to so many elements are stepped in place one after the other, if the rule is all that

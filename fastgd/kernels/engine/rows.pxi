@@ -117,7 +117,7 @@ cdef class RowSet:
         self.units_size = size
 
     cdef void sort(self, Py_ssize_t k, int key_bits, Py_ssize_t slices) noexcept nogil:
-        """Sort the entries by their indices, digit by digit from the lowest; equal ones stay in order.
+        """Sort the entries by their indices, digit by digit from the lowest; equals stay in order.
 
         Threads have slices of the entries, each of which goes behind those before it.
         """
