@@ -18,8 +18,9 @@ import math
 import mmap
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext, suppress
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -112,14 +113,16 @@ class Mapped(Home):
     *What is not.*  A torn table is no older state of the table, as writes go to the one copy that
     there is: of a killed process at most one step is halfway, as its writes are in the system's
     memory; after a machine has stopped, each page is as old or as new as happened to be.  Nothing
-    tells which rows.  The number of steps is that of the last `flush`.  To go back, copy the folder
+    tells which rows.  A block of ``with`` that ends by an exception flushes what steps did, as they
+    are done whole or not at all, unless `mark` was called by hand since the last `flush`.
+    The number of steps is that of the last `flush`.  To go back, copy the folder
     after a `flush`.  A disk that is full ends the process as it writes to a page (SIGBUS), and the
     file systems of networks may promise less.  Hyper-parameters are not kept, and have to be given
     again, as for any optimizer.
 
     The next optimizer goes on from the states in the folder, and is refused if these lack some that
-    it keeps.  A state that doesn't start from zero, and a master, are written in full when they are
-    made.  ``opt.state_dict()`` and `fastgd.save` copy all there is to memory or to a file, and
+    it keeps; the one before it refuses to step from then on.  A state that doesn't start from zero,
+    and a master, are written in full when they are made.  ``opt.state_dict()`` and `fastgd.save` copy all there is to memory or to a file, and
     averages are kept in memory.  Optimizers of such parameters can't be copied or pickled.
 
     Examples
@@ -147,6 +150,8 @@ class Mapped(Home):
         self._folder = os.fsdecode(folder)
         self._maps: dict[str, mmap.mmap] = {}
         self._entry: Mapping[str, Any] | None = None
+        self._owner: Callable[[], Any] = lambda: None
+        self._lent = self._by_hand = self._failed = False
         wanted = _spec(shape, dtype)
         accept_torn = flag(accept_torn, "accept_torn")
         new = not os.path.exists(self._path(HEADER))
@@ -157,6 +162,11 @@ class Mapped(Home):
                 os.mkdir(self._folder)
         self._lock: int | None = _locked(self._path(LOCK), self._folder)
         try:
+            if new and (there := sorted(f for f in os.listdir(self._folder) if f.endswith(".bin"))):
+                raise CheckpointError(
+                    f"{self._folder}: expected a table or an empty folder, found {there} without "
+                    f"{HEADER}"
+                )
             self._specs, self._steps, self._marked = (
                 ({PARAMETER: Spec(wanted[0] or (), wanted[1] or "float32")}, 0, True)
                 if new
@@ -180,11 +190,21 @@ class Mapped(Home):
 
     # ---------------------------------------------------------------------------- what users call
 
-    def mark(self) -> None:
+    def mark(self, owner: Any = None) -> None:
         """Note on the disk that the table is being written to, until the next `flush`.
 
         Steps do so by themselves; call it before you write to `array`, or to states.
+
+        Raises
+        ------
+        RuntimeError
+            If ``owner``, an optimizer that steps, is not the last one that was made of the table.
         """
+        if owner is not None and self._owner() is not owner:
+            raise RuntimeError(
+                f"{self._folder}: expected to be stepped by the last optimizer that was made of it"
+            )
+        self._by_hand |= owner is None
         if not self._marked:
             self._refuse_closed()
             self._write(whole=False)
@@ -193,19 +213,38 @@ class Mapped(Home):
     def flush(self) -> None:
         """Write all to the disk, and take the mark away: from here on the table is whole.
 
+        Steps of other threads wait meanwhile.
+
         Raises
         ------
         OSError
-            If the system could not; the mark stays then.
+            If the system could not, now or before; the mark stays then.
+        RuntimeError
+            While averages, or perturbed weights, are in the place of the parameter.
         """
-        self._refuse_closed()
-        if self._marked:
+        owner = self._owner()
+        with nullcontext() if owner is None else owner.lock:
+            self._refuse_closed()
+            if self._lent:
+                raise RuntimeError(
+                    f"{self._folder}: expected the parameter, found others in its place for a while"
+                )
+            if self._failed:
+                raise OSError(errno.EIO, "could not be written before, and is torn", self._folder)
+            if self._marked:
+                self._write_pages()
+                self._steps = self.step
+                self._write(whole=True)
+                self._marked = self._by_hand = False
+
+    def _write_pages(self) -> None:
+        try:
             for name in self._specs:
                 if name in self._maps:
                     self._maps[name].flush()
-            self._steps = self.step
-            self._write(whole=True)
-            self._marked = False
+        except OSError:
+            self._failed = True  # the system says so once
+            raise
 
     def close(self) -> None:
         """`flush`, and let other processes open the table; repeated calls do nothing.
@@ -225,7 +264,10 @@ class Mapped(Home):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        if kind is not None and self._by_hand:
+            self._let_go()  # who wrote may not be done: the mark stays
+        else:
+            self.close()
 
     # ------------------------------------------------------------------------ what optimizers call
 
@@ -247,6 +289,9 @@ class Mapped(Home):
     def new(self, kind: Kind, start: float) -> dict[str, Array]:
         """See `Home.new`."""
         made: dict[str, Array] = {}
+        by_hand = self._by_hand
+        self.mark()
+        self._by_hand = by_hand
         # A state in 8 bits comes with its scales: a tile tells the numbers that all tiles have.
         for name, small in _sample(kind, self.array.dtype, start).items():
             shape = kind.shape if name == kind.of else (-(-self.array.size // TILE),)
@@ -266,13 +311,22 @@ class Mapped(Home):
         a = self._map(name, self._specs[name], new=False)
         return visible(a, kind.codec) if kind.role == "state" else a
 
-    def bind(self, entry: Mapping[str, Any]) -> None:
+    def bind(self, entry: Mapping[str, Any], owner: Any) -> None:
         """See `Home.bind`."""
-        self._entry = entry
+        self._entry, self._owner = entry, weakref.ref(owner)
         self._specs = {PARAMETER: self._specs[PARAMETER]}
         for name, a in entry.items():
             if name in self._maps:
                 self._specs[name] = Spec(a.shape, _name_of(a.dtype))
+
+    def lend(self) -> None:
+        """See `Home.lend`."""
+        self.mark(self._owner())
+        self._lent = True
+
+    def take_back(self) -> None:
+        """See `Home.take_back`."""
+        self._lent = False
 
     # ----------------------------------------------------------------------------------- the files
 
@@ -285,6 +339,8 @@ class Mapped(Home):
         if new:
             with suppress(FileNotFoundError):
                 os.unlink(path)
+        if not new and not os.path.exists(path):
+            raise CheckpointError(f"{path}: expected a file of the table, found none")
         with open(path, "x+b" if new else "r+b") as file:
             if new:
                 file.truncate(spec.bytes)

@@ -26,6 +26,7 @@ PAGES = {
     "bench/RESULTS.md": "performance/results",
     "bench/SWEEP.md": "performance/sweep",
     "bench/TORCH.md": "performance/torch",
+    "bench/PEERS.md": "performance/peers",
     "bench/LOW_BITS.md": "performance/low_bits",
     "CHANGELOG.md": "changelog",
     "CONTRIBUTING.md": "contributing",

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastgd.core import domains, fork_locks
+from fastgd.core.home import Home
 from fastgd.core.interrupts import to_the_end
 from fastgd.core.trees import Name, flatten, name_of
 from fastgd.kernels._engine import Plan, is_parameter, raised
@@ -41,6 +42,7 @@ class Swapped:
     """Whether other values stand in the place of a model's weights, to be evaluated."""
 
     is_swapped = False
+    homes: tuple[Home, ...] = ()  # parameters that have to know
 
     def refuse_swapped(self, what: str) -> None:
         """Raise RuntimeError while the averages are swapped in for the weights."""
@@ -53,6 +55,8 @@ class Swapped:
         saved = [p.copy() for p in params]
         self.is_swapped = True
         try:
+            for home in self.homes:
+                home.lend()
             for p, value in zip(params, values, strict=True):
                 _set(p, value)
             yield
@@ -62,6 +66,8 @@ class Swapped:
     def _restore(self, params: Sequence[Array], saved: Sequence[Array]) -> None:
         for p, value in zip(params, saved, strict=True):
             p[...] = value
+        for home in self.homes:
+            home.take_back()
         self.is_swapped = False
 
 

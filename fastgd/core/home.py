@@ -42,9 +42,23 @@ class Home(ABC):
         """What `Kind.new` makes of a parameter."""
 
     @abstractmethod
-    def bind(self, entry: Mapping[str, Any]) -> None:
-        """Take what an optimizer keeps of the parameter, its step count among it."""
+    def bind(self, entry: Mapping[str, Any], owner: Any) -> None:
+        """Take what an optimizer keeps of the parameter, its step count among it.
+
+        From here on ``owner``, which has a ``lock``, steps the parameter, and nobody before it.
+        """
 
     @abstractmethod
-    def mark(self) -> None:
-        """Be told that parameter and states are about to be written."""
+    def mark(self, owner: Any = None) -> None:
+        """Be told that parameter and states are about to be written, by whom.
+
+        Raises RuntimeError if another owner came since.
+        """
+
+    @abstractmethod
+    def lend(self) -> None:
+        """Be told that the parameter is something else for a while."""
+
+    @abstractmethod
+    def take_back(self) -> None:
+        """Be told that it is itself again."""

@@ -270,7 +270,7 @@ class Stepper:
     def _mark(self) -> None:
         """Tell the parameters that keep their own states that these are about to be written."""
         for home in self.homes.values():
-            home.mark()
+            home.mark(self)
 
     # ---------------------------------------------------------------------------------- the plan
 
@@ -355,7 +355,10 @@ class Stepper:
         self.picks, self.owners, self.plan = picks, list(owners), plan
         for name, p in self.params().items() if self.homes else ():
             if (home := self.homes.get(id(p))) is not None:
-                home.bind(state[name])
+                home.bind(state[name], self)
+        for swapping in (self.average, self.iterates):
+            if swapping is not None:
+                swapping.homes = tuple(self.homes.values())
 
     def _kept(self, name: Name, p: Array, kinds: Mapping[str, Kind]) -> Mapping[str, Array]:
         """The states that there are of a parameter."""

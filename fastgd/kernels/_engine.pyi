@@ -103,7 +103,7 @@ class Plan:
         axes: Sequence[Axes | None] | None = None,
         hyper_rows: HyperRows | None = None,
         matrices: list[Matrix] | None = None,
-        shapes: list[tuple[int, ...]] | None = None,
+        shapes: list[tuple[tuple[int, ...], bool]] | None = None,
         lazy: bool = False,
         sparse: bool = False,
     ) -> Plan: ...

@@ -162,8 +162,9 @@ cdef class Plan:
         Those of each parameter's rows and columns, where its rule has states of these.
     hyper_rows : HyperRows, optional
         What compiled backends take coefficients from, instead of asking for them.
-    shapes : list of tuple, optional
-        The shape of each parameter, where arrays only stand for them; by default the array's.
+    shapes : list of (tuple, bool), optional
+        The shape of each parameter, and whether its rows follow each other in memory, where arrays
+        only stand for them; by default the array's.
     lazy : bool
         Whether gradients by rows may leave undone what happens to rows without a gradient.
     sparse : bool
@@ -555,7 +556,7 @@ cdef class Plan:
             reference.RULES[self.layout.rules[i]], f"grads{self.layout.labels[i]}", self.lazy,
             self.sparse, group_step.stages.flags & (L2_DECAY | DECOUPLED_DECAY) != 0,
             t.average != NULL, t.rows.length % per == 0)
-        if t.centralized or (not isinf(group_step.clip_ratio)
+        if t.centralized or (t.n and not isinf(group_step.clip_ratio)
                              and (t.own_units.length != t.rows.length or t.own_units.stride != 1)):
             memory_rows.refuse_units(f"grads{self.layout.labels[i]}", t.centralized)
         if self.counts[i] == 0 and "first" in reference.RULES[self.layout.rules[i]].coefficients:

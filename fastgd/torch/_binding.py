@@ -330,9 +330,16 @@ class Binding:
         if not self._follow() or self._watch.read(groups, state) is None:
             return None
         self._watch.tick(skipped=True)  # lets go of them
-        flat = [None if a is None else _tensors.flat(_tensors.local(a)) for a in self._gradients()]
-        each = iter(flat)
+        each = iter([self._as_given(n, a) for n, a in enumerate(self._gradients())])
         return [[next(each) for _ in own] for own in self._arrays]
+
+    def _as_given(self, n: int, g: Any) -> Any:
+        """A gradient as an optimizer of arrays takes it, the n-th."""
+        if g is None:
+            return None
+        if g.layout is torch.sparse_coo:
+            return _tensors.rows(g, self._watch.tensors[n], f"grads[{n}]")
+        return _tensors.flat(_tensors.local(g))
 
     def _gradients(self) -> Iterator[Any]:
         """The gradient of each parameter, None for those that are not bound."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -142,8 +143,13 @@ def rows(g: Any, p: Any, name: str) -> Rows:
             f"{name}: expected a contiguous parameter, whose rows a sparse gradient has, found "
             f"strides {tuple(p.stride())}{DENSE}"
         )
-    indices, values = g._indices()[0].detach(), g._values().detach().contiguous()
-    return Rows(indices.numpy(), flat(values).reshape(tuple(values.shape)))
+    indices, values = g._indices()[0].detach(), g._values().detach()
+    if values.is_contiguous():
+        return Rows(indices.numpy(), flat(values).reshape(tuple(values.shape)))
+    if values.dtype == torch.bfloat16:
+        values = values.view(torch.int16)
+        return Rows(indices.numpy(), values.numpy().view(np.uint16))
+    return Rows(indices.numpy(), values.numpy())
 
 
 def refuse_gradient(g: Any, p: Any, name: str) -> NoReturn:

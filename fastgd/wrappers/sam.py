@@ -165,6 +165,8 @@ class SAM:
             saved = [a.copy("K") for a in changed]
             try:
                 stepper.perturbed = True
+                for home in stepper.homes.values():
+                    home.lend()
                 perturb()
                 yield
             finally:
@@ -173,6 +175,8 @@ class SAM:
     def _restore(self, changed: list[Array], saved: list[Array]) -> None:
         for a, value in zip(changed, saved, strict=True):
             a[...] = value
+        for home in self.optimizer.stepper.homes.values():
+            home.take_back()
         self.optimizer.stepper.perturbed = False
 
 

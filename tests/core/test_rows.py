@@ -439,3 +439,37 @@ def test_tables_of_more_than_2_to_the_31_elements():
         opt.step(Rows(indices, np.ones((4, length), F4)))
         assert table[indices, -1].tolist() == [-1, -2, -1, -2]
         assert not table[[1, n - 2, 2**19]].any()
+
+
+def test_values_that_were_copied_are_not_zeroed_in_silence():
+    table, values = np.zeros((5, 4), np.float32), np.ones((4, 2), np.float32).T
+    opt = fastgd.SGD(table, lr=0.1, zero_grads=True)
+    with pytest.raises(ValueError, match="a copy of others"):
+        opt.step(Rows([1, 2], values))
+    assert not table.any()
+
+
+def test_arrays_that_were_changed_are_looked_at_again():
+    indices, values = np.zeros(4, np.int64), np.ones((4, 2))
+    rows = Rows(indices, values)
+    indices.dtype = np.int32  # that of another view
+    fastgd.SGD(np.zeros((5, 2)), lr=0.1).step(rows)
+    rows.indices.shape = (2, 2)
+    with pytest.raises(ValueError, match="as they were made"):
+        fastgd.SGD(np.zeros((5, 2)), lr=0.1).step(rows)
+
+
+@pytest.mark.parametrize("backend", ["numpy", *COMPILED])
+def test_rows_without_elements(backend):
+    fastgd.set_backend(backend)
+    opt = fastgd.SGD(np.zeros((5, 0)), lr=0.1, clip_ratio=0.1, clip_norm=1.0)
+    record = opt.step(Rows([1, 3, 1], np.zeros((3, 0))))
+    assert record.grad_norm == 0.0
+
+
+def test_scales_are_not_shared_by_rows():
+    """A dense gradient is stepped row by row, too, where the rule has a number for each."""
+    for table in (np.zeros((100, 300), np.float32), np.zeros((4096, 3), np.float32)):
+        with pytest.raises(ValueError, match="multiple of 256"):
+            fastgd.RowWiseAdam(table, state_dtype="8bit")
+    fastgd.RowWiseAdam(np.zeros((100, 512), np.float32), state_dtype="8bit")

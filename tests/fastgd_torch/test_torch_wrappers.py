@@ -332,3 +332,35 @@ def test_wrong_arguments():
     ]:
         with pytest.raises(error, match=words):
             call()
+
+
+def test_sparse_gradients():
+    """Lookahead pulls whole tables after them; SAM refuses them, and says so."""
+    embedding = torch.nn.Embedding(9, 2, sparse=True)
+    start = embedding.weight.detach().clone()
+    opt = Lookahead(fastgd.torch.SGD(embedding.parameters(), lr=0.1), k=1, alpha=0.5)
+    for _ in range(2):
+        opt.zero_grad()
+        embedding(torch.tensor([1])).sum().backward()
+        opt.step()
+    start[1] -= 0.1
+    torch.testing.assert_close(embedding.weight.detach(), start)
+    opt.state_dict()
+    sam = SAM(fastgd.torch.SGD(embedding.parameters(), lr=0.1))
+    with pytest.raises(ValueError, match="SAM perturbs and restores whole parameters, found Rows"):
+        sam.first_step()
+    torch.testing.assert_close(embedding.weight.detach(), start)
+
+
+def test_sparse_values_that_autograd_has_not_laid_out_are_not_zeroed_in_silence():
+    embedding = torch.nn.Embedding(9, 3, sparse=True)
+    opt = fastgd.torch.SGD(embedding.parameters(), lr=0.1, zero_grads=True)
+    before = embedding.weight.detach().clone()
+    values = torch.randn(3, 2).t()
+    embedding.weight.grad = torch.sparse_coo_tensor(
+        [[1, 2]], values, (9, 3), check_invariants=False
+    )
+    assert not embedding.weight.grad._values().is_contiguous()
+    with pytest.raises(ValueError, match="a copy of others"):
+        opt.step()
+    torch.testing.assert_close(embedding.weight.detach(), before)

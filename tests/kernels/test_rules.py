@@ -35,9 +35,11 @@ def test_equals_the_reference_to_the_bit(rule, stages, backend, dtype, threads):
     changed = [p.copy() for p in tensors.params]
     tensors.step(backend, threads, steps=3, stages=STAGES[stages]).assert_same(expected)
     for before, after in zip(changed, tensors.params, strict=True):
-        # One element in many thousands may be moved by less than half its last bit; cautious rules
-        # let those wait whose gradient says otherwise.
-        still = before.size if rule.startswith("cautious") else before.size // 10_000
+        # One element in many thousands may be moved by less than half its last bit, or be back after
+        # three steps; cautious rules let those wait whose gradient says otherwise.
+        still = before.size // 10_000 + (before.size > 100)
+        if rule.startswith("cautious"):
+            still = before.size
         assert np.sum(before == after) <= still, "every element is updated"
     for before, after in zip(gradients, tensors.grads, strict=True):
         assert np.array_equal(before, after), "gradients are only read"

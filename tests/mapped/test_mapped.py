@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -217,3 +218,76 @@ def test_a_loaded_state_dict_marks_the_table(trained):
         assert json.loads((trained / "table.json").read_text())["whole"]
         opt.load_state_dict(saved)
         assert not json.loads((trained / "table.json").read_text())["whole"]
+
+
+def whole(folder):
+    """What is on the disk says that nothing is amiss."""
+    return json.loads((folder / "table.json").read_text())["whole"]
+
+
+def test_whatever_stands_in_the_place_of_the_table_for_a_while_is_marked(tmp_path):
+    with fastgd.Mapped(tmp_path / "t", (6, 4)) as table:
+        opt = fastgd.SGD(table, lr=0.1, average=0.5)
+        opt.step(np.ones((6, 4), np.float32))
+        table.flush()
+        blocks = [opt.average.swapped, lambda: fastgd.SAM(opt).perturbed(table.array)]
+        for block in blocks:
+            with block():
+                assert not whole(tmp_path / "t")
+                with pytest.raises(RuntimeError, match="others in its place"):
+                    table.flush()
+            table.flush()
+            assert whole(tmp_path / "t")
+
+
+def test_the_last_optimizer_steps_a_table(tmp_path):
+    g = np.ones((6, 4), np.float32)
+    with fastgd.Mapped(tmp_path / "t", (6, 4)) as table:
+        first = fastgd.SGD(table, lr=0.1)
+        first.step(g)
+        table.flush()
+        second = fastgd.SGD(table, lr=0.1, momentum=0.9)  # whose state is a new file
+        assert not whole(tmp_path / "t")
+        with pytest.raises(RuntimeError, match="last optimizer"):
+            first.step(g)
+        second.step(g)
+        assert table.step == 2
+
+
+def test_what_is_written_by_hand_is_torn_by_an_exception(tmp_path):
+    table = fastgd.Mapped(tmp_path / "t", (6, 4))
+    table.flush()
+    with pytest.raises(KeyboardInterrupt), table:
+        table.mark()
+        table.array[0] = 1
+        raise KeyboardInterrupt
+    assert not whole(tmp_path / "t")
+
+
+def test_flush_waits_for_steps(tmp_path, monkeypatch):
+    """A step of another thread amid the writing of pages would not be marked."""
+    with fastgd.Mapped(tmp_path / "t", (6, 4)) as table:
+        opt = fastgd.SGD(table, lr=0.1)
+        opt.step(np.ones((6, 4), np.float32))
+        thread = threading.Thread(target=opt.step, args=[np.ones((6, 4), np.float32)])
+        write, seen = table._write_pages, []
+
+        def slow():
+            thread.start()
+            thread.join(0.2)
+            seen.append(table.step)
+            write()
+
+        monkeypatch.setattr(table, "_write_pages", slow)
+        table.flush()
+        thread.join()
+        monkeypatch.undo()
+        assert seen == [1]
+        assert not whole(tmp_path / "t")
+
+
+def test_no_file_is_overwritten(tmp_path):
+    (tmp_path / "parameter.bin").write_bytes(b"precious")
+    with pytest.raises(fastgd.CheckpointError, match=r"parameter\.bin"):
+        fastgd.Mapped(tmp_path, (4, 4))
+    assert (tmp_path / "parameter.bin").read_bytes() == b"precious"

@@ -229,6 +229,9 @@ cdef class Gradients:
         cdef Py_ssize_t i
         cdef bint known = True
         labels = self.layout.labels
+        for i in range(self.layout.n):
+            if type(arrays[i]) is Rows:
+                memory_rows.check_zeroable(arrays[i], f"grads{labels[i]}")
         arrays = [a.values if type(a) is Rows else a for a in arrays]
         for i in range(self.layout.n):
             if arrays[i] is not None:

@@ -62,6 +62,7 @@ cdef class Layout:
             self.plan_units(i, units, centralized)
             if self.tensors[i].info.entries >= 0:
                 self.tensors[i].row_length = self.row_length_of(i)
+                self.check_tiles(i)
             self.tensors[i].size = self.tensors[i].n if sizes is None else sizes[i]
         self.cut_chunks()
         self.make_own_steps()
@@ -290,6 +291,14 @@ cdef class Layout:
             raise ValueError(f"params{self.labels[i]}: expected an array in C order, as rule "
                              f"{self.rules[i]} has a number for each row, found another order")
         return max(self.tensors[i].n // max(shape[0], 1), 1)
+
+    cdef int check_tiles(self, Py_ssize_t i) except -1:
+        """Refuse states whose codes share scales over the ends of rows that are stepped apart."""
+        cdef Tensor* t = &self.tensors[i]
+        cdef int j
+        for j in range(t.n_states):
+            if j != t.info.entries and t.row_length % codec_rows[t.s_codec[j]].per:
+                memory_rows.refuse_tiles(f"params{self.labels[i]}")
 
     cdef bint is_in_rows(self, Py_ssize_t i, tuple shape) except -1:
         """Whether an array is all of a parameter of that shape, row after row."""

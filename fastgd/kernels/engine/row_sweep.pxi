@@ -49,9 +49,11 @@ cdef void run_rows(const Tensor* t, const Coding* coding, const GroupStep* group
 
 
 cdef inline void prefetch_row(const Tensor* t, Py_ssize_t k) noexcept nogil:
-    """Prefetch the k-th row of parameter and states, and its gradient."""
+    """Prefetch the k-th row of parameter and states, and its gradient; long ones take too much."""
     cdef Py_ssize_t row = row_of_step(t, k), length = t.row_length
     cdef int j, size = codec_rows[t.p_codec].size
+    if length > SHORT_ROW:
+        return
     fastgd_prefetch(t.p + row * length * size, length * size)
     for j in range(t.n_states):
         size = codec_rows[t.s_codec[j]].size

@@ -65,9 +65,11 @@ cdef class RowSet:
                 self.sort(k, key_bits, max(slices, 1))
         if bad >= 0:
             return bad
+        if length == 0:
+            return -1
         if not backend.compiled:
             self.take_summed(rows, is_double)
-        elif length:
+        else:
             self.merge(k, codec, is_double, &backend.loops)
         return -1
 
@@ -102,7 +104,7 @@ cdef class RowSet:
 
     cdef int reserve_units(self) except -1:
         """Make room for the sums of squares of all rows, their norms and their factors."""
-        cdef Py_ssize_t size = max(self.view.n * n_blocks(self.view.length), 1)
+        cdef Py_ssize_t size = max(self.view.n * n_blocks(self.view.length), self.view.n, 1)
         if size <= self.units_size:
             return 0
         free(self.view.totals)

@@ -229,7 +229,7 @@ cdef void tune(Layout layout, const GroupStep* group_steps, StepArgs* args,
     for i in range(layout.n):
         t = &layout.tensors[i]
         t.policy = USUAL
-        if t.g != NULL and t.n >= TUNED_FROM:
+        if t.g != NULL and t.rows == NULL and t.n >= TUNED_FROM:
             ways = ways_of(t, layout.magnitude, parallel)
             rule = group_steps[t.group_step].rule[t.is_double]
             if kind == NULL or kind.ways != ways or kind.rule != rule:

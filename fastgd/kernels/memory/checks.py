@@ -194,6 +194,13 @@ def as_floats(obj: object, name: str) -> Array:
     return np.require(a, a.dtype.newbyteorder("="), ["C", "A"])
 
 
+def check_floats(a: Array, name: str) -> None:
+    """Refuse an array that is not of floats, or can't be read from start to end."""
+    _check_dtype(a, name, ANY)
+    if not a.flags.c_contiguous:
+        raise ValueError(f"{name}: expected a contiguous array, found strides {a.strides}")
+
+
 def check_copy(obj: object, p: Array, name: str) -> Array:
     """The array that a parameter is copied to."""
     a = as_array(obj, name)

@@ -60,13 +60,18 @@ class Rows:
            [-2., -3.]])
     """
 
-    __slots__ = ("indices", "values")
+    __slots__ = ("copied", "indices", "values")
     indices: Array
     values: Array
+    copied: bool  # whether `values` are a copy of what was given
 
     def __init__(self, indices: ArrayLike, values: ArrayLike) -> None:
-        object.__setattr__(self, "indices", _as_indices(indices, "indices"))
-        object.__setattr__(self, "values", checks.as_floats(values, "values"))
+        given = checks.as_array(values, "values")
+        own = checks.as_floats(given, "values")
+        # Views, which stay as they are whatever is done to the arrays' dtype and shape.
+        object.__setattr__(self, "indices", _as_indices(indices, "indices").view())
+        object.__setattr__(self, "values", own.view())
+        object.__setattr__(self, "copied", bool(own.size) and not np.may_share_memory(own, given))
         if self.values.ndim < 2 or len(self.values) != len(self.indices):
             raise ValueError(
                 f"values: expected shape ({len(self.indices)}, …), a row for each index, found "
@@ -104,6 +109,10 @@ def _as_indices(obj: object, name: str) -> Array:
 
 def check_rows(rows: Rows, shape: tuple[int, ...], in_order: bool, name: str) -> None:
     """Refuse rows that can't be those of a parameter, but for what their indices are."""
+    i, v = rows.indices, rows.values
+    if not (i.ndim == 1 and i.dtype in (np.int32, np.int64) and len(v) == len(i) and v.ndim > 1):
+        raise ValueError(f"{name}: expected Rows as they were made, found others in their arrays")
+    checks.check_floats(v, f"{name}.values")
     if len(shape) < 2:
         raise ValueError(
             f"{name}: expected an array, as its parameter of shape {shape} has no rows, found Rows"
@@ -115,6 +124,15 @@ def check_rows(rows: Rows, shape: tuple[int, ...], in_order: bool, name: str) ->
         raise ValueError(
             f"{name}: expected values of shape ({expected}), rows of a parameter of shape {shape}, "
             f"found {rows.values.shape}"
+        )
+
+
+def check_zeroable(rows: Rows, name: str) -> None:
+    """Refuse values that zero_grads can't zero where they came from."""
+    if rows.copied or not rows.values.flags.writeable:
+        raise ValueError(
+            f"{name}: expected values that are writeable and contiguous, which zero_grads zeroes, "
+            "found read-only ones, or a copy of others"
         )
 
 
@@ -153,6 +171,14 @@ def refuse_units(name: str, centralized: bool) -> None:
     raise ValueError(f"{name}: expected an array, as {why}, found Rows")
 
 
+def refuse_tiles(name: str) -> None:
+    """Refuse rows that begin or end amid what shares a scale."""
+    raise ValueError(
+        f"{name}: expected rows of a multiple of {TILE} elements, as so many share a scale of the "
+        "states in 8 bits; keep these in another state_dtype"
+    )
+
+
 def check_rule(
     rule: Rule, name: str, lazy: bool, sparse: bool, decays: bool, averaged: bool, whole_tiles: bool
 ) -> None:
@@ -185,10 +211,7 @@ def check_rule(
             "step, found Rows"
         )
     if not whole_tiles:
-        raise ValueError(
-            f"{name}: expected rows of a multiple of {TILE} elements, as so many share a scale of "
-            "the states in 8 bits; keep these in another state_dtype"
-        )
+        refuse_tiles(name)
     stands_still = sparse or rule.by_rows == "exact"
     if lazy or (stands_still and not decays):
         return

@@ -67,7 +67,7 @@ def axes_of(shape: Sequence[int], strides: Sequence[int], itemsize: int = 1) -> 
         axis(m, next_to, size),
         axis(n, apart, size),
         axis(n, among_rows, max(size // max(m, 1), 1)),
-        entries if first in (1, entry) or 1 in (entry, shape[0]) else None,
+        entries if first in (1, entry) or 1 in (entry, shape[0]) or 0 in shape else None,
     )
 
 

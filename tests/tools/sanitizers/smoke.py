@@ -12,20 +12,19 @@ import numpy as np
 
 import fastgd
 from fastgd.averages import EMA, ewma
-from fastgd.core.variants import rules_of, takes
+from fastgd.core.variants import rules_of
 from fastgd.kernels.reference import RULES
 from fastgd.optimizers import OPTIMIZERS
 
 SIZES = (0, 1, 3, 17, 255, 257, 1025, 33_000)
 # Every rule, by a class and the hyper-parameters and shape that pick it.
 MADE = [(cls, pick) for cls in OPTIMIZERS.values() for pick in rules_of(cls).values()]
-# The classes with rules that keep or work out something of their own for each tensor, once each, and
-# take vectors.
+# The classes with rules that keep or work out something of their own for each tensor, once each.
 STORED = {fastgd.AdamW: {}} | {
     cls: changes
     for cls in OPTIMIZERS.values()
     for rule, (changes, _) in rules_of(cls).items()
-    if takes(cls, (3,)) and (RULES[rule].numbers or RULES[rule].begin or RULES[rule].before)
+    if RULES[rule].numbers or RULES[rule].begin or RULES[rule].before
 }
 
 
