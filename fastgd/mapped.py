@@ -122,8 +122,9 @@ class Mapped(Home):
 
     The next optimizer goes on from the states in the folder, and is refused if these lack some that
     it keeps; the one before it refuses to step from then on.  A state that doesn't start from zero,
-    and a master, are written in full when they are made.  ``opt.state_dict()`` and `fastgd.save` copy all there is to memory or to a file, and
-    averages are kept in memory.  Optimizers of such parameters can't be copied or pickled.
+    and a master, are written in full when they are made.  ``opt.state_dict()`` and `fastgd.save`
+    copy all there is to memory or to a file, and averages are kept in memory.  Optimizers of such
+    parameters can't be copied or pickled.
 
     Examples
     --------

