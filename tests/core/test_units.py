@@ -326,7 +326,10 @@ def test_values_that_are_refused(key, value, error):
 
 
 def test_as_optax_does():
-    optax, jax = pytest.importorskip("optax", reason="optax is not installed"), pytest.importorskip("jax")
+    optax, jax = (
+        pytest.importorskip("optax", reason="optax is not installed"),
+        pytest.importorskip("jax"),
+    )
     shapes = [(7,), (7, 3), (3, 3, 5, 6), (65, 4)]
     with jax.enable_x64(True):
         for ours, theirs in (
