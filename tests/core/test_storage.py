@@ -455,7 +455,7 @@ def test_stored_arrays_load_as_numbers():
     opt = fastgd.Adam(p, state_dtype="8bit")
     opt.step(np.full(5000, 3.0, F32))
     m = opt.storage.state(p, "adam", "exp_avg", opt.state[0]).load(F32)
-    assert np.allclose(m, 0.3, rtol=0.25)  # stored by chance
+    assert np.allclose(m, 0.3, rtol=0.25)  # rounded stochastically
     assert as_coded(p).load(F32) is not None
 
 

@@ -1,4 +1,4 @@
-"""What may be done otherwise from some megabytes on, to ask for memory ahead, has the same bits."""
+"""From some megabytes on steps may prefetch, or not: the bits are the same."""
 
 from __future__ import annotations
 
