@@ -159,8 +159,13 @@ class Mapped(Home):
         if new and wanted[0] is None:
             raise FileNotFoundError(f"{self._folder}: expected a table, or a shape for a new one")
         if new:
-            with suppress(FileExistsError):
+            try:
                 os.mkdir(self._folder)
+            except FileExistsError:
+                pass
+            except FileNotFoundError:
+                words = "expected its parent to be a folder, found none"
+                raise FileNotFoundError(errno.ENOENT, words, self._folder) from None
         self._lock: int | None = _locked(self._path(LOCK), self._folder)
         try:
             if new and (there := sorted(f for f in os.listdir(self._folder) if f.endswith(".bin"))):

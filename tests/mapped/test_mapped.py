@@ -293,3 +293,8 @@ def test_no_file_is_overwritten(tmp_path):
     with pytest.raises(fastgd.CheckpointError, match=r"parameter\.bin"):
         fastgd.Mapped(tmp_path, (4, 4))
     assert (tmp_path / "parameter.bin").read_bytes() == b"precious"
+
+
+def test_a_missing_parent_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"its parent to be a folder.*none"):
+        fastgd.Mapped(tmp_path / "none" / "table", (4, 4))
