@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import copy
 import pickle
+from functools import partial
 
 import ml_dtypes
 import numpy as np
 import pytest
-from support.helpers import COMPILED, same_bits
+from support.helpers import COMPILED, remembered, same_bits
 
 import fastgd
 
@@ -112,11 +113,14 @@ def run(backend, threads, opt_class, p_dtype, g_dtype, shapes=SHAPES, ratio=0.02
     return [bits(a) for a in arrays], said
 
 
+by_numpy = remembered(partial(run, "numpy", 1))
+
+
+@pytest.mark.parametrize("backend", COMPILED)
 @pytest.mark.parametrize("dtype", [F32, F64])
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(o) or "alone")
-@pytest.mark.parametrize("backend", COMPILED)
 def test_same_bits_on_every_backend(backend, options, dtype):
-    expected, said = run("numpy", 1, fastgd.AdamW, dtype, dtype, **options)
+    expected, said = by_numpy(fastgd.AdamW, dtype, dtype, **options)
     for threads in (1, 2):
         found, records = run(backend, threads, fastgd.AdamW, dtype, dtype, **options)
         assert records == said
@@ -145,11 +149,11 @@ STORAGES = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", range(len(STORAGES)))
 @pytest.mark.parametrize("backend", COMPILED)
+@pytest.mark.parametrize("kind", range(len(STORAGES)))
 def test_same_bits_in_every_storage(backend, kind):
     p_dtype, g_dtype, options = STORAGES[kind]
-    expected, said = run("numpy", 1, fastgd.AdamW, p_dtype, g_dtype, **options)
+    expected, said = by_numpy(fastgd.AdamW, p_dtype, g_dtype, **options)
     for threads in (1, 2):
         found, records = run(backend, threads, fastgd.AdamW, p_dtype, g_dtype, **options)
         assert records == said

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import pickle
+from functools import partial
 
 import ml_dtypes
 import numpy as np
 import pytest
-from support.helpers import COMPILED, draw, run_python, same_bits
+from support.helpers import COMPILED, draw, remembered, run_python, same_bits
 from support.sampling import optimizers, sampled
 
 import fastgd
@@ -44,6 +45,9 @@ def run(backend, threads, name, p_dtype, g_dtype, steps=3, **options):
     return [bits(a) for a in arrays_of(opt)], records
 
 
+by_numpy = remembered(partial(run, "numpy", 1))
+
+
 KINDS = [
     (F32, F32, {"state_dtype": "bfloat16"}),
     (F32, F32, {"state_dtype": "float16"}),
@@ -63,11 +67,11 @@ KINDS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", range(len(KINDS)))
 @pytest.mark.parametrize("backend", COMPILED)
+@pytest.mark.parametrize("kind", range(len(KINDS)))
 def test_same_bits_on_every_backend(backend, kind):
     p_dtype, g_dtype, options = KINDS[kind]
-    expected, said = run("numpy", 1, "Adam", p_dtype, g_dtype, **options)
+    expected, said = by_numpy("Adam", p_dtype, g_dtype, **options)
     for threads in (1, 2):
         found, records = run(backend, threads, "Adam", p_dtype, g_dtype, **options)
         assert records == said
@@ -80,7 +84,7 @@ def test_every_rule_in_every_storage(name, state_dtype):
     many |= {"amsgrad": True} if name in {"Adam", "AdamW"} else {}
     many |= {"centered": True} if name == "RMSprop" else {}
     options = {"state_dtype": state_dtype, "min_8bit_size": 0, "rounding": "stochastic", **many}
-    expected, _ = run("numpy", 1, name, BF16, BF16, **options)
+    expected, _ = by_numpy(name, BF16, BF16, **options)
     found, _ = run(fastgd.get_backend(), 2, name, BF16, BF16, **options)
     again, _ = run(fastgd.available_backends()[0], 3, name, BF16, BF16, **options)
     assert all(map(np.array_equal, found, expected))

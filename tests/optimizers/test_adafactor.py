@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import pickle
+from functools import partial
 
 import ml_dtypes
 import numpy as np
 import pytest
-from support.helpers import COMPILED, same_bits
+from support.helpers import COMPILED, remembered, same_bits
 from support.sampling import sampled
 
 import fastgd
@@ -170,21 +171,26 @@ AROUND = {
 }
 
 
+def large_steps(backend, threads, around, dtype, order):
+    fastgd.set_backend(backend)
+    fastgd.set_num_threads(threads)
+    opt = fastgd.Adafactor(drawn(0, LARGE, dtype, order), **AROUND[around])
+    for t in (1, 2):
+        opt.step(drawn(t, LARGE, dtype, order))
+    return kept(opt)
+
+
+by_numpy = remembered(partial(large_steps, "numpy", 1))
+
+
 @sampled({
     "around": AROUND, "dtype": [F32, F64], "order": ["C", "F"], "backend": COMPILED,
     "threads": [1, 2, 3],
 })  # fmt: skip
 def test_same_bits_as_numpy(around, dtype, order, backend, threads):
-    options = AROUND["tensor" if around == "ratio" and order == "F" else around]
-    results = []
-    for use, n in (("numpy", 1), (backend, threads)):
-        fastgd.set_backend(use)
-        fastgd.set_num_threads(n)
-        opt = fastgd.Adafactor(drawn(0, LARGE, dtype, order), **options)
-        for t in (1, 2):
-            opt.step(drawn(t, LARGE, dtype, order))
-        results.append(kept(opt))
-    for a, b in zip(*results, strict=True):
+    chosen = "tensor" if around == "ratio" and order == "F" else around
+    expected = by_numpy(chosen, dtype, order)
+    for a, b in zip(large_steps(backend, threads, chosen, dtype, order), expected, strict=True):
         assert same_bits(a, b) if a.dtype.kind == "f" else a == b, a.shape
 
 

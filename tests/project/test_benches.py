@@ -11,6 +11,7 @@ from importlib.util import find_spec
 
 import pytest
 from support.helpers import ROOT, unsanitized
+from support.sampling import by_level
 
 BENCH = ROOT / "bench"
 
@@ -33,7 +34,11 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.partition(".")[0])
+@pytest.mark.parametrize(
+    "run",
+    by_level(list(RUNS)[:1], list(RUNS)[:3], list(RUNS)),
+    ids=lambda run: run.partition(".")[0],
+)
 def test_scripts_run(run):
     printed, needed = RUNS[run]
     if needed and find_spec(needed) is None:

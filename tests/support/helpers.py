@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import OrderedDict
+from functools import wraps
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +42,25 @@ def draw(seed, sizes, dtype=np.float32, scale=1.0):
     """Normal numbers in arrays of some sizes, the same ones for a seed."""
     rng = np.random.default_rng(seed)
     return [(scale * rng.standard_normal(n)).astype(dtype) for n in sizes]
+
+
+def remembered(function, most=4):
+    """A function that keeps its last few results, for what NumPy is slow at and several tests compare
+    with: it has to return the same for the same arguments, and nothing that is changed later.
+    """
+    known = OrderedDict()
+
+    @wraps(function)
+    def remember(*arguments, **options):
+        key = repr((arguments, sorted(options.items())))
+        if key not in known:
+            known[key] = function(*arguments, **options)
+        known.move_to_end(key)
+        while len(known) > most:
+            known.popitem(last=False)
+        return known[key]
+
+    return remember
 
 
 def same_bits(a, b):

@@ -29,7 +29,7 @@ HOW_MUCH = os.environ.get("FASTGD_TESTS", "pairs")
 if HOW_MUCH not in ("quick", "pairs", "whole"):
     raise pytest.UsageError(f"FASTGD_TESTS: expected quick, pairs or whole, found {HOW_MUCH!r}")
 
-MOST = 200
+MOST = 100
 
 
 def by_level(quick: Any, pairs: Any, whole: Any) -> Any:
