@@ -167,10 +167,10 @@ cdef inline Py_ssize_t threads_for(Py_ssize_t elements, Py_ssize_t chunks) noexc
 
 
 cdef struct Shares:
-    # A sweep that several threads go through.  Each has its share, always the same one, so that what
-    # it wrote is in its cache and its part of memory; it goes through it in pieces, and then through
-    # the pieces of others that nobody has begun.  So a slow core, or one that something else runs
-    # on, holds up the others by a piece at most.  Who does a piece changes no bit.
+    # A sweep that several threads go through.  Each has its share, always the same one, so that
+    # what it wrote is in its cache and its part of memory; it goes through it in pieces, and then
+    # through the pieces of others that nobody has begun.  So a slow core, or one that something
+    # else runs on, holds up the others by a piece at most.  Who does a piece changes no bit.
     Py_ssize_t n               # how many shares, one for each thread,
     int pieces                 # of how many pieces each;
     int taken[256]             # how many of them are done or begun
