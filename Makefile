@@ -1,6 +1,6 @@
 # Verbs for developers; `make build` after an edit to Cython or C.
 .PHONY: build quick test test-all integrations bench compare lint docs wheels release annotate asan ubsan tsan valgrind \
-	fuzz fuzz-checkpoint fuzz-arguments mutate clean
+	fuzz fuzz-checkpoint fuzz-arguments mutate platforms clean
 
 PYTHON ?= python
 
@@ -71,6 +71,13 @@ fuzz-checkpoint: build
 # The same of all other arguments: constructors, steps, state dicts, functions.
 fuzz-arguments: build
 	$(PYTHON) tests/tools/fuzz_arguments.py -max_total_time=600
+
+# Builds and tests for other Pythons, compilers and processors; see tests/tools/platforms/run.
+PLATFORMS ?= python3.12 python3.13 clang aarch64
+platforms:
+	@status=0; for name in $(PLATFORMS); do \
+		echo "== $$name"; tests/tools/platforms/run $$name || status=1; \
+	done; exit $$status
 
 # HTML pages beside the sources that show the C behind each line of Cython.
 annotate:

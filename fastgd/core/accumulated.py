@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import count
 from typing import Any
 
@@ -18,6 +18,7 @@ from fastgd.kernels.reference import Stages
 from fastgd.kernels.spec.coded_array import computed
 
 Array = NDArray[Any]
+Row = tuple[str, tuple[float, ...], Stages]
 
 
 class Split:
@@ -150,13 +151,12 @@ class Accumulated:
                 raise ValueError(
                     f"grads{self._labels[i]}: expected Rows, as were accumulated, found an array"
                 )
-        row = "weighted_sum", (weight,), Stages()
         if grads.rest is None:
             self.weight += weight
         else:
-            self._plan.step(
-                grads.rest, lambda *_: row, 1.0, zero=zero, tally=self.weight, amount=weight
-            )
+            # No function is made here: CPython 3.12 and 3.13 crash at that if memory has run out.
+            row = partial(_always, ("weighted_sum", (weight,), Stages()))
+            self._plan.step(grads.rest, row, 1.0, zero=zero, tally=self.weight, amount=weight)
         for i, own in weighed.items():
             self.rows[i].append(own)
             self.by_rows = True
@@ -195,6 +195,10 @@ class Accumulated:
     def __setstate__(self, content: dict[str, Any]) -> None:
         self.__dict__.update(content)
         self._make_plan()
+
+
+def _always(row: Row, *given: object) -> Row:
+    return row
 
 
 def _joined(rows: list[Rows]) -> Rows:

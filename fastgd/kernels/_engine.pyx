@@ -42,6 +42,8 @@ cnp.import_array()
 
 # Elements a thread works on at a time, at most.
 cdef Py_ssize_t CHUNK = 32768
+# Elements of which a thread takes one portion after the other, where there are more.
+cdef Py_ssize_t PIECE = 4 * CHUNK
 # From this size on a tensor's chunks are cut to start on cache lines.
 cdef Py_ssize_t ALIGN_FROM = 1024
 # With fewer elements than this in all, waking a second thread costs more than it saves.
@@ -324,7 +326,7 @@ cdef class Plan:
     cdef StepRecord step_alone(self, grads, configure, double unscale, tuple average, bint zero,
                                tuple reset, cnp.ndarray tally, double amount, combine,
                                combine_sums):
-        cdef Backend backend = _backend     # to the end, whatever is set meanwhile
+        cdef Backend backend = backend_in_use()
         cdef StepRecord record = StepRecord.__new__(StepRecord)
         cdef bint finite = True, norms
         cdef Sum* total
@@ -611,6 +613,7 @@ cdef class Plan:
         cdef Py_ssize_t n = batch.chunk_end - batch.chunk, k
         cdef Py_ssize_t threads = threads_for(elements, n)
         cdef Tensor* tensors = self.layout.tensors
+        cdef Shares shares
         if tensors[batch.tensor].info.matrix != NULL:
             # Its sweeps take a few hundredths of what its products take, and other threads, which
             # spin for a while in wait of the next sweep, would be in the way of BLAS's (512 x 512
@@ -620,9 +623,9 @@ cdef class Plan:
             if threads <= 1:
                 run(tensors, self.group_steps, &self.args, chunks, chunks + n, first)
             else:
+                share_out(&shares, elements, threads)
                 for k in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-                    run(tensors, self.group_steps, &self.args, share_of(chunks, n, k, threads),
-                        share_of(chunks, n, k + 1, threads), first)
+                    run_pieces(tensors, self.group_steps, &self.args, chunks, n, first, &shares, k)
 
     cdef inline Py_ssize_t elements_in(self, const Batch* batch) noexcept:
         """How many elements this step works on; of a batch that isn't all, roughly."""

@@ -104,6 +104,28 @@ def test_threads_that_accumulate_and_step():
     ).all()
 
 
+def test_each_thread_has_an_optimizer_while_backends_come_and_go():
+    """What they share is the backend, which a step keeps to its end, and what tuning knows."""
+    optimizers = [make(threads=1)[0] for _ in range(4)]
+    serial, grads = make(threads=1)
+
+    def work(opt):
+        for _ in range(50):
+            opt.step(grads)
+
+    threads = [threading.Thread(target=work, args=(opt,)) for opt in optimizers]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        for backend in fastgd.available_backends():
+            fastgd.set_backend(backend)
+    for thread in threads:
+        thread.join()
+    work(serial)
+    for opt in optimizers:
+        assert_alike(opt, serial)
+
+
 # --------------------------------------------------------------------------------------- processes
 
 

@@ -5,8 +5,16 @@ from __future__ import annotations
 import re
 
 import pytest
-from support.helpers import COMPILED
-from support.machine_code import READABLE, REGISTERS, disassembly
+from support.machine_code import (
+    CLANG,
+    READ,
+    READABLE,
+    calls_in,
+    count,
+    disassembly,
+    keeps_the_contract,
+    scalars_in,
+)
 
 from fastgd.kernels.reference import RULES
 from fastgd.kernels.spec.codecs import CODECS
@@ -16,8 +24,8 @@ pytestmark = READABLE
 # What only a vectorised loop has, by loop; SSE2 lacks some of it and has what stands after the |.
 MARKS = {
     "load_float32": "cvtps2pd",
-    "load_float64": "movup[sd]",  # cvtpd2ps names the narrower register
-    "store_float32": "movup[sd]",
+    "load_float64": "movups|movupd",  # cvtpd2ps names the narrower register
+    "store_float32": "movups|movupd",
     "store_float64": "cvtps2pd",
     "load_bfloat16": "pslld|punpcklwd",
     "load_float16": "cvtdq2ps mulps",
@@ -27,19 +35,19 @@ MARKS = {
     "store_bfloat16": "psrld paddd",
     "store_float16": "psrld addps",
     "store_split": "paddd",
-    "store_e5m2": "mulps psr[al]d",
-    "store_ue6m2": "psr[al]d",
+    "store_e5m2": "mulps psrld|psrad",
+    "store_ue6m2": "psrld|psrad",
     "stochastic_bfloat16": "psrld paddd",
     "stochastic_float16": "mulps cvttps2dq psrld",
-    "stochastic_e5m2": "mulps psr[al]d psrld",
-    "stochastic_ue6m2": "psr[al]d psrld",
-    "random_words": "xorps|pxord?",
+    "stochastic_e5m2": "mulps psrld|psrad psrld",
+    "stochastic_ue6m2": "psrld|psrad psrld",
+    "random_words": "xorps|pxor|pxord",
     "random_table": "pmulld|pmuludq psrld",
 }
 # A number in its own type is copied, for which compilers call the C library.
 COPIED = ["float32", "float64"]
 # What the largest of a tile is found with.
-LARGEST = "pmax[su]d|pcmpgtd"
+LARGEST = "pmaxsd|pmaxud|pcmpgtd"
 
 
 def marks(name):
@@ -51,27 +59,28 @@ def marks(name):
 
 @pytest.mark.parametrize("fuse", [0, 1])
 @pytest.mark.parametrize("name", MARKS)
-@pytest.mark.parametrize("backend", COMPILED)
+@pytest.mark.parametrize("backend", READ)
 def test_codec_is_vectorised(backend, name, fuse):
     symbol = rf"__pyx_fuse_{fuse}__pyx_f_.*_{backend}_{name}(\..*)?"
     if name.startswith("random"):
         symbol = rf"__pyx_f_.*_{backend}_{name}(\..*)?"
-    body = "".join(b for s, b in disassembly(backend).items() if re.fullmatch(symbol, s))
+    own = {s: b for s, b in disassembly(backend).items() if re.fullmatch(symbol, s)}
+    body = "".join(own.values())
     assert body, f"{name} was not found among the functions of {backend}"
-    register = REGISTERS[backend]
+    # clang takes as many float32 at a time as a register holds float64.
+    halves = CLANG and (fuse == 1 or name == "load_float64")
     for mark in [] if name.endswith(COPIED[fuse]) else marks(name):
-        assert re.search(rf"\bv?({mark})\s.*%{register}\d", body), mark
+        assert count(body, mark, backend, halves), mark
     # Nothing is called for an element, and nothing contracted.
-    calls = set(re.findall(r"\bcall\s+\w+ <(.+?)>", body))
-    assert {call.split("@")[0] for call in calls} <= {"memset", "memcpy"}
-    assert not re.search(r"\bvf(n?m(add|sub))\d", body)
+    assert calls_in(body) <= {"memset", "memcpy", *own}
+    assert keeps_the_contract(body)
 
 
 FUSED = [rule for rule in RULES.values() if rule.fused]
 
 
 @pytest.mark.parametrize("name", ["direct", "in_8_bits"])
-@pytest.mark.parametrize("backend", COMPILED)
+@pytest.mark.parametrize("backend", READ)
 def test_fused_loops_are_vectorised(backend, name):
     """One for each rule and way to keep parameter, gradient and states; without a scalar rest."""
     expected = sum(
@@ -91,9 +100,9 @@ def test_fused_loops_are_vectorised(backend, name):
     for (_, rule), body in bodies.items():
         for mark in ("mulps", "sqrtps", "divps"):
             if mark == "mulps" or "eps" in FUSED[rule].coefficients:
-                assert re.search(rf"\bv?{mark}\s.*%{REGISTERS[backend]}\d", body), mark
-        assert not re.search(r"\bv?(mul|sqrt|div)ss\b", body)
-        assert not re.search(r"\bvf(n?m(add|sub))\d|\bv?r(sqrt|cp)", body)
+                assert count(body, mark, backend), mark
+        assert not scalars_in(body)
+        assert keeps_the_contract(body)
 
 
 def test_every_loop_is_looked_at():

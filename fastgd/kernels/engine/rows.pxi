@@ -218,7 +218,7 @@ def summed_rows(rows, Py_ssize_t n, int is_double, name):
     out of range; `name` is what to call the gradient then.
     """
     cdef RowSet own = RowSet()
-    cdef Backend backend = _backend
+    cdef Backend backend = backend_in_use()
     cdef Py_ssize_t length = 1
     for k in rows.values.shape[1:]:
         length *= k

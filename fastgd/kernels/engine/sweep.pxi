@@ -222,6 +222,17 @@ cdef inline void run_last(Tensor* t, const GroupStep* group_steps, const StepArg
                              group_step.rule[0], &t.info.last, step.prefetch)
 
 
+cdef void run_pieces(Tensor* tensors, const GroupStep* group_steps, const StepArgs* step,
+                     Chunk* chunks, Py_ssize_t n, bint first, Shares* shares,
+                     Py_ssize_t thread) noexcept nogil:
+    """What one of several threads does of a sweep."""
+    cdef Py_ssize_t all_pieces = shares.n * shares.pieces, k = next_piece(shares, thread)
+    while k >= 0:
+        run(tensors, group_steps, step, share_of(chunks, n, k, all_pieces),
+            share_of(chunks, n, k + 1, all_pieces), first)
+        k = next_piece(shares, thread)
+
+
 cdef inline Chunk* share_of(Chunk* chunks, Py_ssize_t n, Py_ssize_t k,
                             Py_ssize_t shares) noexcept nogil:
     """The first chunk of the k-th of as many equal shares of all elements."""

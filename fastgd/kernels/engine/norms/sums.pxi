@@ -89,11 +89,21 @@ cdef inline void add_up(SumChunk* chunk, SumChunk* end, Summand of,
         chunk += 1
 
 
+cdef void add_up_pieces(SumChunk* chunks, Py_ssize_t n, Summand of, const Loops* loops,
+                        Shares* shares, Py_ssize_t thread) noexcept nogil:
+    """What one of several threads adds up."""
+    cdef Py_ssize_t all_pieces = shares.n * shares.pieces, k = next_piece(shares, thread)
+    while k >= 0:
+        add_up(chunks + n * k // all_pieces, chunks + n * (k + 1) // all_pieces, of, loops)
+        k = next_piece(shares, thread)
+
+
 cdef int add_up_chunks(Backend backend, SumChunk* chunks, Py_ssize_t n, Py_ssize_t elements,
                        Summand of) except -1:
     """Fill in the totals of chunks."""
     cdef Py_ssize_t k, threads = threads_for(elements, n)
     cdef const Loops* loops = &backend.loops
+    cdef Shares shares
     if not backend.compiled:
         for k in range(n):
             add_up_by_reference(&chunks[k], of)
@@ -102,8 +112,9 @@ cdef int add_up_chunks(Backend backend, SumChunk* chunks, Py_ssize_t n, Py_ssize
         if threads <= 1:
             add_up(chunks, chunks + n, of, loops)
         else:
+            share_out(&shares, elements, threads)
             for k in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-                add_up(chunks + n * k // threads, chunks + n * (k + 1) // threads, of, loops)
+                add_up_pieces(chunks, n, of, loops, &shares, k)
 
 
 cdef int add_up_by_reference(SumChunk* chunk, Summand of) except -1:

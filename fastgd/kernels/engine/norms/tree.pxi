@@ -60,7 +60,7 @@ cdef class TreeNorm:
         cdef SumChunk whole
         cdef Py_ssize_t k
         cdef cnp.ndarray x
-        cdef Backend backend = _backend    # to the end, whatever is set meanwhile
+        cdef Backend backend = backend_in_use()
         self.totals = <double*> malloc(max(self.n, 1) * sizeof(double))
         if self.totals == NULL:
             raise MemoryError

@@ -1,0 +1,50 @@
+"""What setup.py builds, by what the compiler can do; nothing is compiled but its probes."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+
+import pytest
+from support.helpers import ROOT, run_python
+
+# Runs setup.py up to where extensions would be compiled, and prints which.
+PROBES = f"""
+import os, runpy, setuptools, setuptools.command.build_ext, Cython.Build
+os.chdir({str(ROOT)!r})
+Cython.Build.cythonize = lambda extensions, **options: extensions
+setuptools.command.build_ext.build_ext.build_extensions = lambda self: print(
+    *(extension.name.rpartition(".")[2] for extension in self.extensions))
+whole = setuptools.setup
+setuptools.setup = lambda **given: whole(script_name="setup.py", script_args=["-q", "build_ext"], **given)
+runpy.run_path("setup.py")
+"""
+
+# Ignores flags with a warning, as cl does.
+IGNORANT = """#!/bin/sh
+for flag; do
+    shift
+    case $flag in
+    -march=* | -mprefer-vector-width=* | -fopenmp) echo "warning: $flag is unknown" >&2 ;;
+    *) set -- "$@" "$flag" ;;
+    esac
+done
+exec gcc "$@"
+"""
+
+
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or shutil.which("gcc") is None,
+    reason="this CPU is no x86-64, or there is no gcc",
+)
+@pytest.mark.slow
+def test_no_backend_is_named_for_flags_that_were_ignored(tmp_path):
+    """An exit status doesn't tell: else v3 and v4 would be baseline under other names."""
+    ignorant = tmp_path / "ignorant"
+    ignorant.write_text(IGNORANT)
+    ignorant.chmod(0o755)
+    done = run_python(PROBES, CC=str(ignorant), FASTGD_BACKENDS="")
+    assert done.returncode == 0, done.stderr
+    assert "no OpenMP here" in done.stdout
+    assert done.stdout.split()[-5:] == ["_engine", "_series", "_watch", "c_api", "_baseline"]
+    assert "x86_64_v4" in run_python(PROBES, CC="gcc", FASTGD_BACKENDS="").stdout.split()[-1]
