@@ -291,13 +291,12 @@ class Mapped(Home):
                     f"{self._folder}: expected {name} of a table that has taken {self.step} "
                     f"steps, found {kept}: those of another optimizer"
                 )
-        spec = self._specs.get(ROW_STEPS)
-        if spec is not None and ROW_STEPS not in kinds:
-            if (self._map(ROW_STEPS, spec, new=False) != self.step).any():
-                raise CheckpointError(
-                    f'{self._folder}: has rows that missed steps: open it with rows="catch_up", or '
-                    "leave it after catch_up()"
-                )
+        counts = self._specs.get(ROW_STEPS) if ROW_STEPS not in kinds else None
+        if counts and (self._map(ROW_STEPS, counts, new=False) != self.step).any():
+            raise CheckpointError(
+                f'{self._folder}: has rows that missed steps: open it with rows="catch_up", or '
+                "leave it after catch_up()"
+            )
         return {name: self._opened(name, kinds[name]) for name in kinds.keys() & self._specs.keys()}
 
     def new(self, kind: Kind, start: float) -> dict[str, Array]:

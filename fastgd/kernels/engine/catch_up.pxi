@@ -95,12 +95,11 @@ cdef class Missed:
         cdef GroupStep step, first, late
         cdef double given[MAX_COEFFICIENTS + 2]
         cdef int j
-        cdef list scheduled = [key for key in self.group.scheduled
-                                if key not in ("clip_norm", "clip_value", "clip_ratio")]
+        cdef set scheduled = set(self.group.scheduled) - {"clip_norm", "clip_value", "clip_ratio"}
         if scheduled:
             self.is_asked = False
-            self.refuse(f"schedules (of {', '.join(scheduled)}) make each step another; numbers may "
-                        "be changed, and then all rows catch up")
+            self.refuse(f"schedules (of {', '.join(sorted(scheduled))}) make each step another; "
+                        "numbers may be changed, and then all rows catch up")
             return 0
         owners.make(&step, owner, 1, configure, 1.0)
         memset(given, 0, sizeof(given))
