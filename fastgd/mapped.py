@@ -31,7 +31,7 @@ from fastgd.checkpoint import CheckpointError
 from fastgd.checkpoint.atomic import replacement, write_all
 from fastgd.core.domains import flag
 from fastgd.core.home import Home
-from fastgd.core.storage import Kind, visible
+from fastgd.core.storage import ROW_STEPS, Kind, visible
 from fastgd.kernels.memory.checks import shown
 from fastgd.kernels.spec.codecs import TILE
 from fastgd.kernels.spec.coded_array import as_coded, codec_of
@@ -50,6 +50,7 @@ DTYPES = {
     name: np.dtype(name)
     for name in ("float32", "float64", "float16", "uint8", "int8", "int16", "int32", "int64")
 }
+DTYPES["uint32"] = np.dtype(np.uint32)
 DTYPES["bfloat16"] = np.dtype(np.uint16)
 COPIED = 1 << 20  # elements at a time of what is copied into a file
 
@@ -290,6 +291,12 @@ class Mapped(Home):
                     f"{self._folder}: expected {name} of a table that has taken {self.step} "
                     f"steps, found {kept}: those of another optimizer"
                 )
+        counts = self._specs.get(ROW_STEPS) if ROW_STEPS not in kinds else None
+        if counts and (self._map(ROW_STEPS, counts, new=False) != self.step).any():
+            raise CheckpointError(
+                f'{self._folder}: has rows that missed steps: open it with rows="catch_up", or '
+                "leave it after catch_up()"
+            )
         return {name: self._opened(name, kinds[name]) for name in kinds.keys() & self._specs.keys()}
 
     def new(self, kind: Kind, start: float) -> dict[str, Array]:

@@ -17,6 +17,13 @@ BY_ROWS = {
     "lazy": "lazy, rows without a gradient wait for their next one",
 }
 
+# And of what others missed, with ``rows="catch_up"``.
+CATCH_UP = {
+    "linear": "can catch up exactly",
+    "linear without L2 decay": "can catch up exactly, without L2 decay",
+    "signs": "can catch up exactly, without L2 decay",
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
@@ -66,6 +73,9 @@ def _rule_lines(rule: Rule) -> list[str]:
     if not rule.shards:
         lines += ["it steps whole parameters, and no shards"]
     lines += [f"gradients by rows: {BY_ROWS.get(rule.by_rows) or f'none, as it {rule.by_rows}'}"]
+    known = CATCH_UP.get(rule.catch_up) or f"can't catch up, as it {rule.catch_up}"
+    if rule.by_rows in BY_ROWS:
+        lines += [f"rows that missed steps: {known}"]
     if rule.fused is not None:
         lines += [
             f"fused loops for parameters in {', '.join(rule.fused.params)} and states in "

@@ -175,6 +175,33 @@ class Optimizer(Contract):
         """
         return self.stepper.step(grads, grad_scale)
 
+    def catch_up(self) -> None:
+        """Do to all rows of tables what they missed, with ``rows="catch_up"``.
+
+        Afterwards tables and states are those of dense steps with zeros for what had no gradient,
+        up to rounding.  Call it before tables are evaluated, or saved by themselves.  It reads all
+        of each table that has missed anything; nothing is to be done for other parameters.
+
+        Raises
+        ------
+        RuntimeError
+            While averages are swapped in.
+
+        Examples
+        --------
+        >>> import numpy as np, fastgd
+        >>> table = np.ones((4, 1))
+        >>> opt = fastgd.SGD(table, lr=0.5, weight_decay=1.0, rows="catch_up")
+        >>> for _ in range(2):
+        ...     _ = opt.step(fastgd.Rows([1], np.zeros((1, 1))))
+        >>> table.ravel()
+        array([1.  , 0.25, 1.  , 1.  ])
+        >>> opt.catch_up()
+        >>> table.ravel()
+        array([0.25, 0.25, 0.25, 0.25])
+        """
+        self.stepper.catch_up()
+
     def accumulate(self, grads: object = None, weight: float = 1.0) -> None:
         """Add gradients to those that the next ``step()`` takes, all tensors in one call.
 

@@ -59,10 +59,13 @@ class Options(TypedDict, total=False):
         them.  Excludes ``master=True``.
     zero_grads : bool
         Zero the gradients' arrays in the sweep that reads them; also if the step is skipped.
-    rows : {"exact", "lazy"}
+    rows : {"exact", "lazy", "catch_up"}
         What gradients by rows (`fastgd.Rows`) may leave undone.  "exact": nothing; a step raises
         ValueError where rows without a gradient would move, by momentum or decay.  "lazy": these
-        wait for their next gradient, and decay acts on the rows that have one.
+        wait for their next gradient, and decay acts on the rows that have one.  "catch_up": what a
+        row misses is made up for before its next gradient, and by ``opt.catch_up()``, where that
+        has a closed form; a count of steps for each row is kept, and hyper-parameters have to be
+        numbers; see ``docs/rows.md``.
     state_dtype : {"float32", "float64", "bfloat16", "float16", "8bit"} or dict by state
         How states are stored; by default in the compute dtype, float64 for float64 parameters, else
         float32.  States in fewer bits are rounded stochastically, so that small changes add up.
@@ -149,7 +152,7 @@ HYPER: dict[str, domains.Domain] = {
 
 CLIP_BY = ("all", "group", "tensor")
 NONFINITE = ("propagate", "skip", "raise")
-ROWS = ("exact", "lazy")
+ROWS = ("exact", "lazy", "catch_up")
 
 
 def checked(

@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 
 from fastgd.core.domains import flag, integer, number, positive
 from fastgd.core.groups import ParamGroup
-from fastgd.core.storage import Kind, Storage, kept_by, saved_kinds, scale_of
+from fastgd.core.storage import (
+    ROW_MAP,
+    ROW_STEPS,
+    Kind,
+    Storage,
+    kept_by,
+    saved_kinds,
+    scale_of,
+)
 from fastgd.core.trees import Name
 from fastgd.kernels.memory import checks
 from fastgd.kernels.memory.checks import shown
@@ -129,19 +137,17 @@ def read(
         raise ValueError(f"state_dict: has states of parameters in no group: {shown(unknown)}")
     memory = {id(owner) for a in live for owner in (a, a.base) if owner is not None}
     entries = []
+    kinds = storage.recall()
     for group, saved, change in zip(groups, saved_groups, changes, strict=True):
         hyper = {**group, **change}
         number_of = match(group["param_names"], saved)
         entries.append(
             [
                 _read_entry(
-                    saved_state.get(number_of[name], {}),
-                    p,
-                    name,
-                    rule(hyper, storage.shape(p)),
-                    memory,
+                    saved_state.get(number_of[name], {}), p, name, own, memory, kinds(p, own)
                 )
                 for name, p in zip(group["param_names"], group["params"], strict=True)
+                for own in [rule(hyper, storage.shape(p))]
             ]
         )
     return changes, entries
@@ -189,10 +195,18 @@ def match(names: Sequence[Name], saved: Mapping[str, Any]) -> dict[Name, Any]:
     return {name: numbers[name] for name in names}
 
 
-def _read_entry(entry: Any, p: NDArray[Any], name: Name, rule: str, memory: set[int]) -> Entry:
+def _read_entry(
+    entry: Any,
+    p: NDArray[Any],
+    name: Name,
+    rule: str,
+    memory: set[int],
+    wanted: Mapping[str, Kind],
+) -> Entry:
     """The step count and the states of one parameter, checked against what its rule keeps."""
     states = kept_by(rule)
-    if not RULES[rule].numbers and _fits_plainly(entry, states, p):
+    plain = not RULES[rule].numbers and ROW_STEPS not in wanted
+    if plain and _fits_plainly(entry, states, p):
         arrays = {key: entry[key] for key in states}
         return entry["step"], _apart(arrays, memory)
     label = f"state[{name!r}]".replace("'", '"')
@@ -211,7 +225,39 @@ def _read_entry(entry: Any, p: NDArray[Any], name: Name, rule: str, memory: set[
     arrays = {key: checks.as_array(value, f'{label}["{key}"]') for key, value in given.items()}
     for key, a in arrays.items():
         _check_saved(a, known[key], arrays, p, f'{label}["{key}"]')
+    if arrays:
+        check_rows(arrays, ROW_STEPS in wanted, int(step), label)
     return int(step), _apart(arrays, memory)
+
+
+def check_rows(arrays: Mapping[str, Any], wanted: bool, step: int, label: str) -> None:
+    """Refuse saved rows that missed steps where they can't catch up, or nothing is known of them.
+
+    Parameters
+    ----------
+    arrays : mapping of ndarray
+        What was saved of a parameter, its step count aside.
+    wanted : bool
+        Whether its rows are to catch up.
+    step : int
+        The steps that it has taken.
+    label : str
+        What to call its entry in an error.
+    """
+    there = {ROW_STEPS, ROW_MAP} & arrays.keys()
+    if len(there) == 1 or (wanted and not there):
+        missing = sorted({ROW_STEPS, ROW_MAP} - there)
+        raise ValueError(f'{label}: has no {missing}, which rows="catch_up" keeps')
+    if not there:
+        return
+    counts = arrays[ROW_STEPS]
+    if (counts > step).any():
+        raise ValueError(f'{label}["{ROW_STEPS}"]: expected at most {step}, the steps of all')
+    if (counts != step).any() and not (wanted and arrays[ROW_MAP][0]):
+        raise ValueError(
+            f'{label}["{ROW_STEPS}"]: expected {step} of all rows, found rows that missed steps; '
+            'load them with rows="catch_up", or save them after catch_up()'
+        )
 
 
 def _apart(arrays: dict[str, NDArray[Any]], memory: set[int]) -> dict[str, NDArray[Any]]:

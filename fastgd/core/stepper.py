@@ -21,7 +21,7 @@ from fastgd.core.contract import Contract, Hyper
 from fastgd.core.groups import Changes, ParamGroup
 from fastgd.core.home import Home
 from fastgd.core.iterates import IterateAverage
-from fastgd.core.storage import Kind, Piece
+from fastgd.core.storage import ROW_MAP, ROW_STEPS, Kind, Piece
 from fastgd.core.trees import Name, Path, Structure, flatten, name_of, unflatten
 from fastgd.kernels import reference
 from fastgd.kernels._engine import HyperRows, Plan, StepRecord, is_parameter
@@ -291,6 +291,7 @@ class Stepper:
         owners: dict[tuple[int, str], int] = {}
         units: list[Axis | None] = []
         numbers: list[tuple[Array, ...]] = []
+        missed: list[tuple[Array, Array, ParamGroup] | None] = []
         axes: list[Axes | None] = []
         recall = storage.recall()
         starts = self._starts(hypers, rules, self._shared_numbers(rules))
@@ -305,15 +306,21 @@ class Stepper:
                     )
                 kinds = recall(p, rule)
                 kept = {**self._kept(name, p, kinds), "step": steps[i, ...]}
+                for key in self._rows_anew(kept, kinds, group):
+                    del kept[key]
                 for key, what in kinds.items():
                     if key not in kept:
                         kept |= self._new(what, p, start.get(key, 0.0))
+                        if key == ROW_STEPS and steps[i]:
+                            kept[key].fill(steps[i])
                         # Schedules go on from the steps taken; a velocity may then start from 0.
                         if kind.restarts and not group.scheduled and what.role == "state":
                             steps[i] = 0
                 state[name] = MappingProxyType(kept)
                 arrays.append(tuple([kinds[key].given(kept) for key in RULES[rule].states]))
                 numbers.append(tuple([kept[key] for key in RULES[rule].numbers]))
+                rows = (kept[ROW_STEPS], kept[ROW_MAP], group) if ROW_STEPS in kinds else None
+                missed.append(rows)
                 params.append(storage.given(p, kept))
                 groups.append(k)
                 owners.setdefault((k, rule), len(owners))
@@ -349,6 +356,7 @@ class Stepper:
             shapes=[*map(storage.shaped, self.params().values())] if storage.pieces else None,
             lazy=self.options["rows"] == "lazy",
             sparse=kind.sparse,
+            missed=missed if storage.catch_up else None,
         )
         plan.first = self._first
         self.state, self.rules, self.steps = MappingProxyType(state), rules, steps
@@ -371,6 +379,41 @@ class Stepper:
         """A state that there was none of, where its parameter wants it to be."""
         home = self.homes.get(id(p))
         return kind.new(p, start) if home is None else home.new(kind, start)
+
+    def _rows_anew(
+        self, kept: Mapping[str, Array], kinds: Mapping[str, Kind], group: ParamGroup
+    ) -> set[str]:
+        """What was kept of a table's rows, none of which has missed anything, and is made anew.
+
+        That is where the rule has other numbers or none, or steps are counted from new states on.
+        """
+        own = {ROW_STEPS, ROW_MAP} & kept.keys()
+        fitting = {key for key in own & kinds.keys() if kept[key].shape == kinds[key].shape}
+        new = any(what.role == "state" and key not in kept for key, what in kinds.items())
+        if new and self.kind.restarts and not group.scheduled:
+            fitting.discard(ROW_STEPS)
+        return own - fitting
+
+    def _refuse_behind(self) -> None:
+        """Raise RuntimeError if rows missed steps by another rule than is to be followed now."""
+        _, rules = self._picked(self.param_groups)
+        entries = zip(self.state.values(), self.rules, rules, strict=True)
+        for i, (entry, before, now) in enumerate(entries):
+            if before != now and (entry.get(ROW_STEPS, entry["step"]) != entry["step"]).any():
+                raise RuntimeError(
+                    f"params{self.labels()[i]}: rows missed steps by rule {before}: call "
+                    f"catch_up() before steps are by rule {now}"
+                )
+
+    def catch_up(self) -> None:
+        """Do what `Optimizer.catch_up` says."""
+        with self.lock:
+            self.refuse_elsewhere("catch_up")
+            if not self.storage.catch_up:
+                return
+            if self.homes:
+                self._mark()
+            self.plan.catch_up()
 
     def _centralized(self) -> list[bool] | None:
         """Of which parameters the gradients are centralized: those that have weights of inputs."""
@@ -488,6 +531,8 @@ class Stepper:
             return None
         before = None
         if list(map(self._pick, self.param_groups, self.picks)) != self.picks:
+            if self.storage.catch_up:
+                self._refuse_behind()
             before = Layout(*[getattr(self, key) for key in Layout._fields])
             self.lay_out(self.param_groups, self.steps, self.bound())
         else:

@@ -22,6 +22,8 @@ from fastgd.core.variants import states_of
 from fastgd.kernels.memory.alloc import aligned_zeros
 from fastgd.kernels.memory.checks import COMPUTED, shown
 from fastgd.kernels.reference import RULES
+from fastgd.kernels.spec.catch_up import KNOWN as CATCH_UP
+from fastgd.kernels.spec.catch_up import width
 from fastgd.kernels.spec.codecs import CODECS, TILE
 from fastgd.kernels.spec.coded_array import CodedArray, as_coded, codec_of, computed
 from fastgd.kernels.spec.lines import Axes, Axis, axes_of, line_shape
@@ -34,11 +36,15 @@ STATE_DTYPES = ("float32", "float64", "bfloat16", "float16", "8bit")
 ROUNDINGS = ("nearest", "stochastic")
 FLOAT32, FLOAT64, INT16, UINT8 = map(np.dtype, (np.float32, np.float64, np.int16, np.uint8))
 
+# What is kept of a table whose rows catch up: the steps that each has taken, and what a step did
+# to those that missed it (`fastgd.kernels.spec.catch_up`; before it 1, or 0 if none did).
+ROW_STEPS, ROW_MAP = "row_steps", "row_map"
+
 
 class Kind(NamedTuple):
     """What an array is that is kept for a parameter."""
 
-    role: Literal["state", "number", "scale", "master", "remainder"]
+    role: Literal["state", "number", "scale", "master", "remainder", "rows"]
     of: str  # the state that it is, or has the scales of; else its own key
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
@@ -93,6 +99,17 @@ def kept_by(rule: str) -> tuple[str, ...]:
     return RULES[rule].states + RULES[rule].numbers
 
 
+def kinds_of_rows(rule: str, shape: tuple[int, ...]) -> dict[str, Kind]:
+    """What is kept of a table whose rows catch up; nothing of what has no rows, or can't."""
+    if len(shape) < 2 or RULES[rule].catch_up not in CATCH_UP:
+        return {}
+    numbers = 1 + width(RULES[rule])
+    return {
+        ROW_STEPS: Kind("rows", ROW_STEPS, np.dtype(np.uint32), shape[:1], ""),
+        ROW_MAP: Kind("rows", ROW_MAP, FLOAT64, (numbers,), ""),
+    }
+
+
 @lru_cache(4096)
 def saved_kinds(rule: str, shape: tuple[int, ...]) -> Mapping[str, Kind]:
     """What a saved entry of a parameter may have that a rule steps, however it was kept.
@@ -119,7 +136,7 @@ def saved_kinds(rule: str, shape: tuple[int, ...]) -> Mapping[str, Kind]:
     found |= {key: Kind("number", key, FLOAT64, (), "") for key in RULES[rule].numbers}
     found["master"] = Kind("master", "master", FLOAT32, shape, "")
     found["master_low"] = Kind("remainder", "master_low", INT16, (n,), "")
-    return found
+    return found | kinds_of_rows(rule, shape)
 
 
 @dataclass(eq=False, slots=True)
@@ -149,6 +166,7 @@ class Storage(NamedTuple):
     rounding: str | None = None
     min_8bit_size: int = 4096
     seed: int = 0
+    catch_up: bool = False  # whether rows catch up, and their steps are counted
     pieces: Mapping[int, Piece] | None = None
 
     def with_pieces(self, pieces: Iterable[Piece]) -> Storage:
@@ -257,6 +275,10 @@ class Storage(NamedTuple):
                 found["master"] = Kind("master", "master", FLOAT32, p.shape, "")
             else:
                 found["master_low"] = Kind("remainder", "master_low", INT16, (p.size,), "")
+        if self.catch_up:
+            shape, in_order = self.shaped(p)
+            if in_order and not self.is_shard(p):
+                found |= kinds_of_rows(rule, shape)
         return found
 
     def recall(self) -> Callable[[Array, str], Mapping[str, Kind]]:
@@ -264,7 +286,8 @@ class Storage(NamedTuple):
         known: dict[tuple[Any, ...], Mapping[str, Kind]] = {}
 
         def kinds(p: Array, rule: str) -> Mapping[str, Kind]:
-            key = rule, p.dtype, p.shape, self.shape(p), self.whole(p) if self.pieces else None
+            lies = self.shaped(p) if self.catch_up else self.shape(p)
+            key = rule, p.dtype, p.shape, lies, self.whole(p) if self.pieces else None
             found = known.get(key)
             if found is None:
                 found = known[key] = self.kinds(p, rule)
@@ -365,6 +388,7 @@ def checked(given: Mapping[str, Any], kind: type[Contract]) -> Storage:
         rounding,
         integer(given.get("min_8bit_size", 4096), "min_8bit_size", end=2**63),
         integer(given.get("seed", 0), "seed", end=2**64),
+        given.get("rows") == "catch_up",
     )
 
 

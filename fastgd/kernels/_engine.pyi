@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Final, TypeGuard, final
 
-from numpy import dtype, float64, int64
+from numpy import dtype, float64, int64, uint32
 from numpy.typing import NDArray
 
 from fastgd.kernels.memory.rows import Rows
@@ -107,12 +107,14 @@ class Plan:
         shapes: list[tuple[tuple[int, ...], bool]] | None = None,
         lazy: bool = False,
         sparse: bool = False,
+        missed: list[tuple[NDArray[uint32], NDArray[float64], Any] | None] | None = None,
     ) -> Plan: ...
     wrote: bool
     hyper_rows: HyperRows | None
     def refresh(self) -> None: ...
     def holds(self) -> bool: ...
     def refuse_torn(self) -> None: ...
+    def catch_up(self) -> None: ...
     def step(
         self,
         grads: object,

@@ -15,7 +15,7 @@ import numpy as np
 from cython.parallel cimport prange
 from libc.math cimport INFINITY, NAN, copysign, fabs, isfinite, isinf, isnan, sqrt
 from libc.stdlib cimport calloc, free, malloc, qsort, realloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from cpython.object cimport PyObject, PyTypeObject
 from cpython.pycapsule cimport PyCapsule_CheckExact, PyCapsule_GetPointer
@@ -27,7 +27,7 @@ from fastgd.kernels._types cimport *
 from fastgd.kernels import reference
 from fastgd.kernels.memory import buffers, checks, rows as memory_rows
 from fastgd.kernels.spec import codecs, coded_array, lines
-from fastgd.kernels.spec import powers, rows as rows_spec
+from fastgd.kernels.spec import catch_up as catch_up_spec, powers, rows as rows_spec
 from fastgd.kernels.spec.matrices import matrix_of
 from fastgd.kernels.spec.registry import DENOMINATOR
 
@@ -78,6 +78,9 @@ cdef enum:
     SKIP = 1
     RAISE = 2
 
+# The most steps that the counts of rows may come to.
+cdef cnp.int64_t MOST_STEPS = 0xFFFFFFFF
+
 cdef dict CLIP_BY = {"all": BY_ALL, "group": BY_GROUP, "tensor": BY_TENSOR}
 cdef dict NONFINITE = {"propagate": PROPAGATE, "skip": SKIP, "raise": RAISE}
 
@@ -102,6 +105,7 @@ include "engine/layout.pxi"
 include "engine/own_steps.pxi"
 include "engine/whole_model.pxi"
 include "engine/owners.pxi"
+include "engine/catch_up.pxi"
 include "engine/gradients.pxi"
 include "engine/by_reference.pxi"
 include "engine/norms/sums.pxi"
@@ -171,6 +175,8 @@ cdef class Plan:
         Whether gradients by rows may leave undone what happens to rows without a gradient.
     sparse : bool
         Whether they may leave undone what a rule does to these, but not decay.
+    missed : list of (ndarray, ndarray, ParamGroup) or None, optional
+        What `Missed` takes of each parameter whose rows catch up, if that is what they are to do.
     matrices : list of `matrices.Matrix`, optional
         What each parameter is as a matrix, for rules with a matrix step; by default as its array
         is.
@@ -210,7 +216,8 @@ cdef class Plan:
                   nonfinite="propagate", cnp.ndarray skipped=None, unsigned long long seed=0,
                   list units=None, list centralized=None, list numbers=None, list owners=None,
                   list sizes=None, list matrices=None, list axes=None, HyperRows hyper_rows=None,
-                  list shapes=None, bint lazy=False, bint sparse=False):
+                  list shapes=None, bint lazy=False, bint sparse=False,
+                  list missed=None):
         cdef Py_ssize_t i
         self.seed = seed
         self.steps, self.counts = steps, <cnp.int64_t*> cnp.PyArray_DATA(steps)
@@ -218,7 +225,8 @@ cdef class Plan:
         self.clip_by, self.nonfinite = CLIP_BY[clip_by], NONFINITE[nonfinite]
         self.layout = Layout(params, labels, groups, states, rules, averages, copies, units,
                              numbers, sizes, matrices, axes, centralized, shapes)
-        self.lazy, self.sparse = lazy, sparse
+        self.lazy, self.sparse = lazy or missed is not None, sparse
+        self.layout.note_missed(missed)
         for i in range(self.layout.n):
             self.layout.tensors[i].owner = (groups if owners is None else owners)[i]
         self.hyper_rows = hyper_rows
@@ -383,11 +391,15 @@ cdef class Plan:
             if tally is not None:
                 (<double*> cnp.PyArray_DATA(tally))[0] += amount
             self.count_up(average is not None)
+            if self.layout.missed is not None:
+                self.settle_rows(backend, True)
             if backend.compiled:
                 self.sweep(combine_sums)
             else:
                 step_by_reference(self.layout, self.gradients, arrays, configured, average,
                                   combine_sums)
+            if self.layout.missed is not None:
+                self.count_rows()
         record.step = max_of(self.counts, self.layout.n)
 
     cdef tuple configure(self, Backend backend, configure, double unscale):
@@ -430,6 +442,8 @@ cdef class Plan:
                                  "out of float32's range")
             if group_step.info != t.info:
                 raise RuntimeError(f"params{self.layout.labels[i]}: its states do not fit the rule")
+            if t.missed != NULL:
+                self.look_ahead(i, backend, configure)
             if t.rows != NULL:
                 self.check_rows(i, group_step)
             t.n_units = 1
@@ -558,6 +572,11 @@ cdef class Plan:
             reference.RULES[self.layout.rules[i]], f"grads{self.layout.labels[i]}", self.lazy,
             self.sparse, group_step.stages.flags & (L2_DECAY | DECOUPLED_DECAY) != 0,
             t.average != NULL, t.rows.length % per == 0)
+        if self.layout.missed is not None:
+            memory_rows.check_catch_up(
+                reference.RULES[self.layout.rules[i]], f"grads{self.layout.labels[i]}",
+                None if t.missed == NULL else (<Missed> self.layout.missed[i]).why,
+                not isinf(group_step.clip_ratio))
         if t.centralized or (t.n and not isinf(group_step.clip_ratio)
                              and (t.own_units.length != t.rows.length or t.own_units.stride != 1)):
             memory_rows.refuse_units(f"grads{self.layout.labels[i]}", t.centralized)
@@ -577,13 +596,86 @@ cdef class Plan:
         if t.rows.length:
             with nogil:
                 if threads <= 1:
-                    run_rows(t, coding, self.group_steps, &self.args, 0, n)
+                    step_rows(t, coding, self.group_steps, &self.args, 0, n)
                 else:
                     for k in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-                        run_rows(t, coding, self.group_steps, &self.args, n * k // threads,
-                                 n * (k + 1) // threads)
+                        step_rows(t, coding, self.group_steps, &self.args, n * k // threads,
+                                  n * (k + 1) // threads)
         if zero:
             self.gradients.zero_rows(i)
+
+    cdef int look_ahead(self, Py_ssize_t i, Backend backend, configure) except -1:
+        """Note what the rows of a table miss if they have no gradient in this step."""
+        cdef Missed missed = self.layout.missed[i]
+        if self.counts[i] >= MOST_STEPS:
+            raise ValueError(f"params{self.layout.labels[i]}: expected at most {MOST_STEPS} steps "
+                             f"of a table whose rows catch up, found {self.counts[i]} taken")
+        missed.use(backend)
+        missed.ready(self.counts[i])
+        missed.look_ahead(self.owners, self.layout.tensors[i].owner, configure)
+
+    cdef int settle_rows(self, Backend backend, bint stepping) except -1:
+        """Let rows catch up with what they missed of the steps before.
+
+        In a step by rows those of the gradient will do so one by one, unless steps are no longer
+        what they were; here it is all rows, also where the gradient is an array.
+        """
+        cdef Py_ssize_t i
+        cdef int k
+        cdef Tensor* t
+        cdef Missed missed
+        cdef cnp.int64_t taken
+        for i in range(self.layout.n):
+            t = &self.layout.tensors[i]
+            if t.missed == NULL or (stepping and t.g == NULL):
+                continue
+            missed, taken = self.layout.missed[i], self.counts[i] - stepping
+            t.missed.taken = <cnp.uint32_t> taken
+            for k in range(t.n_words):
+                t.missed.key[k] = fastgd_random_key(
+                    self.seed, taken, self.first + i + (<cnp.uint64_t> k << 40))
+            if not (stepping and t.rows != NULL) or missed.changes():
+                catch_up_table(self.layout, missed, i, backend, &self.args)
+            if stepping:
+                missed.adopt()
+
+    cdef void count_rows(self) noexcept:
+        """Let the rows of tables whose gradients were arrays have taken the step."""
+        cdef Py_ssize_t i
+        cdef Missed missed
+        for i in range(self.layout.n):
+            if (self.layout.tensors[i].missed != NULL and self.layout.tensors[i].g != NULL
+                    and self.layout.tensors[i].rows == NULL):
+                missed = self.layout.missed[i]
+                missed.set_counts(self.counts[i])
+
+    def catch_up(self):
+        """Let all rows of all tables catch up with what they missed.
+
+        Raises
+        ------
+        ValueError
+            If arrays are no longer where they were.
+        RuntimeError
+            If called from within a step.
+        """
+        cdef Backend backend = _backend
+        cdef Py_ssize_t i
+        cdef Missed missed
+        if self.busy:
+            raise RuntimeError("catch_up() was called from within a step of the same optimizer")
+        self.refuse_torn()
+        if self.layout.missed is None:
+            return
+        self.layout.check_unmoved()
+        self.args.loops = &backend.loops
+        for i in range(self.layout.n):
+            if self.layout.tensors[i].missed != NULL:
+                missed = self.layout.missed[i]
+                missed.use(backend)
+                missed.ready(self.counts[i])
+        self.wrote = True
+        self.settle_rows(backend, False)
 
     cdef void run_threads(self, const Batch* batch, bint first) noexcept:
         """One sweep over the chunks of some tensors, but for those with gradients by rows."""

@@ -189,6 +189,8 @@ class Sharded:
             if (given := options.get(key)) is not None and given is not False:
                 raise ValueError(f"{key}: {problem}")
             options.pop(key, None)
+        if options.get("rows") == "catch_up":
+            raise ValueError('rows: expected "exact" or "lazy", as shards take no Rows')
         if isinstance(options.get("average"), EMA):
             raise TypeError("average: expected a number, as each rank averages only its pieces")
         self._bound = options.pop("grads", None)

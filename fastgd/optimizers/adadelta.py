@@ -62,7 +62,7 @@ class Adadelta(Optimizer):
 # ---------------------------------------------------------------------------------------- the rule
 
 
-@rule
+@rule(catch_up="linear without L2 decay")
 def adadelta(
     p: Array,
     g: Array,

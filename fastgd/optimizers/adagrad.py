@@ -68,6 +68,7 @@ class Adagrad(Optimizer):
         gain="1.0 to 1.05 in cache, 1.05 to 1.3 out of it, Intel Xeon with AVX-512",
     ),
     by_rows="exact",
+    catch_up="linear without L2 decay",
 )
 def adagrad(
     p: Array, g: Array, sum: Squares, *, alpha: Scalar, eps: Scalar, eps_root: Scalar

@@ -101,7 +101,7 @@ class FTRL(Optimizer):
 # ---------------------------------------------------------------------------------------- the rule
 
 
-@rule
+@rule(catch_up="makes weights anew of its states, by the learning rate of the moment")
 def ftrl(
     p: Array,
     g: Array,

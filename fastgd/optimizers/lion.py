@@ -72,7 +72,7 @@ class Lion(Optimizer):
 # ---------------------------------------------------------------------------------------- the rule
 
 
-@rule
+@rule(catch_up="signs")
 def lion(
     p: Array,
     g: Array,

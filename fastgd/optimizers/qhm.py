@@ -135,7 +135,7 @@ class QHAdam(Optimizer):
 # --------------------------------------------------------------------------------------- the rules
 
 
-@rule
+@rule(catch_up="linear")
 def qhm(
     p: Array,
     g: Array,

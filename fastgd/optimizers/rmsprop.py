@@ -79,7 +79,8 @@ class RMSprop(Optimizer):
         params=("float32",),
         states=("float32", "bfloat16", "8bit"),
         gain="1.0 to 1.25 in cache, 1.05 to 1.35 out of it, Intel Xeon with AVX-512",
-    )
+    ),
+    catch_up="linear without L2 decay",
 )
 def rmsprop(
     p: Array,
@@ -98,7 +99,7 @@ def rmsprop(
     p[...] = p - alpha * g / (np.sqrt(nu + eps_root) + eps)
 
 
-@rule
+@rule(catch_up="linear without L2 decay")
 def rmsprop_momentum(
     p: Array,
     g: Array,
@@ -119,7 +120,7 @@ def rmsprop_momentum(
     p[...] = p - alpha * V
 
 
-@rule
+@rule(catch_up="linear without L2 decay")
 def rmsprop_centered(
     p: Array,
     g: Array,
@@ -139,7 +140,7 @@ def rmsprop_centered(
     p[...] = p - alpha * g / (np.sqrt(positive_part(nu - mean * mean) + eps_root) + eps)
 
 
-@rule
+@rule(catch_up="linear without L2 decay")
 def rmsprop_centered_momentum(
     p: Array,
     g: Array,

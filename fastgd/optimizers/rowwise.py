@@ -160,7 +160,12 @@ def inverse_root(p: Array, *, eps: Scalar) -> None:
     p[...] = 1 / (np.sqrt(p) + eps)
 
 
-@rule(lines=rowwise_adagrad_numbers, rows=inverse_root, by_rows="exact")
+@rule(
+    lines=rowwise_adagrad_numbers,
+    rows=inverse_root,
+    by_rows="exact",
+    catch_up="linear without L2 decay",
+)
 def rowwise_adagrad(p: Array, g: Array, sum: PerRow, *, alpha: Scalar) -> None:
     """p ← p − αgr, r = 1 / (√ν + ε), ν ← ν + mean(g²) over each row."""
     r = sum

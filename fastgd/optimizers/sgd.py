@@ -140,7 +140,7 @@ class Momentum(Optimizer):
 # ---------------------------------------------------------------------------------------- the rules
 
 
-@rule(by_rows="exact")
+@rule(by_rows="exact", catch_up="linear")
 def sgd(p: Array, g: Array, *, alpha: Scalar) -> None:
     """Gradient descent: p ← p − αg."""
     p[...] = p - alpha * g
@@ -151,7 +151,8 @@ def sgd(p: Array, g: Array, *, alpha: Scalar) -> None:
         params=("float32",),
         states=("float32", "bfloat16", "8bit"),
         gain="1.0 to 1.1 in cache, 1.05 to 1.15 out of it, Intel Xeon with AVX-512",
-    )
+    ),
+    catch_up="linear",
 )
 def momentum(
     p: Array, g: Array, momentum_buffer: Array, *, alpha: Scalar, beta: Scalar, gamma: Scalar
@@ -171,7 +172,8 @@ def momentum(
         params=("float32",),
         states=("float32", "bfloat16", "8bit"),
         gain="1.0 to 1.1 in cache, 1.05 to 1.15 out of it, Intel Xeon with AVX-512",
-    )
+    ),
+    catch_up="linear",
 )
 def nesterov(
     p: Array,

@@ -68,13 +68,13 @@ class SignSGD(Optimizer):
 # --------------------------------------------------------------------------------------- the rules
 
 
-@rule(by_rows="exact")
+@rule(by_rows="exact", catch_up="linear without L2 decay")
 def sign_sgd(p: Array, g: Array, *, alpha: Scalar) -> None:
     """p ← p − α sign(g) (Bernstein et al., 2018)."""
     p[...] = p - alpha * np.sign(g)
 
 
-@rule
+@rule(catch_up="signs")
 def signum(
     p: Array, g: Array, exp_avg: Array, *, alpha: Scalar, beta: Scalar, gamma: Scalar
 ) -> None:

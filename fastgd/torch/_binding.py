@@ -24,7 +24,15 @@ from fastgd.torch._average import EMA
 from fastgd.torch._handles import HANDLES
 from fastgd.torch._options import Options
 from fastgd.torch._sharing import Sharing, refuse_shard
-from fastgd.torch._states import AVERAGE, Kept, count_of, plain, saved_kinds_of
+from fastgd.torch._states import (
+    AVERAGE,
+    Kept,
+    count_of,
+    order_of,
+    plain,
+    rows_kept,
+    saved_kinds_of,
+)
 
 Array = NDArray[Any]
 State = dict[Any, dict[str, Any]]
@@ -171,9 +179,8 @@ class Binding:
             rule = self._kind.rule(hypers[id(section)], tuple(p.shape))
             if not RULES[rule].shards:
                 refuse_shard(p, rule, f"params{section.name(i)}")
-            kept = Kept(
-                p, self._watch.tensors[n], rule, array, kinds(array, rule), average is not None
-            )
+            own = {**kinds(array, rule), **rows_kept(self._setup.options.storage, p, rule)}
+            kept = Kept(p, self._watch.tensors[n], rule, array, own, average is not None)
             self._kept[n] = kept
             entry = state.get(p) or {}
             label = f"state{section.name(i)}" if entry else ""
@@ -251,8 +258,7 @@ class Binding:
         """The flat array in the place of a parameter's memory: it doesn't tell rows and shape."""
         shape, strides = tuple(tensor.shape), tensor.stride()
         units = units_of(shape, strides, layout=self._setup.options.given["layout"])
-        rows = units_of(shape, strides)
-        order = "C" if rows is not None and rows.stride == 1 else "F"
+        order = order_of(tensor)
         return Piece(a, 0, a.size, units, order, tuple(p.shape), axes_of(shape, strides))
 
     def _show(self, n: int, entry: dict[str, Any], keys: tuple[str, ...]) -> None:
@@ -332,6 +338,16 @@ class Binding:
         self._watch.tick(skipped=True)  # lets go of them
         each = iter([self._as_given(n, a) for n, a in enumerate(self._gradients())])
         return [[next(each) for _ in own] for own in self._arrays]
+
+    def catch_up(self, groups: list[dict[str, Any]], state: State) -> bool:
+        """Let all rows catch up; False if all has to be bound again first."""
+        if self._watch.read(groups, state) is None:
+            return False
+        self._watch.tick(skipped=True)  # lets go of gradients
+        self._follow_masters()
+        self.stepper.catch_up()
+        self.changed()
+        return True
 
     def _as_given(self, n: int, g: Any) -> Any:
         """A gradient as an optimizer of arrays takes it, the n-th."""

@@ -75,6 +75,11 @@ class Lookahead(Wrapper):
                 "optimizer: expected one without average, which would average the fast weights "
                 "before they are pulled back"
             )
+        if optimizer.options.storage.catch_up:
+            raise ValueError(
+                'optimizer: expected one without rows="catch_up": rows would be pulled back from '
+                "where they were before they caught up"
+            )
         if optimizer.kind.remade:
             raise ValueError(
                 f"optimizer: expected one that steps from where parameters are, found "

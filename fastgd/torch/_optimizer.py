@@ -287,6 +287,26 @@ class Optimizer(torch.optim.Optimizer):
         sections = [Section(k, group, 0, group["params"]) for k, group in enumerate(groups)]
         return Binding(self._setup(), sections, self.state)
 
+    def catch_up(self) -> None:
+        """Do to all rows of tables what they missed, with ``rows="catch_up"``.
+
+        Afterwards tables and states are those of dense steps with zeros for what had no gradient,
+        up to rounding.  Call it before tables are evaluated, or saved by themselves.
+
+        Raises
+        ------
+        RuntimeError
+            While averages are swapped in.
+        """
+        with self._lock:
+            self.refuse_evaluated("catch_up")
+            if not self.options.storage.catch_up or not self.state:
+                return
+            if self._binding is None or not self._binding.catch_up(self.param_groups, self.state):
+                self._binding = self._bound()
+                if not self._binding.catch_up(self.param_groups, self.state):
+                    raise RuntimeError("params: changed while they were read")
+
     def gradients(self) -> tuple[Binding, list[list[Any]]]:
         """Parameters bound, as they will be in the next step, and the arrays of their gradients."""
         for _ in range(2):
@@ -433,4 +453,4 @@ class Optimizer(torch.optim.Optimizer):
             for i, p in enumerate(group["params"]):
                 entry, name = state["state"].get(p) or {}, f"state{section.name(i)}"
                 rule = self.kind.rule(hyper, tuple(p.shape))
-                check_entry(entry, p, rule, self.ema is not None, name)
+                check_entry(entry, p, rule, self.ema is not None, self.options.storage, name)

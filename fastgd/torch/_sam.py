@@ -84,6 +84,11 @@ class SAM(Wrapper):
         self.adaptive = domains.flag(adaptive, "adaptive")
         super().__init__(optimizer)
         refuse_shards(self._base, "SAM")
+        if self._base.options.storage.catch_up:
+            raise ValueError(
+                'optimizer: expected one without rows="catch_up": a gradient nearby is that of '
+                "whole parameters, whose rows have to have caught up"
+            )
         self._saved: list[tuple[Any, Any]] | None = None
 
     @property

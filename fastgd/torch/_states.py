@@ -12,11 +12,21 @@ import torch
 from numpy.typing import NDArray
 
 from fastgd.core.domains import number
-from fastgd.core.storage import Kind, kept_by, saved_as, saved_kinds, scale_of
+from fastgd.core.state_dict import check_rows
+from fastgd.core.storage import (
+    Kind,
+    Storage,
+    kept_by,
+    kinds_of_rows,
+    saved_as,
+    saved_kinds,
+    scale_of,
+)
 from fastgd.kernels.reference import RULES
 from fastgd.kernels.spec.codecs import CODECS
 from fastgd.kernels.spec.coded_array import codec_of, computed
 from fastgd.kernels.spec.lines import line_shape
+from fastgd.kernels.spec.units import units_of
 from fastgd.torch import _tensors
 
 Array = NDArray[Any]
@@ -34,6 +44,7 @@ DTYPES = {
     "ue6m2": torch.uint8,
     "uint8": torch.uint8,
     "int16": torch.int16,
+    "uint32": torch.uint32,
 }
 
 
@@ -43,12 +54,12 @@ def check_state(value: Any, p: Any, kind: Kind | None, name: str) -> None:
         raise TypeError(f"{name}: expected a tensor, found {type(value).__name__}")
     role = "average" if kind is None else kind.role
     # Scales are those of the tiles in a parameter's memory; numbers of lines have their own shape.
-    own = kind is not None and (role in {"scale", "number"} or kind.lines)
+    own = kind is not None and (role in {"scale", "number", "rows"} or kind.lines)
     shape = kind.shape if kind is not None and own else tuple(p.shape)
     if tuple(value.shape) != shape:
         of = " as its parameter" if shape == tuple(p.shape) else ""
         raise ValueError(f"{name}: expected shape {shape}{of}, found {tuple(value.shape)}")
-    if kind is not None and role in {"scale", "remainder"}:
+    if kind is not None and role in {"scale", "remainder", "rows"}:
         if value.dtype != DTYPES[kind.dtype.name]:
             expected = DTYPES[kind.dtype.name]
             raise TypeError(f"{name}: expected dtype {expected}, found {value.dtype}")
@@ -58,7 +69,21 @@ def check_state(value: Any, p: Any, kind: Kind | None, name: str) -> None:
 
 def saved_kinds_of(p: Any, rule: str) -> Mapping[str, Kind]:
     """What there may be of a parameter that a rule steps, however it was kept."""
-    return shaped(saved_kinds(rule, (_tensors.local(p).numel(),)), rule, p)
+    kinds = shaped(saved_kinds(rule, (_tensors.local(p).numel(),)), rule, p)
+    return {**kinds, **kinds_of_rows(rule, tuple(p.shape))}
+
+
+def order_of(tensor: Any) -> str:
+    """Whether the entries of a tensor along its first axis follow each other in memory: "C"."""
+    rows = units_of(tuple(tensor.shape), tensor.stride())
+    return "C" if rows is not None and rows.stride == 1 else "F"
+
+
+def rows_kept(storage: Storage, p: Any, rule: str) -> Mapping[str, Kind]:
+    """What is kept of a parameter's rows, if these catch up."""
+    if not storage.catch_up or _tensors.is_sharded(p) or order_of(p) != "C":
+        return {}
+    return kinds_of_rows(rule, tuple(p.shape))
 
 
 def shaped(kinds: Mapping[str, Kind], rule: str, p: Any) -> Mapping[str, Kind]:
@@ -68,7 +93,9 @@ def shaped(kinds: Mapping[str, Kind], rule: str, p: Any) -> Mapping[str, Kind]:
     return {**kinds, **own} if own else kinds
 
 
-def check_entry(entry: Mapping[str, Any], p: Any, rule: str, averages: bool, name: str) -> None:
+def check_entry(
+    entry: Mapping[str, Any], p: Any, rule: str, averages: bool, storage: Storage, name: str
+) -> None:
     """Refuse what a state dict has of a parameter if it doesn't fit."""
     if not isinstance(entry, Mapping):
         raise TypeError(f"{name}: expected a dict, found {type(entry).__name__}")
@@ -85,6 +112,10 @@ def check_entry(entry: Mapping[str, Any], p: Any, rule: str, averages: bool, nam
         check_state(entry[key], p, kinds.get(key), f'{name}["{key}"]')
         if entry[key].dtype == torch.uint8 and key in states and scale_of(key) not in present:
             raise ValueError(f"{name}: has no ['{scale_of(key)}'], which the codes of {key} need")
+    rows = {key: entry[key].cpu().numpy() for key in kinds_of_rows(rule, p.shape) if key in present}
+    if present:
+        wanted = bool(rows_kept(storage, p, rule))
+        check_rows(rows, wanted, count_of(entry.get("step", 0), name)[1], name)
 
 
 def count_of(step: Any, name: str, key: str = "step") -> tuple[Any, int]:
@@ -170,6 +201,10 @@ class Kept:
                 continue
             if kind is not None and kind.lines:
                 found[key] = self._lined(_tensors.local(value), kind)
+                continue
+            if kind is not None and kind.role == "rows":
+                here = value.device.type == "cpu" and value.is_contiguous()
+                found[key] = value if here and not value.is_inference() else value.cpu().clone()
                 continue
             if _tensors.local(value).shape != self.tensor.shape:
                 raise ValueError(
@@ -267,7 +302,7 @@ class Kept:
         kind = self.kinds[key]
         if kind.lines:
             return torch.from_numpy(array).as_strided(kind.shape, self._line_strides(kind))
-        apart, shape = kind.role in {"scale", "number"}, self.tensor.shape
+        apart, shape = kind.role in {"scale", "number", "rows"}, self.tensor.shape
         if not apart and array.shape != shape:
             array = array.reshape(shape)
         tensor = torch.from_numpy(array.view(np.uint16) if bits else array)

@@ -96,6 +96,11 @@ class Lookahead(Optimizer):
                 "optimizer: expected one without average, which would average the fast weights "
                 "before they are pulled back; update a fastgd.averages.EMA after each step"
             )
+        if optimizer.storage.catch_up:
+            raise ValueError(
+                'optimizer: expected one without rows="catch_up": rows would be pulled back from '
+                "where they were before they caught up"
+            )
         if optimizer.remade:
             raise ValueError(
                 f"optimizer: expected one that steps from where parameters are, found "

@@ -90,6 +90,11 @@ class SAM:
     def __init__(self, optimizer: Optimizer, rho: float = 0.05, adaptive: bool = False) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer: expected a fastgd.Optimizer, found {shown(optimizer)}")
+        if optimizer.storage.catch_up:
+            raise ValueError(
+                'optimizer: expected one without rows="catch_up": a gradient nearby is that of '
+                "whole parameters, whose rows have to have caught up"
+            )
         self.optimizer = optimizer
         self.rho = domains.nonnegative(rho, "rho")
         self.adaptive = domains.flag(adaptive, "adaptive")

@@ -18,6 +18,7 @@ SIZES = runpy.run_path("fastgd/kernels/spec/sizes.py")
 # Specification and loops of rules that are no optimizer's.
 KERNEL_FAMILIES = [
     (Path("fastgd/kernels/spec/average.py"), Path("fastgd/kernels/loops/average.pxi")),
+    (Path("fastgd/kernels/spec/catch_up.py"), Path("fastgd/kernels/loops/catch_up.pxi")),
 ]
 
 
@@ -39,7 +40,7 @@ READ = ("Read", "Rows", "Columns", "PerRow")
 DENOMINATOR = "eps"
 
 # What a rule declares that is no function.
-OPTIONS = ("fused", "shards", "exact", "by_rows")
+OPTIONS = ("fused", "shards", "exact", "by_rows", "catch_up")
 
 
 class FamilyError(Exception):

@@ -213,6 +213,48 @@ def test_what_can_not_be_rows_is_refused(message):
     assert not opt.state[p] if p in opt.state else True
 
 
+def test_rows_catch_up():
+    """With counts that torch's users see, save and load; states stay theirs."""
+    tables = [nn.Embedding(20, 6, sparse=sparse) for sparse in (True, False)]
+    tables[0].load_state_dict(tables[1].state_dict())
+    options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}
+    opts = [
+        SGD(table.parameters(), **options, rows="catch_up" if k == 0 else "exact")
+        for k, table in enumerate(tables)
+    ]
+    opts[0].catch_up()  # of which nothing is left
+    for t in range(12):
+        for table, opt in zip(tables, opts, strict=True):
+            opt.zero_grad()
+            table(torch.tensor([t, 2, t // 2])).square().sum().backward()
+            if t == 5:
+                opt.param_groups[0]["lr"] = 0.05
+            opt.step()
+        if t == 6:
+            p, saved = tables[0].weight, opts[0].state_dict()
+            again = nn.Embedding.from_pretrained(p.detach().clone(), freeze=False, sparse=True)
+            opt = SGD(again.parameters(), **options, rows="catch_up")
+            opt.load_state_dict(copy.deepcopy(saved))
+            lazy = SGD(again.parameters(), **options, rows="lazy")
+            with pytest.raises(ValueError, match="found rows that missed steps"):
+                lazy.load_state_dict(saved)
+            tables[0], opts[0] = again, opt
+    p = tables[0].weight
+    entry = opts[0].state[p]
+    assert entry["row_steps"].dtype == torch.uint32
+    assert entry["row_steps"].tolist().count(12) == 3
+    version = p._version
+    opts[0].catch_up()
+    assert p._version > version
+    assert entry["row_steps"].tolist() == [12] * 20
+    torch.testing.assert_close(p, tables[1].weight)
+    buffers = [o.state[t.weight]["momentum_buffer"] for o, t in zip(opts, tables, strict=True)]
+    torch.testing.assert_close(*buffers)
+    for wrapper in (fastgd.torch.Lookahead, fastgd.torch.SAM):
+        with pytest.raises(ValueError, match='expected one without rows="catch_up"'):
+            wrapper(opts[0])
+
+
 def test_adam_asks_what_is_meant():
     model = Network()
     model.loss(0).backward()

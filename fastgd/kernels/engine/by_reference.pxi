@@ -77,6 +77,9 @@ cdef int rows_by_reference(Layout layout, Gradients gradients, Py_ssize_t i, row
         factors = np.array([t.factors[k] for k in range(t.rows.n)])
     keys = [layout.codings[i].key[k] for k in range(t.n_words)]
     numbers = dict(zip(reference.RULES[name].numbers, layout.numbers_of(i), strict=True))
+    if t.missed != NULL:
+        catch_up_by_reference(layout, layout.missed[i], i, distinct.tolist())
+        (<Missed> layout.missed[i]).counts[distinct] += 1
     rows_spec.row_steps(name, p, distinct, g, states, coefficients,
                         reference.Stages(t.factor, *stages[1:]), keys, factors, numbers)
     if t.flags & COPY:

@@ -14,6 +14,7 @@ cdef class Layout:
     cdef list numbers
     cdef list shapes            # of the parameters that arrays stand for, or None: the arrays' own
     cdef list matrices          # what each parameter is as a matrix, or None: as its array
+    cdef list missed            # what is known of the rows of tables that catch up, or None
     cdef list workspaces        # of each tensor whose rule has a matrix step, else None
     cdef Range* written         # all that a step writes, by address
     cdef Py_ssize_t n, n_written, n_chunks, n_groups
@@ -143,6 +144,19 @@ cdef class Layout:
 
     cdef tuple numbers_of(self, Py_ssize_t i):
         return () if self.numbers is None else self.numbers[i]
+
+    cdef int note_missed(self, list missed) except -1:
+        """Note the rows of which parameters catch up, by the arguments of `Missed`."""
+        cdef Py_ssize_t i
+        cdef Missed own
+        if missed is None:
+            return 0
+        self.missed = [None] * self.n
+        for i in range(self.n):
+            if missed[i] is not None:
+                own = self.missed[i] = Missed(*missed[i], reference.RULES[self.rules[i]])
+                own.view.is_double = self.tensors[i].is_double
+                self.tensors[i].missed = &own.view
 
     cdef int note_written(self) except -1:
         """Note the memory of all arrays that a step writes; refuse what overlaps."""

@@ -53,6 +53,23 @@ cdef struct RowList:
     double* norms              # its norm,
     double* factors            # and what its gradient is multiplied by
 
+# The rows of a table that catch up with what they missed; see `Missed`.
+cdef struct MissedRows:
+    cnp.uint32_t* counts       # of each row, the steps that it has taken or caught up with
+    Py_ssize_t n               # rows
+    cnp.uint32_t taken         # the steps that the table has taken, of which rows missed some
+    int n_states               # of the rule, with an element for each of the parameter,
+    bint signs                 # whether it takes signs,
+    int width                  # and how many numbers there are of a step that was missed:
+    double* built              # these,
+    double* powers[4]          # and their powers by each digit of how many there were,
+    int levels                 # for so many digits
+    bint moves                 # whether such a step changes anything
+    bint is_double
+    const RuleInfo* info       # of the rule by which rows catch up,
+    void* rule[2]              # and its loops: float32, float64
+    cnp.uint64_t key[MAX_WORDS]    # of the random words of the last step taken
+
 # What is known of loops of one kind: which policy they take, and the evidence for it.
 cdef struct Kind:
     const void* rule           # the rule's loop, which stands for backend and compute type, too
@@ -80,6 +97,7 @@ cdef struct Tensor:
     char* kept                 # the kept term, where the rule has a matrix step, or NULL
     const RuleInfo* info
     RowList* rows              # this step's gradient, where it is one by rows; or NULL
+    MissedRows* missed         # of a table whose rows catch up; or NULL
     OwnStep* own               # its own coefficients, or NULL: those of its group's step
     char* seen                 # what sweeps see of the number of a row that this is, or NULL
     const Lines* lines         # of a rule with states of rows and columns, or NULL

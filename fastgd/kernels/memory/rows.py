@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastgd.kernels.memory import checks
+from fastgd.kernels.spec.catch_up import KNOWN as CATCH_UP
 from fastgd.kernels.spec.registry import Rule
 from fastgd.kernels.spec.sizes import TILE
 
@@ -178,6 +179,31 @@ def refuse_tiles(name: str) -> None:
     )
 
 
+def check_catch_up(rule: Rule, name: str, why: str | None, clips_rows: bool) -> None:
+    """Refuse a gradient by rows where what the others miss has no closed form.
+
+    Parameters
+    ----------
+    rule : Rule
+        The parameter's.
+    name : str
+        What to call the gradient in an error.
+    why : str or None
+        Why steps by the hyper-parameters of the moment have none.
+    clips_rows : bool
+        Whether norms of rows are clipped.
+    """
+    if rule.catch_up not in CATCH_UP:
+        why = f"rule {rule.name} {rule.catch_up}"
+    elif why is None and clips_rows:
+        why = "clip_ratio takes norms of rows that have not caught up yet"
+    if why is not None:
+        raise ValueError(
+            f'{name}: expected an array, as rows can not catch up (rows="catch_up"): {why}; found '
+            "Rows"
+        )
+
+
 def check_rule(
     rule: Rule, name: str, lazy: bool, sparse: bool, decays: bool, averaged: bool, whole_tiles: bool
 ) -> None:
@@ -217,6 +243,7 @@ def check_rule(
     why = "weight_decay acts" if stands_still else f"rule {rule.name} changes states"
     raise ValueError(
         f"{name}: {why} on rows without a gradient, too, which Rows leave alone; say "
-        'rows="lazy" when you make the optimizer, if they are to wait for their next gradient, or '
+        'rows="lazy" when you make the optimizer, if they are to wait for their next gradient, '
+        'rows="catch_up", if they are to make up for it then, or '
         "give the whole gradient as an array"
     )

@@ -164,6 +164,7 @@ class Rule(NamedTuple):
     columns: Sweep | None = None  # and of columns
     line_states: Mapping[str, str] = {}  # which these are: "rows", "columns" or "entries"
     by_rows: str = "lazy"  # what it makes of gradients by rows: see `rule`
+    catch_up: str = ""  # and of what rows without a gradient missed
 
     @property
     def update(self) -> Update:
@@ -227,6 +228,7 @@ def rule(
     rows: Update | None = None,
     columns: Update | None = None,
     by_rows: str | None = None,
+    catch_up: str | None = None,
 ) -> Callable[[Update], Update]: ...
 
 
@@ -259,6 +261,12 @@ def rule(update: Update | None = None, **parts: Any) -> Any:
         parameter and states stand still, so that to leave such rows alone changes nothing.  "lazy":
         they would go on, and wait for their next gradient instead.  Else why rows alone can't be
         stepped, in words that follow the rule's name.  By default "lazy", if the rule is one sweep.
+    catch_up : str, optional
+        What becomes of steps that a row missed (`fastgd.kernels.spec.catch_up`).  "linear": without
+        a gradient but that of L2 decay, parameter and states are multiplied and added up, so that k
+        steps have a closed form; at most one state moves the parameter.  "linear without L2 decay".
+        "signs": the parameter moves by the sign of the only state, which shrinks.  Else why there
+        is none, in words that follow the rule's name.
 
     Raises
     ------
@@ -332,6 +340,7 @@ def _entered(
     rows: Update | None = None,
     columns: Update | None = None,
     by_rows: str | None = None,
+    catch_up: str | None = None,
 ) -> Update:
     name = update.__code__.co_name
     if name in RULES:
@@ -370,6 +379,10 @@ def _entered(
     if by_rows is None:
         whole = first is not None or between is not None or columns is not None
         by_rows = "takes sums over the whole parameter" if whole else "lazy"
+    if catch_up is None:
+        catch_up = by_rows
+        if by_rows in ("exact", "lazy"):
+            catch_up = "goes on by quotients, whose sum over missed steps has no closed form"
     RULES[name] = Rule(
         name,
         tuple(states),
@@ -390,6 +403,7 @@ def _entered(
         between,
         line_states=line_states,
         by_rows=by_rows,
+        catch_up=catch_up,
         **beforehand,
     )
     return update

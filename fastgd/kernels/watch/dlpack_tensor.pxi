@@ -22,7 +22,8 @@ cdef bint look(Exchange* exchange, object tensor, DLTensor* t) noexcept:
 cdef inline int kind_of(DLTensor* t) noexcept:
     """NumPy's number for what a tensor in the memory of the CPU holds, or -1.
 
-    Of floats, and of the codes that states are stored as; uint16 stands for bfloat16.
+    Of floats, of the codes that states are stored as, where uint16 stands for bfloat16, and of
+    counts in uint32.
     """
     if t.device.type != CPU or t.dtype.lanes != 1:
         return -1
@@ -33,11 +34,15 @@ cdef inline int kind_of(DLTensor* t) noexcept:
     if t.dtype.bits == 16:
         return (<int> cnp.NPY_USHORT if t.dtype.code == BFLOAT else
                 <int> cnp.NPY_SHORT if t.dtype.code == INT else -1)
-    return <int> cnp.NPY_UBYTE if t.dtype.code == UINT and t.dtype.bits == 8 else -1
+    if t.dtype.code == UINT:
+        return (<int> cnp.NPY_UBYTE if t.dtype.bits == 8 else
+                <int> cnp.NPY_UINT32 if t.dtype.bits == 32 else -1)
+    return -1
 
 
 cdef inline bint of_floats(int kind) noexcept:
-    return kind >= 0 and kind != <int> cnp.NPY_UBYTE and kind != <int> cnp.NPY_SHORT
+    return (kind >= 0 and kind != <int> cnp.NPY_UBYTE and kind != <int> cnp.NPY_SHORT
+            and kind != <int> cnp.NPY_UINT32)
 
 
 cdef inline Py_ssize_t size_of(DLTensor* t) noexcept:
@@ -88,7 +93,7 @@ def flat(api, tensor, owner):
 
     Returns
     -------
-    ndarray of floats, uint8 or int16, shape (elements,), or None
+    ndarray of floats, uint8, int16 or uint32, shape (elements,), or None
         bfloat16 comes as uint16.  None if the tensor has another dtype, or no memory that the CPU
         can reach.
     """
