@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import math
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ FRAMES = 90
 # The end stays in sight before the animation starts again.
 HOLD = 15
 MILLISECONDS = 70
+PORT, ANIMATION = 8737, "race.gif"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,8 +53,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         type=output.picture(".gif", ".png"),
-        default="race.gif",
+        default=ANIMATION,
         help="the animation (GIF, or animated PNG)",
+    )
+    parser.add_argument(
+        "--serve",
+        action="store_true",
+        help="instead, a page to choose and click on, for a browser on this machine",
+    )
+    parser.add_argument("--port", type=port, default=PORT, help="where --serve listens; 0: any")
+    parser.add_argument(
+        "--open", action="store_true", help="with --serve: show the page in the browser, too"
     )
 
 
@@ -76,6 +87,13 @@ def steps(text: str) -> int:
     return int(text)
 
 
+def port(text: str) -> int:
+    """An argument's type: a port of TCP."""
+    if not text.isdecimal() or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"expected an integer from 0 to 65535, not {text!r}")
+    return int(text)
+
+
 def positive(text: str) -> float:
     """An argument's type: a number above 0."""
     try:
@@ -88,7 +106,12 @@ def positive(text: str) -> float:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Race, print the table, write the animation."""
+    """Race, print the table, write the animation; or serve the page."""
+    if arguments.serve:
+        return serve(arguments)
+    if arguments.open or arguments.port != PORT:
+        print("race: --port and --open belong to --serve", file=sys.stderr)
+        return 2
     surface, console = arguments.surface, Console()
     names = choice.chosen(arguments.optimizer)
     columns = (
@@ -118,6 +141,29 @@ def run(arguments: argparse.Namespace) -> int:
     save(animation, arguments.output)
     console.print(f"The animation is in {arguments.output}", highlight=False, soft_wrap=True)
     return 0
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """Serve the page, which begins with the race that the arguments describe."""
+    from fastgd.commands import live
+
+    names = choice.chosen(arguments.optimizer)
+    try:
+        if arguments.output != Path(ANIMATION):
+            raise live.answers.Refused("--serve writes no file: leave --output out")
+        begin = live.answers.begin(arguments.surface, arguments.steps, names, arguments.lr)
+        server = live.Server(arguments.port, begin, arguments.tolerance)
+    except live.answers.Refused as refused:
+        print(f"race: {refused}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(
+            f"race: cannot listen on port {arguments.port}: {error.strerror}; "
+            "--port 0 takes one that is free",
+            file=sys.stderr,
+        )
+        return 1
+    return live.serve(server, show=arguments.open)
 
 
 def table_of(surface: Surface, runs: Mapping[str, Run], count: int, tolerance: float) -> Table:
