@@ -53,6 +53,23 @@ def folder(text: str) -> Path:
     return path
 
 
+def with_size(path: Path) -> str:
+    """A file's path and size, for the line that says what was written.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     _ = file.truncate(1_234_567)
+    ...     print(with_size(Path(file.name)).removeprefix(file.name))
+     (1.2 MB)
+    """
+    size, unit = float(path.stat().st_size), "bytes"
+    for larger in ("kB", "MB", "GB"):
+        if size < 1000:
+            break
+        size, unit = size / 1000, larger
+    return f"{path} ({size:.{0 if size >= 10 or unit == 'bytes' else 1}f} {unit})"
+
+
 def write(path: Path, content: bytes) -> None:
     """Replace a file atomically: readers see the old one or the new one."""
     with replacement(str(path)) as file:

@@ -15,13 +15,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from fastgd import plot
 from fastgd.commands import choice, output
 from fastgd.commands.descents import RATES, Run, contestants, race
 from fastgd.commands.images import Palette
+from fastgd.commands.work import Work
 from fastgd.surfaces import SURFACES, Surface
 
 FRAMES = 90
@@ -114,18 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 2
     surface, console = arguments.surface, Console()
     names = choice.chosen(arguments.optimizer)
-    columns = (
-        TextColumn("{task.description:<10}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=2 * len(contestants(names)))
-
-        def advance(name: str, share: float = 1.0) -> None:
-            progress.update(task, advance=share, description=name)
-
+    with Work("race", 2 * len(contestants(names))) as work:
         rates = RATES if arguments.lr is None else (arguments.lr,)
         runs = race(
             surface,
@@ -133,13 +122,14 @@ def run(arguments: argparse.Namespace) -> int:
             names=names,
             rates=rates,
             tolerance=arguments.tolerance,
-            advance=advance,
+            advance=work.advance,
         )
         share = len(runs) / frame_count(arguments.steps)
-        animation = animate(surface, runs, lambda: advance("drawing", share))
-    console.print(table_of(surface, runs, arguments.steps, arguments.tolerance))
-    save(animation, arguments.output)
-    console.print(f"The animation is in {arguments.output}", highlight=False, soft_wrap=True)
+        frames = animate(surface, runs, lambda: work.advance("drawing", share))
+        work.show()
+        console.print(table_of(surface, runs, arguments.steps, arguments.tolerance))
+        written = work.write(arguments.output, animation(frames, arguments.output.suffix))
+        console.print(f"The animation is in {written}", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -150,10 +140,10 @@ def serve(arguments: argparse.Namespace) -> int:
     names = choice.chosen(arguments.optimizer)
     try:
         if arguments.output != Path(ANIMATION):
-            raise live.answers.Refused("--serve writes no file: leave --output out")
+            raise live.answers.RefusedError("--serve writes no file: leave --output out")
         begin = live.answers.begin(arguments.surface, arguments.steps, names, arguments.lr)
         server = live.Server(arguments.port, begin, arguments.tolerance)
-    except live.answers.Refused as refused:
+    except live.answers.RefusedError as refused:
         print(f"race: {refused}", file=sys.stderr)
         return 2
     except OSError as error:
@@ -255,17 +245,17 @@ def animate(
     return frames
 
 
-def save(frames: list[Image.Image], path: Path) -> None:
-    """Write frames as an animation: one palette for all, so that nothing flickers."""
+def animation(frames: list[Image.Image], suffix: str) -> bytes:
+    """Frames as an animation: one palette for all, so that nothing flickers."""
     # The last frame has every line in full, and so every colour.
     palette = Palette(frames[-1])
     few = [palette.apply(frame) for frame in frames]
     durations = [MILLISECONDS] * (len(frames) - 1) + [MILLISECONDS * HOLD]
     settings: dict[str, Any] = {"save_all": True, "append_images": few[1:], "loop": 0}
-    if path.suffix.lower() == ".gif":
+    if suffix.lower() == ".gif":
         settings |= {"format": "GIF", "optimize": True, "disposal": 1}
     else:
         settings |= {"format": "PNG"}
     content = io.BytesIO()
     few[0].save(content, duration=durations, **settings)
-    output.write(path, content.getvalue())
+    return content.getvalue()

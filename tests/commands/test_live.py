@@ -42,7 +42,9 @@ def get(server, target, **headers):
     host, port = server.server_address
     connection = HTTPConnection(host, port, timeout=60)
     try:
-        connection.request("GET", target, headers={k.replace("_", "-"): v for k, v in headers.items()})
+        connection.request(
+            "GET", target, headers={k.replace("_", "-"): v for k, v in headers.items()}
+        )
         response = connection.getresponse()
         return response.status, response.read().decode()
     finally:
@@ -162,9 +164,20 @@ def test_strangers_get_nothing(server):
     port = server.server_address[1]
     own = f"127.0.0.1:{port}"
     for target in ("/", "/race?run=SGD", "/contours?surface=beale"):
-        for host in ("evil.example", f"evil.example:{port}", "127.0.0.1", f"127.0.0.1:{port + 1}", ""):
+        for host in (
+            "evil.example",
+            f"evil.example:{port}",
+            "127.0.0.1",
+            f"127.0.0.1:{port + 1}",
+            "",
+        ):
             assert get(server, target, Host=host)[0] == 403, host
-        for origin in ("http://evil.example", "null", f"https://{own}", f"http://127.0.0.1:{port + 1}"):
+        for origin in (
+            "http://evil.example",
+            "null",
+            f"https://{own}",
+            f"http://127.0.0.1:{port + 1}",
+        ):
             assert get(server, target, Host=own, Origin=origin)[0] == 403, origin
         assert get(server, target, Host=f"localhost:{port}", Origin=f"http://{own}")[0] == 200
     assert get(server, "/race?run=SGD", Sec_Fetch_Site="cross-site")[0] == 403

@@ -111,7 +111,9 @@ def test_a_rate_by_the_keyboard_and_the_same_race_by_its_address(page):
     assert after["Adam"] == pytest.approx(before["Adam"] * 10**-0.1, rel=1e-3)
     assert after["SGD"] == before["SGD"]
     seen, link = point(page, "Adam"), page.current_url
-    path = descents.descend(descents.contestants(["Adam"])["Adam"], BEALE, BEALE.start, 120, lr=after["Adam"])
+    path = descents.descend(
+        descents.contestants(["Adam"])["Adam"], BEALE, BEALE.start, 120, lr=after["Adam"]
+    )
     assert seen == path[-1].tolist()
     opened(page, link)
     assert point(page, "Adam") == seen

@@ -100,7 +100,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.send(HTTPStatus.OK, {"bands": bands, "box": answers.BOX})
             else:
                 self.send(HTTPStatus.NOT_FOUND, {"error": f"there is no {asked.path}"})
-        except answers.Refused as refused:
+        except answers.RefusedError as refused:
             self.send(HTTPStatus.BAD_REQUEST, {"error": str(refused)})
         except ConnectionError:
             raise  # the reader has left

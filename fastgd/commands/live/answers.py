@@ -37,7 +37,7 @@ MAKERS = contestants(GENERAL)
 LEAST_RATE, MOST_RATE = min(RATES), max(RATES)
 
 
-class Refused(ValueError):
+class RefusedError(ValueError):
     """What can't be answered; says why to who asks."""
 
 
@@ -73,11 +73,11 @@ class Race(NamedTuple):
 
 
 def parsed(query: str) -> Race:
-    """The race that a query asks for; raises Refused if there is none."""
+    """The race that a query asks for; raises RefusedError if there is none."""
     try:
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True, max_num_fields=64)
     except ValueError as error:
-        raise Refused(f"expected NAME=VALUE&…: {error}") from None
+        raise RefusedError(f"expected NAME=VALUE&…: {error}") from None
     texts: dict[str, str] = {}
     rates: dict[str, float | None] = {}
     for key, text in pairs:
@@ -85,14 +85,16 @@ def parsed(query: str) -> Race:
             name, colon, rate = text.partition(":")
             known(name, MAKERS, "optimizer")
             if name in rates:
-                raise Refused(f"run: {name} is there twice")
+                raise RefusedError(f"run: {name} is there twice")
             rates[name] = number(rate, f"learning rate of {name}", above=0) if colon else None
         elif key not in ("surface", "steps", "start", "noise", "seed") or key in texts:
-            raise Refused(f"expected surface, steps, start, noise and seed once each, found {key}")
+            raise RefusedError(
+                f"expected surface, steps, start, noise and seed once each, found {key}"
+            )
         else:
             texts[key] = text
     if not 1 <= len(rates) <= RUNS:
-        raise Refused(f"expected 1 to {RUNS} optimizers, found {len(rates)}")
+        raise RefusedError(f"expected 1 to {RUNS} optimizers, found {len(rates)}")
     surface = DRAWABLE[known(texts.get("surface", "beale"), DRAWABLE, "surface")]
     return Race(
         surface,
@@ -107,14 +109,14 @@ def parsed(query: str) -> Race:
 def known(name: str, there: dict[str, Any], what: str) -> str:
     """A name, if it is one of those."""
     if name not in there:
-        raise Refused(f"no {what} is called {name!r}{hint(name, there)}")
+        raise RefusedError(f"no {what} is called {name!r}{hint(name, there)}")
     return name
 
 
 def whole(text: str, what: str, low: int, high: int) -> int:
     """An integer within bounds."""
     if not (text.isascii() and text.isdigit() and low <= int(text[:20]) <= high):
-        raise Refused(f"{what}: expected an integer from {low} to {high}, found {text!r}")
+        raise RefusedError(f"{what}: expected an integer from {low} to {high}, found {text!r}")
     return int(text)
 
 
@@ -128,7 +130,7 @@ def number(
         value = math.nan
     if not (least <= value <= most and value > above):
         low = f"above {above:g}" if above >= least else f"from {least:g}"
-        raise Refused(f"{what}: expected a number {low} up to {most:g}, found {text!r}")
+        raise RefusedError(f"{what}: expected a number {low} up to {most:g}, found {text!r}")
     return value
 
 
@@ -136,7 +138,9 @@ def point(text: str, surface: Surface) -> tuple[float, ...]:
     """A point within a surface's domain."""
     parts = text.split(",")
     if len(parts) != surface.dim:
-        raise Refused(f"start: expected {surface.dim} numbers with a comma between, found {text!r}")
+        raise RefusedError(
+            f"start: expected {surface.dim} numbers with a comma between, found {text!r}"
+        )
     return tuple(
         number(part, f"start, {axis}", least=low, most=high)
         for part, axis, (low, high) in zip(parts, "xy", surface.domain, strict=True)
@@ -152,8 +156,9 @@ def answer(query: str, tolerance: float) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``steps``, ``start``, and ``runs``: of each ``name``, ``lr``, ``path`` (points), ``gaps`` (how far
-        values are above the lowest minimum), ``arrival`` and ``diverged`` (a step, or None).
+        ``steps``, ``start``, and ``runs``: of each ``name``, ``lr``, ``path`` (points), ``gaps``
+        (how far values are above the lowest minimum), ``arrival`` and ``diverged`` (a step, or
+        None).
         Path and gaps end before the first point that is not finite, or farther off than `FAR`.
     """
     race = parsed(query)
@@ -163,7 +168,7 @@ def answer(query: str, tolerance: float) -> dict[str, Any]:
         try:
             run = one_run(race, MAKERS[name], rate, noise, tolerance)
         except (TypeError, ValueError) as error:  # a rate that this optimizer refuses
-            raise Refused(f"{name}: {error}") from None
+            raise RefusedError(f"{name}: {error}") from None
         runs.append({"name": name, **as_json(run, race.surface)})
     return {"steps": race.steps, "start": list(race.start), "runs": runs}
 
@@ -210,7 +215,7 @@ def contours(name: str) -> list[str]:
     They are those of `fastgd.plot.contours`.
     """
     if name not in DRAWABLE:
-        raise Refused(f"no surface is called {name!r}{hint(name, DRAWABLE)}")
+        raise RefusedError(f"no surface is called {name!r}{hint(name, DRAWABLE)}")
     surface = DRAWABLE[name]
     axes = Figure().subplots()
     filled = plot.contours(axes, surface, resolution=140, marks=False)
@@ -230,9 +235,9 @@ def contours(name: str) -> list[str]:
 def begin(surface: Surface, steps: int, names: list[str], rate: float | None) -> str:
     """The query that a page begins with."""
     if len(contestants(names)) > RUNS:
-        raise Refused(f"expected at most {RUNS} optimizers at once; the page has all to choose from")
+        raise RefusedError(f"expected at most {RUNS} optimizers at once; the page offers them all")
     if steps > STEPS:
-        raise Refused(f"expected at most {STEPS} steps, found {steps}")
+        raise RefusedError(f"expected at most {STEPS} steps, found {steps}")
     lr = "" if rate is None else f":{rate:g}"
     runs = [f"run={name.replace(' ', '+')}{lr}" for name in contestants(names)]
     return "&".join([f"surface={surface.name}", f"steps={steps}", *runs])
