@@ -36,10 +36,11 @@ def problems(top: Path) -> list[str]:
         wrong.append(f"fastgd/_version.py: expected a version such as 1.2.3, found {now!r}")
     newest = found(r"^## (.+)$", top / "CHANGELOG.md")
     if not re.fullmatch(rf"{re.escape(now)} \(\d{{4}}-\d\d-\d\d\)", newest):
-        wanted = f"## {now} ({date.today()})"
+        wanted = f"{now} ({date.today()})"
         wrong.append(
-            f"CHANGELOG.md: expected '## {now} (YYYY-MM-DD)' first, found '## {newest}'; to cut it,\n"
-            f"    sed -i 's/^## {newest}$/{wanted}/' CHANGELOG.md && git commit -m 'Release {now}' -a"
+            f"CHANGELOG.md: expected '## {now} (YYYY-MM-DD)' first, found '## {newest}'; "
+            f"to cut it,\n    sed -i 's/^## {newest}$/## {wanted}/' CHANGELOG.md && "
+            f"git commit -m 'Release {now}' -a"
         )
     cited = found(r"^version: (.+)$", top / "CITATION.cff")
     if cited != now:

@@ -67,8 +67,9 @@ async function ask(replay = false) {
   asking = true;
   document.body.setAttribute("aria-busy", "true");
   try {
-    const mine = state, answer = await get(`race?${query()}`);
-    if (state === mine) take(answer, replay);
+    // Steps of a slider meanwhile keep the list of runs as it is; what keeps it fits the answer.
+    const { runs } = state, answer = await get(`race?${query()}`);
+    if (state.runs === runs) take(answer, replay);
     complain(null);
   } catch (error) {
     if (!waiting) complain(error.message);
@@ -99,7 +100,7 @@ function take(answer, replay) {
   const atEnd = shown >= (Number($("step").max) || 0);
   ran = answer.steps;
   found = Object.fromEntries(answer.runs.map((run) => [run.name, run]));
-  for (const run of state.runs) if (found[run.name]) run.rate = found[run.name].lr;
+  for (const run of state.runs) run.rate ??= found[run.name].lr;
   history.replaceState(null, "", `#${query()}`);
   $("step").max = ran;
   rows();
