@@ -167,11 +167,15 @@ def test_what_diverges_and_what_is_wrong_are_said(browser, address):
         ("steps=99999&run=SGD", "steps: expected an integer from 1 to 2000, found '99999'"),
         ("run=Adamm", "no optimizer is called 'Adamm'; did you mean Adam?"),
         ("surface=moon&run=SGD", "no surface is called 'moon'"),
+        ("start=1&run=SGD", "start: expected 2 numbers with a comma between, found '1'"),
+        ("noise=much&run=SGD", "noise: expected a number from 0 up to 10, found 'much'"),
+        ("hello", "expected NAME=VALUE"),
     ):
         opened(browser, f"{address}#{wrong}")
         problem = browser.find_element("id", "problem")
         assert said in problem.text
         assert problem.is_displayed()
+        assert rates(browser).keys() == {"SGD", "heavy ball", "Adam"}, "the page's own race"
 
 
 @pytest.mark.parametrize(("width", "theme"), VIEWS)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cache
+from reprlib import repr
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
@@ -109,14 +110,14 @@ def parsed(query: str) -> Race:
 def known(name: str, there: dict[str, Any], what: str) -> str:
     """A name, if it is one of those."""
     if name not in there:
-        raise RefusedError(f"no {what} is called {name!r}{hint(name, there)}")
+        raise RefusedError(f"no {what} is called {repr(name)}{hint(name, there)}")
     return name
 
 
 def whole(text: str, what: str, low: int, high: int) -> int:
     """An integer within bounds."""
-    if not (text.isascii() and text.isdigit() and low <= int(text[:20]) <= high):
-        raise RefusedError(f"{what}: expected an integer from {low} to {high}, found {text!r}")
+    if not (text.isascii() and text.isdigit() and len(text) <= 10 and low <= int(text) <= high):
+        raise RefusedError(f"{what}: expected an integer from {low} to {high}, found {repr(text)}")
     return int(text)
 
 
@@ -130,7 +131,7 @@ def number(
         value = math.nan
     if not (least <= value <= most and value > above):
         low = f"above {above:g}" if above >= least else f"from {least:g}"
-        raise RefusedError(f"{what}: expected a number {low} up to {most:g}, found {text!r}")
+        raise RefusedError(f"{what}: expected a number {low} up to {most:g}, found {repr(text)}")
     return value
 
 
@@ -139,7 +140,7 @@ def point(text: str, surface: Surface) -> tuple[float, ...]:
     parts = text.split(",")
     if len(parts) != surface.dim:
         raise RefusedError(
-            f"start: expected {surface.dim} numbers with a comma between, found {text!r}"
+            f"start: expected {surface.dim} numbers with a comma between, found {repr(text)}"
         )
     return tuple(
         number(part, f"start, {axis}", least=low, most=high)
@@ -215,7 +216,7 @@ def contours(name: str) -> list[str]:
     They are those of `fastgd.plot.contours`.
     """
     if name not in DRAWABLE:
-        raise RefusedError(f"no surface is called {name!r}{hint(name, DRAWABLE)}")
+        raise RefusedError(f"no surface is called {repr(name)}{hint(name, DRAWABLE)}")
     surface = DRAWABLE[name]
     axes = Figure().subplots()
     filled = plot.contours(axes, surface, resolution=140, marks=False)

@@ -32,14 +32,12 @@ const clamp = (x, low, high) => Math.min(high, Math.max(low, x));
 
 // ------------------------------------------------------------------------- state and address
 
+// What a query says that the server takes.
 function parse(query) {
   const given = new URLSearchParams(query);
-  const named = data.surfaces.find((s) => s.name === given.get("surface"));
-  const start = given.get("start")?.split(",").map(Number);
   return {
-    surface: given.get("surface") ?? data.surfaces[0].name,
+    surface: given.get("surface") ?? "beale",
     steps: Number(given.get("steps") ?? 200),
-    start: start ?? (named ?? data.surfaces[0]).start,
     noise: Number(given.get("noise") ?? 0),
     seed: Number(given.get("seed") ?? 0),
     runs: given.getAll("run").map((text, slot) => {
@@ -65,7 +63,7 @@ let asking = false, waiting = null;
 async function ask(replay = false) {
   if (asking) { waiting = { replay: replay || Boolean(waiting?.replay) }; return; }
   asking = true;
-  document.body.setAttribute("aria-busy", "true");
+  busy(true);
   try {
     // Steps of a slider meanwhile keep the list of runs as it is; what keeps it fits the answer.
     const { runs } = state, answer = await get(`race?${query()}`);
@@ -76,8 +74,10 @@ async function ask(replay = false) {
   }
   asking = false;
   if (waiting) { const next = waiting; waiting = null; return ask(next.replay); }
-  document.body.setAttribute("aria-busy", "false");
+  busy(false);
 }
+
+const busy = (now) => document.body.setAttribute("aria-busy", now);
 
 async function get(address) {
   let response;
@@ -131,7 +131,6 @@ async function change(wanted, replay = false) {
 // The surface of the state: its contours, and rates anew unless they were given.
 async function choose() {
   surface = data.surfaces.find((s) => s.name === state.surface);
-  if (!surface) throw new Error(`no surface is called '${state.surface}'`);
   bands = [];
   const answer = await get(`contours?surface=${surface.name}`);
   if (surface.name !== state.surface) return;
@@ -140,18 +139,27 @@ async function choose() {
   layOut();
 }
 
+// The race that an address describes; if the server refuses it, the page's own, and why.
 async function begin(text) {
-  state = parse(text);
   stop();
+  busy(true);
+  let answer, wrong = null;
   try {
+    answer = await get(`race?${text}`).catch((error) => {
+      wrong = error.message;
+      text = data.begin;
+      return get(`race?${text}`);
+    });
+    state = { ...parse(text), start: answer.start };
     await choose();
+    controls();
+    families();
+    take(answer, true);
   } catch (error) {
-    document.body.setAttribute("aria-busy", "false");
-    return complain(error.message);
+    wrong ??= error.message;
   }
-  controls();
-  families();
-  return ask(true);
+  complain(wrong);
+  busy(false);
 }
 
 // ------------------------------------------------------------------------------------ drawing
