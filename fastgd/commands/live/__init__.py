@@ -1,7 +1,7 @@
 """``python -m fastgd race --serve``: a page for this machine alone, whose steps fastgd takes.
 
-`answers` checks what the page asks for and works it out; `page.html`, `page.css` and `page.js` are
-put together to one document, which needs nothing else.
+`answers` checks what the page asks for and works it out; `page.html` and what else begins with
+`page` are put together to one document, which needs nothing else.
 """
 
 from __future__ import annotations
@@ -146,6 +146,7 @@ def document(begin: str, tolerance: float) -> str:
     data = json.dumps(catalogue(begin, tolerance), ensure_ascii=False).replace("</", "<\\/")
     parts = {
         "@STYLE@": colours() + folder.joinpath("page.css").read_text("utf-8"),
+        "@PICTURES@": folder.joinpath("page_pictures.js").read_text("utf-8"),
         "@SCRIPT@": folder.joinpath("page.js").read_text("utf-8"),
         "@VERSION@": f"fastgd {fastgd.__version__}, {fastgd.get_backend()} kernels",
         "@DATA@": data,

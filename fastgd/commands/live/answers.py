@@ -10,9 +10,9 @@ A run without a learning rate gets the one of a few that suits it best.
 from __future__ import annotations
 
 import math
-import reprlib
 from collections.abc import Callable
 from functools import cache
+from reprlib import repr as shortened
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
@@ -110,7 +110,7 @@ def parsed(query: str) -> Race:
 def known(name: str, there: dict[str, Any], what: str) -> str:
     """A name, if it is one of those."""
     if name not in there:
-        raise RefusedError(f"no {what} is called {reprlib.repr(name)}{hint(name, there)}")
+        raise RefusedError(f"no {what} is called {shortened(name)}{hint(name, there)}")
     return name
 
 
@@ -118,7 +118,7 @@ def whole(text: str, what: str, low: int, high: int) -> int:
     """An integer within bounds."""
     if not (text.isascii() and text.isdigit() and len(text) <= 10 and low <= int(text) <= high):
         raise RefusedError(
-            f"{what}: expected an integer from {low} to {high}, found {reprlib.repr(text)}"
+            f"{what}: expected an integer from {low} to {high}, found {shortened(text)}"
         )
     return int(text)
 
@@ -134,7 +134,7 @@ def number(
     if not (least <= value <= most and value > above):
         low = f"above {above:g}" if above >= least else f"from {least:g}"
         raise RefusedError(
-            f"{what}: expected a number {low} up to {most:g}, found {reprlib.repr(text)}"
+            f"{what}: expected a number {low} up to {most:g}, found {shortened(text)}"
         )
     return value
 
@@ -144,7 +144,7 @@ def point(text: str, surface: Surface) -> tuple[float, ...]:
     parts = text.split(",")
     if len(parts) != surface.dim:
         raise RefusedError(
-            f"start: expected {surface.dim} numbers with a comma between, found {reprlib.repr(text)}"
+            f"start: expected {surface.dim} numbers with a comma between, found {shortened(text)}"
         )
     return tuple(
         number(part, f"start, {axis}", least=low, most=high)
@@ -220,7 +220,7 @@ def contours(name: str) -> list[str]:
     They are those of `fastgd.plot.contours`.
     """
     if name not in DRAWABLE:
-        raise RefusedError(f"no surface is called {reprlib.repr(name)}{hint(name, DRAWABLE)}")
+        raise RefusedError(f"no surface is called {shortened(name)}{hint(name, DRAWABLE)}")
     surface = DRAWABLE[name]
     axes = Figure().subplots()
     filled = plot.contours(axes, surface, resolution=140, marks=False)
