@@ -32,6 +32,7 @@ from contestants import CASES, Case, contestants
 from stream import Stream
 
 import fastgd
+from fastgd.commands import output
 from fastgd.commands.work import Work
 
 SHAPES: dict[str, list[tuple[int, ...]]] = {
@@ -266,9 +267,9 @@ def main(work):
     parser.add_argument("--threads", type=int, action="append", help="repeatable")
     parser.add_argument("--only", action="append", default=[], help="whom to compare; repeatable")
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds; medians are reported")
-    parser.add_argument("--json", type=Path, help="write all figures there")
-    parser.add_argument("--markdown", type=Path, help="write them there as a table")
-    parser.add_argument("--chart", type=Path, help="draw bars there (PNG)")
+    parser.add_argument("--json", type=output.file(".json"), help="write all figures there")
+    parser.add_argument("--markdown", type=output.file(".md"), help="and as a table there")
+    parser.add_argument("--chart", type=output.file(".png"), help="draw bars there (PNG)")
     results = Path(__file__).parent / "results"
     parser.add_argument("--record", type=Path, nargs="?", const=results, help="add them there")
     parser.add_argument("--machine", help="what to call this machine there")

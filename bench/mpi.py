@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 
 import fastgd
+from fastgd.commands import output
 from fastgd.commands.work import Work
 
 F32 = np.float32
@@ -179,7 +180,7 @@ def main(work):
     parser.add_argument("--elements", type=float, default=8e6)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--tcp", action="store_true")
-    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--json", type=output.file(".json"), default=None)
     parser.add_argument("--rank", type=Path, default=None, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     n = int(arguments.elements)

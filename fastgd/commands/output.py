@@ -24,8 +24,8 @@ def one_of(known: Iterable[str]) -> Callable[[str], str]:
     return parse
 
 
-def picture(*suffixes: str) -> Callable[[str], Path]:
-    """An argument's type: the path of a picture that can be written; makes its folder."""
+def file(*suffixes: str) -> Callable[[str], Path]:
+    """An argument's type: the path of a file that can be written; makes its folder."""
 
     def parse(text: str) -> Path:
         path = Path(text)

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--output",
-        type=output.picture(".gif", ".png"),
+        type=output.file(".gif", ".png"),
         default=ANIMATION,
         help="the animation (GIF, or animated PNG)",
     )

@@ -106,7 +106,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=integer(1), default=32, help="digits per step")
     parser.add_argument("--seed", type=integer(0), default=0, help="of weights, split and order")
     parser.add_argument(
-        "--output", type=output.picture(".png"), default="train.png", help="the picture (PNG)"
+        "--output", type=output.file(".png"), default="train.png", help="the picture (PNG)"
     )
 
 
