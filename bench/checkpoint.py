@@ -20,6 +20,7 @@ from time import perf_counter
 import numpy as np
 
 import fastgd
+from fastgd.commands.work import Work
 
 
 def timed(call):
@@ -28,7 +29,7 @@ def timed(call):
     return perf_counter() - start
 
 
-def main():
+def main(work):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gigabytes", type=float, default=1.0)
     parser.add_argument("--folder", default=".")
@@ -64,7 +65,8 @@ def main():
             "plain read, new memory": (plain, read),
         }
         times = defaultdict(list)
-        for _ in range(arguments.rounds):
+        work.expect(arguments.rounds)
+        for k in range(arguments.rounds):
             times["save"].append(timed(lambda: fastgd.save(file, opt)))
             times["plain write"].append(timed(write))
             for key, (path, call) in reads.items():
@@ -72,6 +74,7 @@ def main():
                 times[key].append(timed(call))
             for key, (_, call) in reads.items():
                 times[f"{key}, cached"].append(timed(call))
+            work.advance(f"round {k + 1}")
     keys = list(times)
     compared = {"save": keys[1:2], "load": keys[3:5], "load, cached": keys[6:]}
     for own, others in compared.items():
@@ -83,4 +86,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with Work("checkpoint") as work:
+        main(work)

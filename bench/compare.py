@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import io
 import json
 import math
 import os
@@ -31,6 +32,8 @@ from contestants import CASES, Case, contestants
 from stream import Stream
 
 import fastgd
+from fastgd.commands import output
+from fastgd.commands.work import Work
 
 SHAPES: dict[str, list[tuple[int, ...]]] = {
     "4 tensors, 7.5k": [(64, 100), (100,), (100, 10), (10,)],
@@ -162,7 +165,7 @@ def markdown(rows, machine):
     return "\n".join(lines) + "\n"
 
 
-def record(rows, folder, described):
+def record(rows, folder, described, work):
     """Add rows to this machine's file in a folder, in the place of those they repeat."""
     processor, compiler = processor_name(), compiler_name()
     words = re.sub(r"\((R|TM)\)|processor|cpu|family|model|@.*", " ", processor, flags=re.I)
@@ -181,8 +184,7 @@ def record(rows, folder, described):
         "backend": fastgd.get_backend(),
         "rows": list(of.values()),
     }
-    file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    print(f"added to {file}")
+    print("Added to", work.write(file, json.dumps(result, indent=1, ensure_ascii=False) + "\n"))
 
 
 def key(row):
@@ -212,8 +214,8 @@ def compiler_name():
     return f"{'clang' if 'clang' in first else 'gcc'} {version[0] if version else ''}".strip()
 
 
-def chart(rows, path):
-    """The others' time over fastgd's, a panel for each shape, for Adam or what was run."""
+def chart(rows):
+    """A PNG of the others' time over fastgd's, a panel for each shape, for Adam or what was run."""
     from matplotlib.figure import Figure
 
     optimizer = "Adam" if any(r["optimizer"] == "Adam" for r in rows) else rows[0]["optimizer"]
@@ -252,10 +254,12 @@ def chart(rows, path):
     panels[-1].xaxis.set_major_formatter(lambda x, _: f"{x:g}×")
     panels[-1].set_xlabel("time over fastgd's: to the right is slower")
     figure.suptitle(f"One {optimizer} step, float32", x=0.01, ha="left")
-    figure.savefig(path, dpi=150)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=150)
+    return picture.getvalue()
 
 
-def main():
+def main(work):
     """Run what was asked for and report."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--optimizer", action="append", choices=CASES, help="repeatable")
@@ -263,9 +267,9 @@ def main():
     parser.add_argument("--threads", type=int, action="append", help="repeatable")
     parser.add_argument("--only", action="append", default=[], help="whom to compare; repeatable")
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds; medians are reported")
-    parser.add_argument("--json", type=Path, help="write all figures there")
-    parser.add_argument("--markdown", type=Path, help="write them there as a table")
-    parser.add_argument("--chart", type=Path, help="draw bars there (PNG)")
+    parser.add_argument("--json", type=output.file(".json"), help="write all figures there")
+    parser.add_argument("--markdown", type=output.file(".md"), help="and as a table there")
+    parser.add_argument("--chart", type=output.file(".png"), help="draw bars there (PNG)")
     results = Path(__file__).parent / "results"
     parser.add_argument("--record", type=Path, nargs="?", const=results, help="add them there")
     parser.add_argument("--machine", help="what to call this machine there")
@@ -274,28 +278,32 @@ def main():
     machine = f"{platform.machine()} {processor_name()}, {ALL_THREADS} cores"
     print(f"fastgd {fastgd.__version__} ({fastgd.get_backend()}) on {machine}")
     print("fastgd's time, over the stream's; then each one's time over fastgd's")
-    rows = []
-    for name in arguments.optimizer or CASES:
-        for shape in arguments.shape or SHAPES:
-            for threads in arguments.threads or sorted(THREADS.get(shape, {1, ALL_THREADS})):
-                case, only = CASES[name], arguments.only
-                if not only or contestants(case, threads, only).keys() - {"fastgd"}:
-                    times = measure(case, shape, threads, arguments.rounds, stream, only)
-                else:
-                    continue
-                rows.append(
-                    {"optimizer": name, "shape": shape, "threads": threads, "seconds": times}
-                )
-                print(line_of(name, shape, threads, times), flush=True)
+    rows, only = [], arguments.only
+    turns = [
+        (name, shape, threads)
+        for name in arguments.optimizer or CASES
+        for shape in arguments.shape or SHAPES
+        for threads in arguments.threads or sorted(THREADS.get(shape, {1, ALL_THREADS}))
+        if not only or contestants(CASES[name], threads, only).keys() - {"fastgd"}
+    ]
+    work.expect(len(turns))
+    for name, shape, threads in turns:
+        times = measure(CASES[name], shape, threads, arguments.rounds, stream, only)
+        rows.append({"optimizer": name, "shape": shape, "threads": threads, "seconds": times})
+        print(line_of(name, shape, threads, times), flush=True)
+        work.advance(f"{name}, {shape}, {threads}T")
+    work.show()
     if arguments.json:
-        arguments.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1))
+        found = json.dumps({"machine": machine, "rows": rows}, indent=1)
+        print("Figures are in", work.write(arguments.json, found))
     if arguments.markdown:
-        arguments.markdown.write_text(markdown(rows, machine))
+        print("The table is in", work.write(arguments.markdown, markdown(rows, machine)))
     if arguments.chart:
-        chart(rows, arguments.chart)
+        print("The chart is in", work.write(arguments.chart, chart(rows)))
     if arguments.record:
-        record(rows, arguments.record, arguments.machine)
+        record(rows, arguments.record, arguments.machine, work)
 
 
 if __name__ == "__main__":
-    main()
+    with Work("compare") as work:
+        main(work)

@@ -18,6 +18,7 @@ import numpy as np
 
 import fastgd
 from fastgd import kernels
+from fastgd.commands.work import Work
 from fastgd.core.variants import rules_of
 from fastgd.kernels import _engine
 from fastgd.kernels.reference import RULES
@@ -69,7 +70,7 @@ def ratio(step, rounds):
     return float(np.median(found[1:]))
 
 
-def main():
+def main(work):
     """Print a line for each rule and way to store it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     fusable = [name for name, rule in RULES.items() if rule.fused]
@@ -80,6 +81,7 @@ def main():
     if others := set(given.rules) - set(fusable):
         parser.error(f"expected rules with a row Fused(...), found {', '.join(sorted(others))}")
     print(f"{fastgd.get_backend()}, {fastgd.get_num_threads()} threads: staged ÷ fused")
+    work.expect(sum(len(RULES[r].fused.params) * len(RULES[r].fused.states) for r in given.rules))
     for rule in given.rules:
         fused = RULES[rule].fused
         for param in fused.params:
@@ -90,8 +92,10 @@ def main():
                 ]
                 words = "  ".join(f"{r:.2f}" for r in ratios)
                 print(f"{rule:<12}{param:<10}states {states:<10}{words}", flush=True)
+                work.advance(rule)
     use(True)
 
 
 if __name__ == "__main__":
-    main()
+    with Work("fused_gain") as work:
+        main(work)

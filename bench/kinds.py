@@ -19,6 +19,7 @@ import torch
 from stream import Stream
 
 import fastgd
+from fastgd.commands.work import Work
 
 SHAPES = [(32, 1, 1_000_000), (1, 4000, 8000), (300, 1, 64)]
 
@@ -112,7 +113,7 @@ def times(functions, rounds):
     return {name: median(own[2:]) for name, own in taken.items()}
 
 
-def main():
+def main(work):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--threads", type=int, default=fastgd.get_num_threads())
@@ -121,6 +122,7 @@ def main():
     torch.set_num_threads(arguments.threads)
     plain = Stream()
     print("optimizer, tensors: ms, times the stream's, torch's time / fastgd's")
+    work.expect(len(SHAPES) * len(CASES))
     for count, rows, columns in SHAPES:
         rng = np.random.default_rng(0)
         drawn = np.resize(rng.standard_normal(min(rows * columns, 1 << 20)), rows * columns)
@@ -142,7 +144,9 @@ def main():
                 f"{ours / found['stream']:6.2f} {found['torch'] / ours:6.2f}",
                 flush=True,
             )
+            work.advance(f"{name}, {shape}")
 
 
 if __name__ == "__main__":
-    main()
+    with Work("kinds") as work:
+        main(work)

@@ -26,6 +26,7 @@ import training
 from averages import interleaved
 
 import fastgd
+from fastgd.commands.work import Work
 
 OPTIONS = {"lr": 1e-3, "weight_decay": 0.01}
 
@@ -187,7 +188,7 @@ def train(job):
     return line | {"loss": final if math.isfinite(final) else math.inf}
 
 
-def losses(names, given):
+def losses(work, names, given):
     """Print everybody's final loss, and how far from that of training in float32."""
     kinds = [(FIRST, "float32"), *((name, "bfloat16") for name in names)]
     problems = [f"{problem}, lr {lr}" for problem in given.problem for lr in given.lr]
@@ -195,7 +196,7 @@ def losses(names, given):
         (problem, seed, *kind, given.steps)
         for problem, seed, kind in itertools.product(problems, range(given.seeds), kinds)
     ]
-    lines = training.measured(jobs, given.workers, given.log, train)
+    lines = training.measured(work, jobs, given.workers, given.log, train)
     for problem in problems:
         print(f"{problem}, {given.steps} steps, {given.seeds} seeds")
         of = {
@@ -211,7 +212,7 @@ def losses(names, given):
             )
 
 
-def main():
+def main(work):
     """Time, or train."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--elements", type=int, nargs="+", default=[1_000_192, 32_000_000])
@@ -228,11 +229,14 @@ def main():
     os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
     names = available(given.only and [FIRST, *given.only])
     if given.loss:
-        losses(names, given)
+        losses(work, names, given)
         return
+    work.expect(len(given.elements))
     for n in given.elements:
         timed(names, n, given.rounds)
+        work.advance(f"{n:,} elements")
 
 
 if __name__ == "__main__":
-    main()
+    with Work("low_bits") as work:
+        main(work)

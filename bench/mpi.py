@@ -28,6 +28,8 @@ from pathlib import Path
 import numpy as np
 
 import fastgd
+from fastgd.commands import output
+from fastgd.commands.work import Work
 
 F32 = np.float32
 RANKS = (1, 2, 4)
@@ -173,12 +175,12 @@ def launch(ranks, arguments):
         return json.load(file)
 
 
-def main():
+def main(work):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--elements", type=float, default=8e6)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--tcp", action="store_true")
-    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--json", type=output.file(".json"), default=None)
     parser.add_argument("--rank", type=Path, default=None, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     n = int(arguments.elements)
@@ -189,7 +191,12 @@ def main():
         if MPI.COMM_WORLD.rank == 0:
             arguments.rank.write_text(json.dumps(mine))
         return
-    found = {ranks: launch(ranks, arguments) for ranks in RANKS}
+    work.expect(len(RANKS))
+    found = {}
+    for ranks in RANKS:
+        found[ranks] = launch(ranks, arguments)
+        work.advance(f"{ranks} ranks")
+    work.show()
     one = found[1]
     print(f"Adam, {n:,} float32, {os.cpu_count()} cores, {'TCP' if arguments.tcp else 'memory'}")
     for ranks in (1, 2):
@@ -206,8 +213,9 @@ def main():
         row += [f"{r['counted' if arguments.tcp else 'sent'] / 1e6:.2f}", f"{sent / 1e6:.2f}"]
         print("".join(f"{cell:>10}" for cell in [*row, f"{r['states'] / one['states']:.4f}"]))
     if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=1))
+        print("Figures are in", work.write(arguments.json, json.dumps(found, indent=1)))
 
 
 if __name__ == "__main__":
-    main()
+    with Work("mpi") as work:
+        main(work)

@@ -18,6 +18,7 @@ from time import perf_counter
 import numpy as np
 
 import fastgd
+from fastgd.commands.work import Work
 
 SHAPES = ["1024x1024", "4096x1024", "8x512x512", "32x128x128"]
 
@@ -69,13 +70,14 @@ def measure(functions, rounds):
     return least
 
 
-def main():
+def main(work):
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--shapes", nargs="*", default=SHAPES, help="[COUNTx]ROWSxCOLUMNS")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
     arguments = parser.parse_args()
     print("matrices      ms: products  fastgd (beside them)  torch (÷ fastgd)")
+    work.expect(len(arguments.shapes))
     for text in arguments.shapes:
         *count, rows, columns = map(int, text.split("x"))
         times = measure(
@@ -87,7 +89,9 @@ def main():
         if "torch" in times:
             line += f" {times['torch'] * 1e3:11.2f} ({times['torch'] / own:.2f})"
         print(line, flush=True)
+        work.advance(text)
 
 
 if __name__ == "__main__":
-    main()
+    with Work("muon") as work:
+        main(work)

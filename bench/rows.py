@@ -27,6 +27,7 @@ import torch
 from stream import Stream
 
 import fastgd
+from fastgd.commands.work import Work
 
 try:
     from fbgemm_gpu.split_embedding_configs import EmbOptimType
@@ -151,7 +152,7 @@ def line(found):
     )
 
 
-def main():
+def main(work):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", type=int, default=4_000_000)
     parser.add_argument("--rounds", type=int, default=8)
@@ -159,6 +160,7 @@ def main():
     parser.add_argument("--sizes", nargs="+", type=int, default=[10_000, 100_000, 1_000_000])
     arguments = parser.parse_args()
     plain, found, by_size, threaded = Stream(), [], [], []
+    work.expect(len(arguments.only) * (2 * len(BATCHES) + len(arguments.sizes) + 1))
     for name in arguments.only:
         bench = Bench(name, arguments.rows, plain, arguments.rounds)
         for k in BATCHES:
@@ -166,6 +168,7 @@ def main():
                 one, two = (bench.times(law, k, threads) for threads in (1, 2))
                 found += [((name, k, law, 1), one), ((name, k, law, 2), two)]
                 threaded.append(((name, k, law), one["fastgd"] / two["fastgd"]))
+                work.advance(f"{name}, {k:,d} indices")
         for rows in (*arguments.sizes, arguments.rows):
             if rows < arguments.rows:
                 bench = None
@@ -174,6 +177,8 @@ def main():
                 small = bench or Bench(name, rows, plain, arguments.rounds)
             by_size.append(((name, rows), small.times("uniform", 8192, 1)))
             del small
+            work.advance(f"{name}, {rows:,d} rows")
+    work.show()
     print(
         "optimizer, indices, law, threads: a row, torch / fastgd, FBGEMM / fastgd, fastgd / moved"
     )
@@ -190,4 +195,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with Work("rows") as work:
+        main(work)

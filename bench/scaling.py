@@ -21,6 +21,7 @@ from time import perf_counter
 import numpy as np
 
 import fastgd
+from fastgd.commands.work import Work
 
 SIZE = 16
 TENSORS = (100, 1_000, 10_000, 100_000)
@@ -78,7 +79,7 @@ def first_steps(n):
 COSTS = (costs_of_arrays, first_steps)
 
 
-def main():
+def main(work):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tensors", type=int, nargs="+", default=TENSORS)
     parser.add_argument("--calls", type=int, default=3)
@@ -86,6 +87,7 @@ def main():
     for costs in COSTS:  # what is imported and made at the first call
         costs(10)
     printed = None
+    work.expect(sum(arguments.tensors))
     for n in arguments.tensors:
         rounds = [{k: t for costs in COSTS for k, t in costs(n).items()}]
         for _ in range(arguments.calls - 1):
@@ -95,7 +97,9 @@ def main():
             print("µs a tensor" + "".join(f"{key:>17}" for key in least))
             printed = least
         print(f"{n:>11,}" + "".join(f"{t / n * 1e6:>17.1f}" for t in least.values()), flush=True)
+        work.advance(f"{n:,} tensors", n)
 
 
 if __name__ == "__main__":
-    main()
+    with Work("scaling") as work:
+        main(work)

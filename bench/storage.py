@@ -18,6 +18,7 @@ from compare import ALL_THREADS
 from stream import Stream, aligned_ones
 
 import fastgd
+from fastgd.commands.work import Work
 
 F32, BF16 = np.float32, ml_dtypes.bfloat16
 
@@ -46,7 +47,7 @@ def made(n, dtype, options):
     return fastgd.Adam(p, lr=1e-3, grads=g, **options)
 
 
-def main():
+def main(work):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backend", default=fastgd.get_backend())
     parser.add_argument("--elements", type=int, default=32_000_000)
@@ -58,6 +59,7 @@ def main():
     n = arguments.elements
     stream = Stream()
     print(f"{n:,} elements, {arguments.threads} threads, {arguments.backend}")
+    work.expect(len(CHOICES))
     for name, (size, dtype, options) in CHOICES.items():
         opt = made(n, dtype, options)
         opt.step()
@@ -71,7 +73,9 @@ def main():
         )
         del opt
         gc.collect()
+        work.advance(name)
 
 
 if __name__ == "__main__":
-    main()
+    with Work("storage") as work:
+        main(work)

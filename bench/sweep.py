@@ -19,6 +19,7 @@ from stream import Stream
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import fastgd
+from fastgd.commands.work import Work
 from fastgd.functional import global_norm
 
 DECAY, LIMIT, RATIO = 0.999, 1.0, 0.01
@@ -101,12 +102,13 @@ def by_units(stream, count, size, width, threads):
     report(f"units + AdamW, {count} × {size // width} × {width}", steps)
 
 
-def main():
+def main(work):
     threads = ALL_THREADS
     shapes = [(32, 1_000_000, threads), (300, 64, 1), (1, 100_000, 1)]
     if "--quick" in sys.argv:
         shapes = [(32, 1_000_000, threads)]
     stream = Stream()
+    work.expect(4 * len(shapes))
     for count, size, threads in shapes:
         fastgd.set_num_threads(threads)
         torch.set_num_threads(threads)
@@ -119,7 +121,9 @@ def main():
             if "--quick" not in sys.argv:
                 steps["torch"] = peers.torch_step(average)
             report(words, steps)
+            work.advance(words)
         by_units(stream, count, size, 1000 if size > 1000 else 8, threads)
+        work.advance("units")
         grads = peers.grads
         tensors = [torch.tensor(g) for g in grads]
         assert abs(global_norm(grads) / float(torch.nn.utils.get_total_norm(tensors)) - 1) < 1e-4
@@ -131,7 +135,9 @@ def main():
                 "torch": lambda tensors=tensors: torch.nn.utils.get_total_norm(tensors),
             },
         )
+        work.advance("norm")
 
 
 if __name__ == "__main__":
-    main()
+    with Work("sweep") as work:
+        main(work)

@@ -31,6 +31,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ import numpy as np
 import fastgd
 from fastgd.commands.mlp import init_layers, loss_and_grads
 from fastgd.commands.train import SETTINGS
+from fastgd.commands.work import Work
 from fastgd.core.storage import saved_as
 from fastgd.kernels.reference import RULES
 from fastgd.optimizers import GENERAL
@@ -222,19 +224,27 @@ def key(line):
     return tuple(line[field] for field in FIELDS)
 
 
-def measured(jobs, workers, log, run=run):
-    """A line for each job: those in the log, and all others, which are run and added to it."""
+def measured(work, jobs, workers, log, run=run):
+    """A line for each job: those in the log, and all others, which are run and added to it.
+
+    An interrupt is this process's affair, which ends the others.
+    """
     lines = {}
     if log and log.exists():
         lines = {key(line): line for line in map(json.loads, log.read_text().splitlines())}
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
     missing = [job for job in jobs if job not in lines]
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+    work.expect(len(missing))
+    ignore = signal.signal, (signal.SIGINT, signal.SIG_IGN)
+    with multiprocessing.get_context("spawn").Pool(workers, *ignore) as pool:
         for line in pool.imap_unordered(run, missing):
             lines[key(line)] = line
             if log:
                 with log.open("a") as file:
                     file.write(json.dumps(line) + "\n")
+                work.keep(log)
+            work.advance(f"{line['problem']}, {line['optimizer']}")
+    work.show()
     return [lines[job] for job in jobs]
 
 
@@ -281,7 +291,7 @@ def brief(problems, names, of):
         print("| " + " | ".join(row) + " |")
 
 
-def main():
+def main(work):
     """Print a line for each problem, optimizer and storage."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--problem", choices=list(PROBLEMS), nargs="+", default=list(PROBLEMS))
@@ -295,7 +305,7 @@ def main():
     given = parser.parse_args()
     # All of a seed before the next, so that an interrupted log compares what it has.
     order = itertools.product(given.problem, range(given.seeds), given.optimizer, STORAGES)
-    lines = measured([(*job, given.steps) for job in order], given.workers, given.log)
+    lines = measured(work, [(*job, given.steps) for job in order], given.workers, given.log)
 
     def of(problem, name):
         return {
@@ -315,4 +325,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with Work("training") as work:
+        main(work)

@@ -60,5 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
+def program() -> int:
+    """Run the command line as a program, which Ctrl-C ends with a line and the status 130."""
+    try:
+        return main()
+    except KeyboardInterrupt:  # before or after a command's work, which tells more itself
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program())

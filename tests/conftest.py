@@ -22,8 +22,8 @@ collect_ignore = ["support", "tools"]
 if HOW_MUCH == "quick":  # what needs libraries whose import takes longer than many tests
     collect_ignore += ["adapters", "commands", "fastgd_mpi", "fastgd_torch", "plot", "project"]
     collect_ignore_glob = ["*/test_torch_*", "*_torch.py"]
-if HOW_MUCH != "whole":  # what builds the package once more
-    collect_ignore += ["project/test_new_family.py"]
+if HOW_MUCH != "whole":  # what builds the package once more; what clicks through a page
+    collect_ignore += ["project/test_new_family.py", "commands/test_live_page.py"]
 # What `make docs` has built, where it has.
 if HOW_MUCH != "whole" or not (ROOT / "build" / "site" / "index.html").exists():
     collect_ignore += ["project/test_site.py"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -11,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 import fastgd
 from fastgd.commands.output import one_of
+from fastgd.commands.work import Work
 from fastgd.kernels.spec.codecs import CODECS
 from fastgd.optimizers import GENERAL
 
@@ -81,12 +82,15 @@ def run(arguments: argparse.Namespace) -> int:
     """Time each choice and print the table."""
     console = Console()
     n = min(arguments.parameters, arguments.measure)
-    costs = measure(arguments.optimizer, n, console)
+    with Work("bytes", ROUNDS * len(CHOICES)) as work:
+        costs = measure(arguments.optimizer, n, work.advance)
     console.print(table_of(costs, arguments.parameters, n, arguments.optimizer))
     return 0
 
 
-def measure(name: str, n: int, console: Console) -> list[Cost]:
+def measure(
+    name: str, n: int, advance: Callable[[str], object] = lambda choice: None
+) -> list[Cost]:
     """The cost of each choice with an optimizer of `n` parameters, taking turns."""
     steps = {}
     found: dict[str, list[float]] = {}
@@ -99,11 +103,12 @@ def measure(name: str, n: int, console: Console) -> list[Cost]:
         sizes[choice] = (itemsize, itemsize, state_bytes)
         steps[choice] = opt
         opt.step()
-    for _ in track(range(ROUNDS), "timing steps", console=console, transient=True):
+    for _ in range(ROUNDS):
         for choice, opt in steps.items():
             start = perf_counter()
             opt.step()
             found.setdefault(choice, []).append((perf_counter() - start) / n)
+            advance(choice)
     return [Cost(c, *sizes[c], float(np.median(found[c]))) for c in CHOICES]
 
 

@@ -30,11 +30,18 @@ def contestants(names: Iterable[str] = CLASSIC) -> dict[str, Maker]:
 
 
 def descend(
-    make: Maker, surface: Surface, start: Sequence[float], steps: int, **hyper: Any
+    make: Maker,
+    surface: Surface,
+    start: Sequence[float],
+    steps: int,
+    *,
+    noise: Array | None = None,
+    **hyper: Any,
 ) -> Array:
     """The path of a descent: the start, and the point after each step; shape (steps + 1, d).
 
     The point of an optimizer that averages its iterates is the average, which is what it learns.
+    `noise`, of shape (steps, d), is added to the gradients.
     A descent that diverges goes on with infinities and NaNs, without a warning.
     """
     w = np.array(start, np.float64)
@@ -43,7 +50,8 @@ def descend(
     opt = make(w, **hyper)
     with np.errstate(over="ignore", invalid="ignore"):
         for t in range(1, steps + 1):
-            opt.step(surface.gradient(w))
+            gradient = surface.gradient(w)
+            opt.step(gradient if noise is None else gradient + noise[t - 1])
             path[t] = learned(opt, w)
     return path
 
@@ -138,6 +146,7 @@ def tuned(
     rates: Sequence[float] = RATES,
     tolerance: float = 0.05,
     start: Sequence[float] | None = None,
+    noise: Array | None = None,
 ) -> Run:
     """The best descent of an optimizer among some learning rates.
 
@@ -146,7 +155,8 @@ def tuned(
     """
     begin = surface.start if start is None else start
     runs = [
-        measure(surface, lr, descend(make, surface, begin, steps, lr=lr), tolerance) for lr in rates
+        measure(surface, lr, descend(make, surface, begin, steps, noise=noise, lr=lr), tolerance)
+        for lr in rates
     ]
     low, high = np.transpose(surface.domain)
 

@@ -14,13 +14,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image as Pillow
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from threadpoolctl import threadpool_limits
 
 from fastgd.commands import output
 from fastgd.commands.figures import PICTURES, Picture
 from fastgd.commands.images import Palette
 from fastgd.commands.page import PIXELS_PER_INCH, Image, Section, page
+from fastgd.commands.work import Work
 from fastgd.plot import THEMES
 
 VARIANTS = [(narrow, theme) for narrow in (False, True) for theme in THEMES]
@@ -36,37 +36,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run, draw, and write the PNGs and the page."""
     console = Console()
-    columns = (
-        TextColumn("{task.description:<9}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=len(PICTURES) * (1 + len(VARIANTS)))
-
-        def advance(name: str) -> None:
-            progress.update(task, advance=1, description=name)
-
-        path = render(arguments.output, advance)
-    console.print(f"The gallery is in {path}", highlight=False, soft_wrap=True)
+    with Work("gallery", len(PICTURES) * (1 + len(VARIANTS))) as work:
+        written = render(arguments.output, work)
+        work.show()
+        console.print(f"The gallery is in {written}", highlight=False, soft_wrap=True)
     return 0
 
 
-def render(folder: Path, advance: Callable[[str], object] = lambda name: None) -> Path:
-    """Render the gallery into a folder; returns the page's path."""
+def render(folder: Path, work: Work) -> str:
+    """Render the gallery into a folder; returns the page's path and size."""
     started = perf_counter()
     sections = []
     for k, picture in enumerate(PICTURES, 1):
         # On matrices as small as theirs a second thread only gets in the way, and on a busy
         # machine makes runs take twenty times as long.
         with threadpool_limits(1, user_api="blas"):
-            section = render_picture(picture, advance)
-        output.write(folder / f"{k:02d}-{picture.name}.png", section.images[False, "light"].data)
+            section = render_picture(picture, work.advance)
+        work.write(folder / f"{k:02d}-{picture.name}.png", section.images[False, "light"].data)
         sections.append(section)
-    path = folder / "index.html"
-    output.write(path, page(sections, perf_counter() - started).encode())
-    return path
+    return work.write(folder / "index.html", page(sections, perf_counter() - started))
 
 
 def render_picture(picture: Picture[Any], advance: Callable[[str], object]) -> Section:

@@ -24,8 +24,8 @@ def one_of(known: Iterable[str]) -> Callable[[str], str]:
     return parse
 
 
-def picture(*suffixes: str) -> Callable[[str], Path]:
-    """An argument's type: the path of a picture that can be written; makes its folder."""
+def file(*suffixes: str) -> Callable[[str], Path]:
+    """An argument's type: the path of a file that can be written; makes its folder."""
 
     def parse(text: str) -> Path:
         path = Path(text)
@@ -51,6 +51,23 @@ def folder(text: str) -> Path:
     except OSError as error:
         raise argparse.ArgumentTypeError(f"cannot write to the folder {text!r}: {error}") from None
     return path
+
+
+def with_size(path: Path) -> str:
+    """A file's path and size, for the line that says what was written.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     _ = file.truncate(1_234_567)
+    ...     print(with_size(Path(file.name)).removeprefix(file.name))
+     (1.2 MB)
+    """
+    size, unit = float(path.stat().st_size), "bytes"
+    for larger in ("kB", "MB", "GB"):
+        if size < 1000:
+            break
+        size, unit = size / 1000, larger
+    return f"{path} ({size:.{0 if size >= 10 or unit == 'bytes' else 1}f} {unit})"
 
 
 def write(path: Path, content: bytes) -> None:

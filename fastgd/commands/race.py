@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import math
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,20 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from fastgd import plot
 from fastgd.commands import choice, output
 from fastgd.commands.descents import RATES, Run, contestants, race
 from fastgd.commands.images import Palette
+from fastgd.commands.work import Work
 from fastgd.surfaces import SURFACES, Surface
 
 FRAMES = 90
 # The end stays in sight before the animation starts again.
 HOLD = 15
 MILLISECONDS = 70
+PORT, ANIMATION = 8737, "race.gif"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,9 +52,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--output",
-        type=output.picture(".gif", ".png"),
-        default="race.gif",
+        type=output.file(".gif", ".png"),
+        default=ANIMATION,
         help="the animation (GIF, or animated PNG)",
+    )
+    parser.add_argument(
+        "--serve",
+        action="store_true",
+        help="instead, a page to choose and click on, for a browser on this machine",
+    )
+    parser.add_argument("--port", type=port, default=PORT, help="where --serve listens; 0: any")
+    parser.add_argument(
+        "--open", action="store_true", help="with --serve: show the page in the browser, too"
     )
 
 
@@ -76,6 +87,13 @@ def steps(text: str) -> int:
     return int(text)
 
 
+def port(text: str) -> int:
+    """An argument's type: a port of TCP."""
+    if not text.isdecimal() or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"expected an integer from 0 to 65535, not {text!r}")
+    return int(text)
+
+
 def positive(text: str) -> float:
     """An argument's type: a number above 0."""
     try:
@@ -88,21 +106,15 @@ def positive(text: str) -> float:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Race, print the table, write the animation."""
+    """Race, print the table, write the animation; or serve the page."""
+    if arguments.serve:
+        return serve(arguments)
+    if arguments.open or arguments.port != PORT:
+        print("race: --port and --open belong to --serve", file=sys.stderr)
+        return 2
     surface, console = arguments.surface, Console()
     names = choice.chosen(arguments.optimizer)
-    columns = (
-        TextColumn("{task.description:<10}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=2 * len(contestants(names)))
-
-        def advance(name: str, share: float = 1.0) -> None:
-            progress.update(task, advance=share, description=name)
-
+    with Work("race", 2 * len(contestants(names))) as work:
         rates = RATES if arguments.lr is None else (arguments.lr,)
         runs = race(
             surface,
@@ -110,14 +122,38 @@ def run(arguments: argparse.Namespace) -> int:
             names=names,
             rates=rates,
             tolerance=arguments.tolerance,
-            advance=advance,
+            advance=work.advance,
         )
         share = len(runs) / frame_count(arguments.steps)
-        animation = animate(surface, runs, lambda: advance("drawing", share))
-    console.print(table_of(surface, runs, arguments.steps, arguments.tolerance))
-    save(animation, arguments.output)
-    console.print(f"The animation is in {arguments.output}", highlight=False, soft_wrap=True)
+        frames = animate(surface, runs, lambda: work.advance("drawing", share))
+        work.show()
+        console.print(table_of(surface, runs, arguments.steps, arguments.tolerance))
+        written = work.write(arguments.output, animation(frames, arguments.output.suffix))
+        console.print(f"The animation is in {written}", highlight=False, soft_wrap=True)
     return 0
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """Serve the page, which begins with the race that the arguments describe."""
+    from fastgd.commands import live
+
+    names = choice.chosen(arguments.optimizer)
+    try:
+        if arguments.output != Path(ANIMATION):
+            raise live.answers.RefusedError("--serve writes no file: leave --output out")
+        begin = live.answers.begin(arguments.surface, arguments.steps, names, arguments.lr)
+        server = live.Server(arguments.port, begin, arguments.tolerance)
+    except live.answers.RefusedError as refused:
+        print(f"race: {refused}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(
+            f"race: cannot listen on port {arguments.port}: {error.strerror}; "
+            "--port 0 takes one that is free",
+            file=sys.stderr,
+        )
+        return 1
+    return live.serve(server, show=arguments.open)
 
 
 def table_of(surface: Surface, runs: Mapping[str, Run], count: int, tolerance: float) -> Table:
@@ -209,17 +245,17 @@ def animate(
     return frames
 
 
-def save(frames: list[Image.Image], path: Path) -> None:
-    """Write frames as an animation: one palette for all, so that nothing flickers."""
+def animation(frames: list[Image.Image], suffix: str) -> bytes:
+    """Frames as an animation: one palette for all, so that nothing flickers."""
     # The last frame has every line in full, and so every colour.
     palette = Palette(frames[-1])
     few = [palette.apply(frame) for frame in frames]
     durations = [MILLISECONDS] * (len(frames) - 1) + [MILLISECONDS * HOLD]
     settings: dict[str, Any] = {"save_all": True, "append_images": few[1:], "loop": 0}
-    if path.suffix.lower() == ".gif":
+    if suffix.lower() == ".gif":
         settings |= {"format": "GIF", "optimize": True, "disposal": 1}
     else:
         settings |= {"format": "PNG"}
     content = io.BytesIO()
     few[0].save(content, duration=durations, **settings)
-    output.write(path, content.getvalue())
+    return content.getvalue()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import io
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -23,6 +22,7 @@ import fastgd
 from fastgd import plot
 from fastgd.commands import choice, output
 from fastgd.commands.mlp import accuracy, fit, init_layers
+from fastgd.commands.work import Work
 from fastgd.optimizers import OPTIMIZERS
 
 SIZES = (64, 96, 32, 10)
@@ -106,39 +106,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=integer(1), default=32, help="digits per step")
     parser.add_argument("--seed", type=integer(0), default=0, help="of weights, split and order")
     parser.add_argument(
-        "--output", type=output.picture(".png"), default="train.png", help="the picture (PNG)"
+        "--output", type=output.file(".png"), default="train.png", help="the picture (PNG)"
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, print the table, write the picture."""
     names = choice.chosen(arguments.optimizer, OPTIMIZERS)
-    console = Console()
-    columns = (
-        TextColumn("{task.description:<9}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=2 * arguments.epochs * len(names))
-        outcomes = []
-        for name in names:
-            progress.update(task, description=name)
-            outcomes.append(
-                train(
-                    name,
-                    arguments.epochs,
-                    arguments.batch_size,
-                    arguments.seed,
-                    lambda: progress.advance(task),
-                )
-            )
-    console.print(table_of(outcomes))
-    draw(outcomes, arguments.output)
-    console.print(
-        f"Loss and accuracy curves are in {arguments.output}", highlight=False, soft_wrap=True
-    )
+    epochs, console = arguments.epochs, Console()
+    with Work("train", 2 * epochs * len(names)) as work:
+
+        def trained(name: str) -> Outcome:
+            size, seed = arguments.batch_size, arguments.seed
+            return train(name, epochs, size, seed, lambda: work.advance(name))
+
+        outcomes = [trained(name) for name in names]
+        work.show()
+        console.print(table_of(outcomes))
+        written = work.write(arguments.output, draw(outcomes))
+        console.print(f"Loss and accuracy curves are in {written}", highlight=False, soft_wrap=True)
     return 0 if all(o.same_bits for o in outcomes) else 1
 
 
@@ -223,8 +209,9 @@ def draw_accuracies(axes: Axes, outcomes: list[Outcome]) -> None:
     axes.legend(loc="lower right")
 
 
-def draw(outcomes: list[Outcome], path: Path) -> None:
-    """Write the picture of both; of many outcomes, with a small chart of each."""
+def draw(outcomes: list[Outcome]) -> bytes:
+    """The picture of both, as a PNG; of many outcomes, with a small chart of each."""
+    picture = io.BytesIO()
     rows = 0 if len(outcomes) <= choice.READABLE else math.ceil(len(outcomes) / SMALL)
     with plot.style():
         figure = Figure(figsize=(10, 4.5 + 1.35 * rows), layout="constrained")
@@ -239,7 +226,8 @@ def draw(outcomes: list[Outcome], path: Path) -> None:
             left, right = figure.subplots(1, 2)
             draw_losses(left, outcomes)
             draw_accuracies(right, outcomes)
-        figure.savefig(path, dpi=150)
+        figure.savefig(picture, dpi=150)
+    return picture.getvalue()
 
 
 def ranked(outcomes: list[Outcome]) -> list[Outcome]:

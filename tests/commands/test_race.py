@@ -30,7 +30,10 @@ def test_the_command(tmp_path, capsys, name, wanted):
     path = tmp_path / "new" / name
     given = ["--optimizer", wanted, "--surface", "himmelblau", "--steps", "20"]
     assert main(["race", *given, "--output", str(path)]) == 0
-    found = rows(capsys.readouterr().out)
+    printed, drawn = capsys.readouterr()
+    found = rows(printed)
+    assert f"The animation is in {path} ({round(path.stat().st_size / 1000)} kB)" in printed
+    assert drawn == "", "no bar where there is no terminal"
     assert {row[0] for row in found} == set(descents.contestants(choice.chosen(wanted)))
     arrivals = [math.inf if row[-1] == "never" else int(row[-1]) for row in found]
     assert arrivals == sorted(arrivals)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,6 +46,27 @@ def test_code_runs(file, tmp_path, monkeypatch):
     for block in BLOCK.finditer(text):
         line = text.count("\n", 0, block.start("code"))
         exec(compile("\n" * line + block["code"], str(file), "exec"), names)
+
+
+def test_a_chart_and_a_table_for_each_machine(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    import readme_table
+
+    (file, *_) = sorted(readme_table.RESULTS.glob("*.json"))
+    known = json.loads(file.read_text())
+    for k in range(3):
+        for row in known["rows"]:
+            row["seconds"] |= {"NumPy": row["seconds"]["NumPy"] * 10}
+        result = json.dumps(known | {"machine": f"machine {k}"})
+        (tmp_path / f"{k}.json").write_text(result)
+    monkeypatch.setattr(readme_table, "RESULTS", tmp_path)
+    names: dict[str, object] = {}
+    (block,) = BLOCK.finditer((DOCS / "performance" / "index.md").read_text())
+    exec(block["code"], names)
+    axes = [one.axes[0] for one in names["figure"]]
+    assert [one.get_title() for one in axes] == [f"machine {k}" for k in range(3)]
+    assert len({one.get_ylim() for one in axes}) == 1
+    assert axes[2].lines[0].get_label() == "fastgd, gradients in new memory"
 
 
 def test_what_does_not_run_says_why():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import subprocess
 import sys
+from datetime import date
 
 import pytest
 from support.helpers import ROOT
@@ -55,11 +58,41 @@ def test_functions_that_callers_were_not_promised(release, tmp_path):
         shutil.copy(ROOT / name, tmp_path / name)
     abi = tmp_path / "tests/abi_1.txt"
     lines = abi.read_text().splitlines(keepends=True)
-    before = release.promised(tmp_path)
-    abi.write_text("".join(line for line in lines if not line.startswith("fastgd_sgd_f32(")))
+    release.promise(tmp_path)
+    assert release.promised(tmp_path) == []
+    whole = abi.read_text()
+    assert whole.startswith("".join(lines)), "what is there stays"
+    abi.write_text(whole.replace(lines[0], ""))
     (after,) = release.promised(tmp_path)
-    assert "fastgd_sgd_f32" in after
-    assert not any("fastgd_sgd_f32" in line for line in before)
+    assert "lacks fastgd_sgd_f32; to add them: python .ci/release.py --promise" in after
+    assert release.promise(tmp_path) == 1
+    assert release.promised(tmp_path) == []
+
+
+def test_functions_that_are_no_longer_as_they_were_promised(release, tmp_path):
+    for name in ("fastgd/include/fastgd.h", "tests/abi_1.txt"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    release.promise(tmp_path)
+    header = tmp_path / "fastgd/include/fastgd.h"
+    text = header.read_text()
+    header.write_text(
+        text.replace("(*fastgd_sgd_f32_t)(float *p,", "(*fastgd_sgd_f32_t)(double *p,")
+    )
+    broken, lacking = release.promised(tmp_path)
+    assert "no longer so: fastgd_sgd_f32; raise FASTGD_ABI_VERSION" in broken
+    assert "lacks fastgd_sgd_f32" in lacking
+
+
+def test_how_to_cut_the_changelog_is_said(release, top):
+    at = top / "CHANGELOG.md"
+    whole = at.read_text()
+    at.write_text(whole.replace("(2026-01-31)", "(unreleased)"))
+    (line,) = release.problems(top)
+    command = re.search(r"sed -i '(.*)' CHANGELOG.md", line)[1]
+    subprocess.run(["sed", "-i", command, at], check=True)
+    assert release.problems(top) == []
+    assert at.read_text() == whole.replace("2026-01-31", str(date.today()))
 
 
 def test_documents_of_this_checkout_agree(release):

@@ -5,9 +5,8 @@ Collected where there is one, in whole runs.
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
+from support.browser import chromium, emulate
 from support.helpers import ROOT
 
 SITE = ROOT / "build" / "site"
@@ -16,37 +15,11 @@ PAGES = [file.relative_to(SITE).as_posix() for file in FILES]
 VIEWS = [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
 
 
-@pytest.fixture(scope="module")
-def browser():
-    """Debian's Chromium, without a window or the network."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    from selenium.webdriver.chrome.service import Service
-
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("chromium and chromium-driver are not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for flag in (
-        "headless=new", "no-sandbox", "disable-gpu", "no-first-run", "disable-dev-shm-usage",
-        "disable-background-networking", "host-resolver-rules=MAP * ~NOTFOUND",
-    ):  # fmt: skip
-        options.add_argument(f"--{flag}")
-    running = webdriver.Chrome(options=options, service=Service(driver))
-    yield running
-    running.quit()
+browser = pytest.fixture(scope="module")(chromium)
 
 
 def look(browser, page, width, theme):
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": width, "height": 850, "deviceScaleFactor": 1, "mobile": width < 500},
-    )
-    browser.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia",
-        {"features": [{"name": "prefers-color-scheme", "value": theme}]},
-    )
+    emulate(browser, width, theme)
     browser.get((SITE / page).as_uri())
 
 
