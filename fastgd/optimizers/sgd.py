@@ -40,8 +40,8 @@ class SGD(Optimizer):
     **options
         The options of every optimizer: ``grads`` to be bound, ``clip_norm``, ``clip_by``,
         ``clip_value``, ``clip_ratio``, ``centralize``, ``layout``, ``nonfinite``, ``average``,
-        ``copy_to``, ``zero_grads``, ``state_dtype``, ``master``, ``rounding``, ``min_8bit_size``,
-        ``seed``; see `fastgd.Options`.
+        ``copy_to``, ``zero_grads``, ``rows``, ``state_dtype``, ``master``, ``rounding``,
+        ``min_8bit_size``, ``seed``; see `fastgd.Options`.
 
     Raises
     ------

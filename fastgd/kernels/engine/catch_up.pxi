@@ -95,10 +95,9 @@ cdef class Missed:
         cdef GroupStep step, first, late
         cdef double given[MAX_COEFFICIENTS + 2]
         cdef int j
-        cdef set scheduled = set(self.group.scheduled) - {"clip_norm", "clip_value", "clip_ratio"}
-        if scheduled:
+        if self.group.scheduled:
             self.is_asked = False
-            self.refuse(f"schedules (of {', '.join(sorted(scheduled))}) make each step another; "
+            self.refuse(f"schedules (of {', '.join(self.group.scheduled)}) make each step another; "
                         "numbers may be changed, and then all rows catch up")
             return 0
         owners.make(&step, owner, 1, configure, 1.0)
