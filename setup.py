@@ -5,6 +5,7 @@ BACKENDS is the list of instruction sets; everything else about the package is i
 
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 from glob import glob
@@ -56,10 +57,6 @@ int main(void) { return 0; }"""
 # 17 times the time to store.  (An attribute on all that is inline would inline too early for clang
 # to see what can't overlap.)
 INLINE = ["-mllvm", "-inline-threshold=5000"]
-IS_CLANG = """#ifndef __clang__
-#error "another compiler"
-#endif
-int main(void) { return 0; }"""
 
 MEANS_THE_FLAGS = """#ifndef {}
 #error "the flags were ignored"
@@ -118,7 +115,7 @@ class BuildExtensions(build_ext):
         openmp = next((f for f in OPENMP if self.builds(USES_OPENMP, f)), [])
         if not openmp:
             print("fastgd: no OpenMP here; the engine will use one thread")
-        inline = INLINE if self.builds(IS_CLANG, INLINE) else []
+        inline = INLINE if self.is_clang() else []
         for extension in list(self.extensions):
             module = extension.name.rpartition("._")[2]
             if module in BACKENDS:
@@ -147,6 +144,12 @@ class BuildExtensions(build_ext):
         OPENMP = [words["-fopenmp"]] if OPENMP else []
         if not self.builds(KEEPS_THE_CONTRACT, []):
             raise SystemExit("fastgd: Visual Studio 2022 or later is needed, or clang-cl")
+
+    def is_clang(self):
+        """Whether the compiler says that it is one."""
+        command = getattr(self.compiler, "compiler_so", None) or [self.compiler.cc]
+        said = subprocess.run([*command, "--version"], capture_output=True, text=True)
+        return "clang" in said.stdout
 
     def builds(self, source, flags):
         """Whether a program compiles and links with these flags."""

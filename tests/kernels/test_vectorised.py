@@ -14,6 +14,7 @@ import textwrap
 
 import pytest
 from support.machine_code import (
+    CLANG,
     READ,
     READABLE,
     REGISTERS,
@@ -79,6 +80,8 @@ def test_loop_is_vectorised(backend, name, fuse, suffix):
 def test_sums_of_terms_are_vectorised(backend, fuse):
     """Each of the two loops of `summed`, over terms and over squares, adds all lanes at a time."""
     body = code_of(backend, "summed", fuse)
+    if CLANG and (backend, fuse) == ("baseline", 1):
+        pytest.xfail("clang keeps one lane in each of SSE2's registers, and adds float64 by itself")
     width = {"xmm": 2, "ymm": 4, "zmm": 8}[REGISTERS[backend]]
     assert count(body, "addpd", backend) >= 2 * LANES // width
     assert count(body, "mulpd", backend)

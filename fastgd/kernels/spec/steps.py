@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import add
 
 import numpy as np
 
@@ -141,7 +143,8 @@ class TensorStep:
                 self.kept = terms[0]
             for k, (term, kind) in enumerate(zip(terms, self.rule.sums, strict=True)):
                 blocks = sums_of_squares(term) if kind == "squares" else sums_of(term)
-                self.sums[k] = sum(blocks.tolist(), 0.0)
+                # Not `sum`, which from Python 3.12 on makes up for what rounding loses.
+                self.sums[k] = reduce(add, blocks.tolist(), 0.0)
         for key in sweep.written:
             self._store(key, self.states[key], loaded[key])
 
