@@ -178,7 +178,8 @@ def test_strangers_get_nothing(server):
         assert get(server, target, Host=f"localhost:{port}", Origin=f"http://{own}")[0] == 200
     assert get(server, "/race?run=SGD", Sec_Fetch_Site="cross-site")[0] == 403
     assert get(server, "/", Sec_Fetch_Site="cross-site")[0] == 200, "a link may stand anywhere"
-    assert get(server, "/etc/passwd")[0] == 404
+    for target in ("/etc/passwd", "//[", "/race/../x?run=SGD"):
+        assert get(server, target)[0] == 404
     assert server.server_address[0] == "127.0.0.1"
 
 
