@@ -9,7 +9,7 @@ const [LOW, HIGH] = data.rates.map(Math.log10);
 const FLOOR = 1e-16; // heights below are drawn there
 
 // What is asked for; runs have a slot, which gives them colour and dashes while they stay.
-let state, surface, bands = [];
+let state, surface, bands = [], box = 1;
 // What was answered, by name, for so many steps; and the step that is shown.
 let found = {}, ran = 1, shown = 0, playing = null;
 
@@ -140,7 +140,7 @@ async function choose() {
   bands = [];
   const answer = await get(`contours?surface=${surface.name}`);
   if (surface.name !== state.surface) return;
-  bands = answer.bands;
+  ({ bands, box } = answer);
   found = {};
   layOut();
 }
