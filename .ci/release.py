@@ -99,7 +99,7 @@ def unclean(top: Path) -> list[str]:
     def git(*words: str) -> str:
         return subprocess.run(
             ["git", *words], cwd=top, check=True, capture_output=True, text=True
-        ).stdout.strip()
+        ).stdout.rstrip()
 
     wrong = []
     if changes := git("status", "--porcelain"):

@@ -32,11 +32,13 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
 
 import fastgd
+from fastgd.commands import output
 from fastgd.commands.mlp import init_layers, loss_and_grads
 from fastgd.commands.train import SETTINGS
 from fastgd.commands.work import Work
@@ -245,6 +247,8 @@ def measured(work, jobs, workers, log, run=run):
                 work.keep(log)
             work.advance(f"{line['problem']}, {line['optimizer']}")
     work.show()
+    if log:
+        print("Runs are in", output.with_size(log), file=sys.stderr)
     return [lines[job] for job in jobs]
 
 

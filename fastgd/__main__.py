@@ -22,7 +22,10 @@ COMMANDS = {
         "train a small network on handwritten digits with each optimizer, and compare", "train"
     ),
     "gallery": Command("draw gradient descent in pictures, and a page that explains them", "plot"),
-    "race": Command("run the optimizers side by side on a surface, as an animation", "plot"),
+    "race": Command(
+        "run the optimizers side by side on a surface, as an animation or a page to click on",
+        "plot",
+    ),
     "bytes": Command("show what each way to store a model costs, in memory and in time", "train"),
     "optimizers": Command("list the optimizers: formulas, papers, states, defaults", ""),
     "config": Command("show version, backend, threads, and which backends can run here", ""),

@@ -5,17 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
-import signal
 import socket
-import subprocess
-import sys
 import threading
 from http.client import HTTPConnection
 from urllib.parse import urlencode
 
 import numpy as np
 import pytest
-from support.helpers import ROOT
 
 from fastgd.__main__ import main
 from fastgd.surfaces import SURFACES
@@ -182,7 +178,8 @@ def test_strangers_get_nothing(server):
         assert get(server, target, Host=f"localhost:{port}", Origin=f"http://{own}")[0] == 200
     assert get(server, "/race?run=SGD", Sec_Fetch_Site="cross-site")[0] == 403
     assert get(server, "/", Sec_Fetch_Site="cross-site")[0] == 200, "a link may stand anywhere"
-    assert get(server, "/etc/passwd")[0] == 404
+    for target in ("/etc/passwd", "//[", "/race/../x?run=SGD"):
+        assert get(server, target)[0] == 404
     assert server.server_address[0] == "127.0.0.1"
 
 
@@ -229,14 +226,14 @@ def test_a_port_that_is_taken(capsys):
     assert f"cannot listen on port {port}: Address already in use" in capsys.readouterr().err
 
 
-def test_it_ends_when_it_is_interrupted():
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fastgd", "race", "--serve", "--port", "0"],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
-    line = process.stdout.readline()
-    assert re.fullmatch(r"The race is at http://127\.0\.0\.1:\d+/  \(Ctrl-C ends it\)\n", line)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
-    assert (process.returncode, out.strip(), err) == (0, "Ended; nothing was written.", "")
+def test_it_ends_when_it_is_interrupted(capsys, monkeypatch):
+    server = live.Server(0, BEGIN, tolerance=0.05)
+
+    def struck():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(server, "serve_forever", struck)
+    assert live.serve(server) == 0
+    said = f"The race is at {server.address}  (Ctrl-C ends it)\n\nEnded; nothing was written.\n"
+    assert capsys.readouterr() == (said, "")
+    assert server.socket.fileno() == -1, "closed"

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import signal
+import subprocess
+import sys
 import threading
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from support.browser import chromium, emulate
+from support.helpers import ROOT
 
 pytest.importorskip("PIL.Image", reason="the extra `plot` is not installed")
 from fastgd.commands import descents, live
@@ -192,3 +197,16 @@ def test_it_fits_and_has_words_for_every_control(browser, address, width, theme)
     paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert paper == {"light": "rgb(255, 255, 255)", "dark": "rgb(21, 25, 30)"}[theme]
     assert [m for m in browser.get_log("browser") if m["level"] == "SEVERE"] == []
+
+
+def test_ctrl_c_ends_it():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastgd", "race", "--serve", "--port", "0"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    line = process.stdout.readline()
+    assert re.fullmatch(r"The race is at http://127\.0\.0\.1:\d+/  \(Ctrl-C ends it\)\n", line)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out.strip(), err) == (0, "Ended; nothing was written.", "")

@@ -15,7 +15,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 import fastgd
 from fastgd import plot
@@ -83,23 +83,23 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer the page, a race, or contours."""
-        asked = urlsplit(self.path)
-        if problem := self.stranger(asked.path):
+        path, _, query = self.path.partition("?")
+        if problem := self.stranger(path):
             self.send(HTTPStatus.FORBIDDEN, {"error": problem})
             return
         try:
-            if asked.path == "/":
+            if path == "/":
                 self.send(HTTPStatus.OK, self.server.document, "text/html; charset=utf-8")
-            elif asked.path == "/race":
+            elif path == "/race":
                 with self.server.turn:
-                    found = answers.answer(asked.query, self.server.tolerance)
+                    found = answers.answer(query, self.server.tolerance)
                 self.send(HTTPStatus.OK, found)
-            elif asked.path == "/contours":
+            elif path == "/contours":
                 with self.server.turn:
-                    bands = answers.contours(parse_qs(asked.query).get("surface", [""])[0])
+                    bands = answers.contours(parse_qs(query).get("surface", [""])[0])
                 self.send(HTTPStatus.OK, {"bands": bands, "box": answers.BOX})
             else:
-                self.send(HTTPStatus.NOT_FOUND, {"error": f"there is no {asked.path}"})
+                self.send(HTTPStatus.NOT_FOUND, {"error": f"there is no {path}"})
         except answers.RefusedError as refused:
             self.send(HTTPStatus.BAD_REQUEST, {"error": str(refused)})
         except ConnectionError:

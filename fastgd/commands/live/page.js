@@ -9,7 +9,7 @@ const [LOW, HIGH] = data.rates.map(Math.log10);
 const FLOOR = 1e-16; // heights below are drawn there
 
 // What is asked for; runs have a slot, which gives them colour and dashes while they stay.
-let state, surface, bands = [];
+let state, surface, bands = [], box = 1;
 // What was answered, by name, for so many steps; and the step that is shown.
 let found = {}, ran = 1, shown = 0, playing = null;
 
@@ -57,13 +57,13 @@ function query() {
 
 // --------------------------------------------------------------------------------- the server
 
-let asking = false, waiting = null;
+let asking = false, waiting = null, pending = 0;
 
 // One question at a time: of those that come up meanwhile, the last is asked next.
 async function ask(replay = false) {
   if (asking) { waiting = { replay: replay || Boolean(waiting?.replay) }; return; }
   asking = true;
-  busy(true);
+  busy(1);
   try {
     // Steps of a slider meanwhile keep the list of runs as it is; what keeps it fits the answer.
     const { runs } = state, answer = await get(`race?${query()}`);
@@ -73,11 +73,15 @@ async function ask(replay = false) {
     if (!waiting) complain(error.message);
   }
   asking = false;
+  busy(-1);
   if (waiting) { const next = waiting; waiting = null; return ask(next.replay); }
-  busy(false);
 }
 
-const busy = (now) => document.body.setAttribute("aria-busy", now);
+// More or fewer things that are waited for.
+function busy(more) {
+  pending += more;
+  document.body.setAttribute("aria-busy", pending > 0);
+}
 
 async function get(address) {
   let response;
@@ -119,13 +123,15 @@ function take(answer, replay) {
 async function change(wanted, replay = false) {
   const moved = wanted.surface !== undefined;
   Object.assign(state, wanted);
+  busy(1);
   try {
     if (moved) await choose();
+    controls();
+    await ask(replay);
   } catch (error) {
-    return complain(error.message);
+    complain(error.message);
   }
-  controls();
-  return ask(replay);
+  busy(-1);
 }
 
 // The surface of the state: its contours, and rates anew unless they were given.
@@ -134,7 +140,7 @@ async function choose() {
   bands = [];
   const answer = await get(`contours?surface=${surface.name}`);
   if (surface.name !== state.surface) return;
-  bands = answer.bands;
+  ({ bands, box } = answer);
   found = {};
   layOut();
 }
@@ -142,7 +148,7 @@ async function choose() {
 // The race that an address describes; if the server refuses it, the page's own, and why.
 async function begin(text) {
   stop();
-  busy(true);
+  busy(1);
   let answer, wrong = null;
   try {
     answer = await get(`race?${text}`).catch((error) => {
@@ -159,7 +165,7 @@ async function begin(text) {
     wrong ??= error.message;
   }
   complain(wrong);
-  busy(false);
+  busy(-1);
 }
 
 // --------------------------------------------------------------------------------- play, step

@@ -28,7 +28,7 @@ function drawMap() {
   map = { x, y, left, right, top, bottom };
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   const ground = element("svg:g", { transform:
-    `translate(${left} ${top}) scale(${(right - left) / 1000} ${(bottom - top) / 1000})` });
+    `translate(${left} ${top}) scale(${(right - left) / box} ${(bottom - top) / box})` });
   bands.forEach((band, k) => {
     const strength = (0.24 * k) / Math.max(1, bands.length - 1);
     ground.append(element("svg:path", { class: "band", d: band, "fill-rule": "evenodd",
