@@ -132,7 +132,7 @@ cdef class Gradients:
         return True
 
     cdef bint walk_list(self, list structure, list grads, list arrays, Py_ssize_t* at) except -1:
-        """The same of lists of the same length, of which a step may have but one, and a long one."""
+        """The same of two lists of the same length; many steps have but one, and a long one."""
         cdef Py_ssize_t k, n = len(structure)
         for k in range(n):
             if k >= len(grads):    # an array-like's own code may shorten it

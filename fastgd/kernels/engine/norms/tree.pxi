@@ -75,7 +75,8 @@ cdef class TreeNorm:
         total.plain = total.scaled = 0.0
         if backend.compiled and self.elements < FEW:
             for x in self.arrays:
-                sum_of_few(backend, cnp.PyArray_BYTES(x), codec_of(x), elements_of(<RawArray*> x), &one)
+                sum_of_few(backend, cnp.PyArray_BYTES(x), codec_of(x), elements_of(<RawArray*> x),
+                           &one)
                 add_to(&total, &one)
             return norm_of(&total)
         for x in self.arrays:
