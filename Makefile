@@ -1,6 +1,6 @@
 # Verbs for developers; `make build` after an edit to Cython or C.
-.PHONY: build quick test test-all integrations bench compare lint docs wheels release annotate asan ubsan tsan valgrind \
-	fuzz fuzz-checkpoint fuzz-arguments mutate platforms clean
+.PHONY: build quick test test-all integrations bench compare counts lint docs wheels release annotate \
+	asan ubsan tsan valgrind fuzz fuzz-checkpoint fuzz-arguments mutate platforms clean
 
 PYTHON ?= python
 
@@ -34,6 +34,10 @@ bench: build
 
 compare: build
 	$(PYTHON) bench/compare.py
+
+# Instructions of small steps, by valgrind; `make counts AGAINST=main` also builds and counts that.
+counts: build
+	$(PYTHON) bench/counts.py $(if $(AGAINST),--against $(AGAINST))
 
 # The documentation, as build/site/index.html; the extra `docs`.  Pages run their code, warnings are errors.
 docs: build

@@ -22,14 +22,18 @@ collect_ignore = ["support", "tools"]
 if HOW_MUCH == "quick":  # what needs libraries whose import takes longer than many tests
     collect_ignore += ["adapters", "commands", "fastgd_mpi", "fastgd_torch", "plot", "project"]
     collect_ignore_glob = ["*/test_torch_*", "*_torch.py"]
-if HOW_MUCH != "whole":  # what builds the package once more; what clicks through a page
-    collect_ignore += ["project/test_new_family.py", "commands/test_live_page.py"]
+if HOW_MUCH != "whole":  # what builds the package once more, counts instructions, clicks through a page
+    collect_ignore += [
+        "commands/test_live_page.py",
+        "project/test_instruction_counts.py",
+        "project/test_new_family.py",
+    ]
 # What `make docs` has built, where it has.
 if HOW_MUCH != "whole" or not (ROOT / "build" / "site" / "index.html").exists():
     collect_ignore += ["project/test_site.py"]
 
 # With FASTGD_STRICT=1 (continuous integration) a skip for any other reason fails the run.
-MACHINE_REASONS = ("this CPU", "too little memory", "may not mount")
+MACHINE_REASONS = ("this CPU", "too little memory", "may not mount", "no counts are noted")
 # Peers that are not among the requirements of tests; the continuous integration installs them later.
 PEERS = tuple(f"{name} is not installed" for name in ("optax", "prodigyopt", "keras"))
 

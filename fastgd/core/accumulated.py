@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastgd.core.trees import Structure, unflatten
-from fastgd.kernels._engine import Plan, summed_rows
+from fastgd.kernels._engine import Plan, has_rows, summed_rows
 from fastgd.kernels.memory.alloc import aligned_zeros
 from fastgd.kernels.memory.rows import Rows, check_rows
 from fastgd.kernels.reference import Stages
@@ -36,7 +36,7 @@ class Split:
         self.rows: dict[int, Rows] = {}
         self._structure, self._grads = structure, grads
         self.rest = grads
-        if _has_rows(grads):
+        if has_rows(grads):
             self.rest = self._walk(structure, grads, count())
 
     @cached_property
@@ -72,17 +72,6 @@ class Split:
             return grads
         pairs = zip(structure, grads, strict=True)
         return [self._walk(own, g, numbers, arrays) for own, g in pairs]
-
-
-def _has_rows(grads: Any) -> bool:
-    """Whether some gradient of a tree comes by rows; quick where all are plain arrays."""
-    if isinstance(grads, Mapping):
-        grads = grads.values()
-    elif not isinstance(grads, (list, tuple)):
-        return isinstance(grads, Rows)
-    if {*map(type, grads)} <= {np.ndarray, type(None)}:
-        return False
-    return any(map(_has_rows, grads))
 
 
 class Accumulated:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from threading import RLock
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -46,6 +47,7 @@ class Layout(NamedTuple):
     owners: list[tuple[int, str]]  # groups with a rule of theirs, whose coefficients tensors share
     steps: NDArray[np.int64]  # taken by each parameter
     plan: Plan
+    configure: Callable[[int, int, float], tuple[Any, ...]]  # what the plan asks, if C doesn't know
     seen: object  # the latest change of groups that was looked at
 
 
@@ -79,7 +81,7 @@ class Stepper:
         As those of `Optimizer`.
     names : tuple of tuples
         The keys in `state` of each group's parameters.
-    rules, picks, owners, steps, plan, seen
+    rules, picks, owners, steps, plan, configure, seen
         See `Layout`.
     iterates : IterateAverage or None
         The average that a schedule-free optimizer has by itself.
@@ -361,6 +363,7 @@ class Stepper:
         plan.first = self._first
         self.state, self.rules, self.steps = MappingProxyType(state), rules, steps
         self.picks, self.owners, self.plan = picks, list(owners), plan
+        self.configure = partial(_settings, kind, self.param_groups, self.owners)
         for name, p in self.params().items() if self.homes else ():
             if (home := self.homes.get(id(p))) is not None:
                 home.bind(state[name], self)
@@ -576,22 +579,26 @@ class Stepper:
             scale = domains.number(grad_scale, "grad_scale")
             unscale = _inverse(scale, "grad_scale")
         with self.lock:
-            self.agree()
-            before = self.follow() if self._changes.latest is not self.seen else None
+            # What there is nothing to do for is not called: of small tensors, a call is much.
+            latest = self._changes.latest
+            if latest is not self._agreed:
+                self.agree()
+            before = None if latest is self.seen else self.follow()
             try:
-                self.refuse_elsewhere("step")
+                average, weights = self.average, None
+                if self.perturbed or average is not None or self.iterates is not None:
+                    self.refuse_elsewhere("step")
                 if self.homes:
                     self._mark()
-                average = None
-                if self.average is not None:
-                    average = self.average.weights(self.average.step + 1)
-                if self.pending:
-                    return self._step_accumulated(grads, scale, average)
+                if average is not None:
+                    weights = average.weights(average.step + 1)
+                if self.accumulated is not None and self.pending:
+                    return self._step_accumulated(grads, scale, weights)
                 return self.plan.step(
                     grads,
                     self.configure,
                     unscale,
-                    average=average,
+                    average=weights,
                     zero=self.options["zero_grads"],
                     tally=self.taken,
                     amount=1.0,
@@ -622,13 +629,6 @@ class Stepper:
             combine=self.combine,
             combine_sums=self.combine_sums,
         )
-
-    def configure(self, owner: int, t: int, unscale: float) -> tuple[Any, ...]:
-        """What the engine asks of an owner for a parameter's t-th step, if C doesn't know."""
-        k, rule = self.owners[owner]
-        group = self.param_groups[k]
-        h = group.at(t - 1) if group.scheduled else group
-        return self.kind.settings(rule, h, t, unscale)
 
     @property
     def pending(self) -> float:
@@ -731,7 +731,7 @@ class Stepper:
                 raise TypeError(
                     "copy: expected parameters in memory, found some whose states are in files"
                 )
-            own = self.__dict__.keys() - {"plan", "lock", "iterates"}
+            own = self.__dict__.keys() - {"plan", "lock", "iterates", "configure"}
             content = {key: self.__dict__[key] for key in own}
             content["options"] = dict(self.options)
             content["state"] = {name: dict(entry) for name, entry in self.state.items()}
@@ -752,6 +752,21 @@ class Stepper:
             for name, p in self.params().items()
         }
         self.lay_out(self.param_groups, self.steps, grads)
+
+
+def _settings(
+    kind: type[Contract],
+    groups: Sequence[ParamGroup],
+    owners: Sequence[tuple[int, str]],
+    owner: int,
+    t: int,
+    unscale: float,
+) -> tuple[Any, ...]:
+    """What the engine asks of an owner for a parameter's t-th step, if C doesn't know."""
+    k, rule = owners[owner]
+    group = groups[k]
+    h = group.at(t - 1) if group.scheduled else group
+    return kind.settings(rule, h, t, unscale)
 
 
 def _inverse(value: float, name: str) -> float:

@@ -35,6 +35,7 @@ cdef extern from "fastgd_codecs.h" nogil:
     cnp.uint64_t fastgd_random_key(cnp.uint64_t, cnp.uint64_t, cnp.uint64_t)
 
 cdef extern from "Python.h":
+    PyObject* PyList_GET_ITEM(list, Py_ssize_t)    # lent, where Cython would count a reference
     int Py_EnterRecursiveCall(const char* where) except 1
     void Py_LeaveRecursiveCall()
 
@@ -48,6 +49,9 @@ cdef Py_ssize_t PIECE = 4 * CHUNK
 cdef Py_ssize_t ALIGN_FROM = 1024
 # With fewer elements than this in all, waking a second thread costs more than it saves.
 cdef Py_ssize_t PARALLEL_FROM = 32768
+
+# Sums of squares of fewer elements in all are one thread's work, and of each array at most a block.
+cdef Py_ssize_t FEW = min(PARALLEL_FROM, <Py_ssize_t> BLOCK)
 
 # Tensors of so many elements at most are swept over twice before the next ones are.
 cdef Py_ssize_t BATCH = 1 << 19
@@ -206,6 +210,12 @@ cdef class Plan:
     cdef readonly HyperRows hyper_rows
     cdef StepArgs args
     cdef Py_ssize_t elements    # that this step works on
+    cdef Share* shares          # of this step, one for each of the group steps
+    cdef Py_ssize_t n_shares
+    cdef cnp.int64_t* stepped   # 1 for each tensor that has a gradient, else 0
+    cdef cnp.int64_t* expected  # the counts as the last step left them
+    cdef bint settled           # whether the last step did all that it was to do,
+    cdef bint alike             # and this one does the same to each tensor
     cdef bint busy
     cdef bint lazy, sparse      # what steps by rows may leave undone
     cdef readonly bint wrote    # whether the last step came to what it writes
@@ -234,12 +244,19 @@ cdef class Plan:
         self.gradients = Gradients(self.layout, structure, grads)
         self.norms = PlanNorms(self.layout, self.gradients)
         self.group_steps = <GroupStep*> calloc(self.layout.n, sizeof(GroupStep))
-        if self.group_steps == NULL:
+        self.shares = <Share*> calloc(self.layout.n, sizeof(Share))
+        self.stepped = <cnp.int64_t*> calloc(self.layout.n, sizeof(cnp.int64_t))
+        self.expected = <cnp.int64_t*> calloc(self.layout.n, sizeof(cnp.int64_t))
+        if (self.group_steps == NULL or self.shares == NULL or self.stepped == NULL
+                or self.expected == NULL):
             raise MemoryError
         self.args.codings, self.args.prefetch = self.layout.codings, self.layout.prefetch
 
     def __dealloc__(self):
         free(self.group_steps)
+        free(self.shares)
+        free(self.stepped)
+        free(self.expected)
 
     def refresh(self):
         """Take the hyper-parameters of groups as they are now."""
@@ -336,9 +353,10 @@ cdef class Plan:
                                combine_sums):
         cdef Backend backend = backend_in_use()
         cdef StepRecord record = StepRecord.__new__(StepRecord)
-        cdef bint finite = True, norms
+        cdef bint finite = True, norms, settled = self.settled
         cdef Sum* total
         cdef list arrays
+        self.settled = False
         if not PyCapsule_CheckExact(grads):    # else they were looked at with the gradients
             self.layout.check_unmoved()
         arrays = self.gradients.take(grads, zero or not backend.compiled, backend)
@@ -347,7 +365,7 @@ cdef class Plan:
         if average is not None:
             self.args.beta, self.args.gamma = average
         self.args.loops = &backend.loops
-        configured, clips, units = self.configure(backend, configure, unscale)
+        configured, clips, units = self.configure(backend, configure, unscale, zero, settled)
         norms = clips or self.nonfinite != PROPAGATE or combine is not None
         if norms or units or self.layout.n_centralized:
             self.norms.measure(backend, self.group_steps, norms, units)
@@ -359,7 +377,8 @@ cdef class Plan:
         if not finite and self.nonfinite == RAISE:
             self.norms.refuse_nonfinite(self.gradients.arrays_at_pointers() if arrays is None
                                         else arrays)
-        self.mark_stages(backend, record, clips, unscale, zero)
+        if not self.alike:
+            self.mark_stages(backend, record, clips, unscale)
 
         if self.layout.n_matrices:
             # Products of matrices may overflow, of which NumPy is not to speak in the middle.
@@ -395,6 +414,7 @@ cdef class Plan:
                 self.settle_rows(backend, True)
             if backend.compiled:
                 self.sweep(combine_sums)
+                self.settled = not self.gradients.has_rows
             else:
                 step_by_reference(self.layout, self.gradients, arrays, configured, average,
                                   combine_sums)
@@ -402,43 +422,92 @@ cdef class Plan:
                 self.count_rows()
         record.step = max_of(self.counts, self.layout.n)
 
-    cdef tuple configure(self, Backend backend, configure, double unscale):
+    cdef tuple configure(self, Backend backend, configure, double unscale, bint zero,
+                         bint settled):
         """Fill in the step of each distinct (owner, step count), and point tensors there.
 
         Returns what they were filled from, whether one clips a norm, and whether one clips those of
-        units.
+        units.  `settled` says whether the last step may have left tensors as this one wants them;
+        it stays in `self.alike`, if that is so: there is nothing to do then for each tensor.
         """
-        cdef Py_ssize_t i, owner = -1
-        cdef cnp.int64_t step = -1
-        cdef Tensor* t
+        cdef Py_ssize_t k
         cdef GroupStep* group_step
-        cdef dict known = {}
+        cdef Share* share
+        cdef Share last
         cdef list configured = []
         cdef bint clips = False, units = False
+        self.alike = settled and self.gradients.same and memcmp(
+            self.counts, self.expected, self.layout.n * sizeof(cnp.int64_t)) == 0
+        if self.alike:
+            for k in range(self.n_shares):
+                self.shares[k].step += 1
+        else:
+            self.share_out()
+        self.alike &= not (self.layout.draws or self.layout.n_centralized)
         self.owners.use(backend)
+        for k in range(self.n_shares):
+            share, group_step = &self.shares[k], &self.group_steps[k]
+            last = share[0]
+            if not 0 <= share.step < 1 << 53:
+                label = checks.state_label(self.layout.labels[share.first], "step")
+                raise ValueError(f"{label}: expected a number from 0 to below 2^53, found "
+                                 f"{share.step}")
+            configured.append(
+                self.owners.make(group_step, share.owner, share.step, configure, unscale))
+            clips |= group_step.clip_norm != INFINITY
+            units |= group_step.clip_ratio != INFINITY
+            share.info, share.factor = group_step.info, group_step.factor
+            share.flags = (group_step.stages.flags | flag_of_scale(share.factor)
+                           | (ZERO_GRADIENT if zero else 0))
+            share.in_float_range = group_step.in_float_range
+            share.plain = group_step.clip_norm == INFINITY and group_step.clip_ratio == INFINITY
+            self.alike &= (share.plain and last.plain and share.info == last.info
+                           and share.factor == last.factor and share.flags == last.flags
+                           and share.in_float_range == last.in_float_range)
+        if not self.alike:
+            self.check_tensors()
+        return configured, clips, units
+
+    cdef int share_out(self) except -1:
+        """Find what is distinct, and point each tensor that has a gradient to its share."""
+        cdef Py_ssize_t i, k = 0, owner = -1
+        cdef cnp.int64_t step = -1
+        cdef Tensor* t
+        cdef dict known = None
+        self.n_shares = 0
+        for i in range(self.layout.n):
+            t = &self.layout.tensors[i]
+            self.stepped[i] = t.g != NULL
+            if t.g == NULL:
+                continue
+            if self.n_shares == 0 or t.owner != owner or self.counts[i] != step:
+                if self.n_shares and known is None:    # there is mostly but one
+                    known = {(owner, step): 0}
+                owner, step = t.owner, self.counts[i]
+                k = -1 if known is None else known.get((owner, step), -1)
+                if k < 0:
+                    k = self.n_shares
+                    self.n_shares += 1
+                    memset(&self.shares[k], 0, sizeof(Share))
+                    self.shares[k].owner, self.shares[k].step, self.shares[k].first = owner, step, i
+                    if known is not None:
+                        known[owner, step] = k
+            t.group_step = k
+
+    cdef int check_tensors(self) except -1:
+        """Refuse tensors that their steps don't fit; note what their units are."""
+        cdef Py_ssize_t i
+        cdef Tensor* t
+        cdef GroupStep* group_step
         for i in range(self.layout.n):
             t = &self.layout.tensors[i]
             if t.g == NULL:
                 continue
-            if t.owner != owner or self.counts[i] != step:
-                owner, step = t.owner, self.counts[i]
-                k = known.get((owner, step))
-                if k is None:
-                    if not 0 <= step < 1 << 53:
-                        raise ValueError(f"{checks.state_label(self.layout.labels[i], 'step')}: "
-                                         f"expected a number from 0 to below 2^53, found {step}")
-                    k = known[owner, step] = len(configured)
-                    group_step = &self.group_steps[<Py_ssize_t> k]
-                    configured.append(
-                        self.owners.make(group_step, owner, step, configure, unscale))
-                    clips |= not isinf(group_step.clip_norm)
-                    units |= not isinf(group_step.clip_ratio)
-            t.group_step = k
             group_step = &self.group_steps[t.group_step]
-            if not t.is_double and not group_step.in_float_range:
+            if not group_step.in_float_range and not t.is_double:
                 raise ValueError(f"params{self.layout.labels[i]}: its hyper-parameters or "
                                  f"grad_scale make "
-                                 f"{out_of_range(group_step, self.owners.rules[owner])}, "
+                                 f"{out_of_range(group_step, self.owners.rules[t.owner])}, "
                                  "out of float32's range")
             if group_step.info != t.info:
                 raise RuntimeError(f"params{self.layout.labels[i]}: its states do not fit the rule")
@@ -448,16 +517,15 @@ cdef class Plan:
                 self.check_rows(i, group_step)
             t.n_units = 1
             t.units = Axis(t.n, 1)
-            if t.centralized or not isinf(group_step.clip_ratio):
+            if t.centralized or group_step.clip_ratio != INFINITY:
                 if t.own_units.length == 0:
                     raise RuntimeError(f"params{self.layout.labels[i]}: its units are neither "
                                        "contiguous nor interleaved")
                 t.n_units = t.n // t.own_units.length
                 t.units = t.own_units
-        return configured, clips, units
 
-    cdef int mark_stages(self, Backend backend, StepRecord record, bint clips, double unscale,
-                         bint zero) except -1:
+    cdef int mark_stages(self, Backend backend, StepRecord record, bint clips,
+                         double unscale) except -1:
         """Note the factor of each gradient, with its norm clipped, and each tensor's stages."""
         cdef Py_ssize_t i, k
         cdef Tensor* t
@@ -467,19 +535,21 @@ cdef class Plan:
         for i in range(self.layout.n):
             t = &self.layout.tensors[i]
             t.flags = (AVERAGE if t.average != NULL else 0) | (COPY if t.copy != NULL else 0)
+            t.straight = False
             if t.g == NULL:
                 elements += t.n if t.flags else 0
                 continue
             elements += t.n if t.rows == NULL else t.rows.n * t.rows.length
             group_step = &self.group_steps[t.group_step]
             t.factor = group_step.factor
-            if clips and not isinf(group_step.clip_norm):
+            t.flags |= self.shares[t.group_step].flags
+            if clips and group_step.clip_norm != INFINITY:
                 least = self.clip_norm(i, group_step, unscale, least)
-            t.flags |= group_step.stages.flags | flag_of_scale(t.factor)
+                t.flags = t.flags & ~SCALE | flag_of_scale(t.factor)
             if t.centralized:
                 t.flags |= CENTRALIZE
             # Where the factor is NaN all of the gradient becomes that.
-            if (not (isinf(group_step.clip_ratio) or isnan(t.factor))
+            if (group_step.clip_ratio != INFINITY and not isnan(t.factor)
                     and self.norms.clip_units(backend, i, group_step.clip_ratio)):
                 t.flags = t.flags & ~SCALE | SCALE_UNITS
             if t.coded or t.g_codec != t.is_double:
@@ -487,8 +557,8 @@ cdef class Plan:
                 for k in range(t.n_words):
                     self.layout.codings[i].key[k] = fastgd_random_key(
                         self.seed, self.counts[i] + 1, self.first + i + (<cnp.uint64_t> k << 40))
-            if zero:
-                t.flags |= ZERO_GRADIENT
+            t.straight = (t.flags & t.info.last_flags == 0 and not t.at_once and t.lines == NULL
+                          and t.rows == NULL and t.info.entries < 0 and not t.info.last.kept)
         if clips:
             record.clip_factor = least
         self.elements = elements
@@ -519,7 +589,8 @@ cdef class Plan:
         cdef Py_ssize_t i
         cdef cnp.int64_t* averages
         for i in range(self.layout.n):
-            self.counts[i] += self.layout.tensors[i].g != NULL
+            self.counts[i] += self.stepped[i]
+            self.expected[i] = self.counts[i]
         if averaged:
             averages = <cnp.int64_t*> cnp.PyArray_DATA(self.average_steps)
             for i in range(cnp.PyArray_SIZE(self.average_steps)):
@@ -659,7 +730,7 @@ cdef class Plan:
         RuntimeError
             If called from within a step.
         """
-        cdef Backend backend = _backend
+        cdef Backend backend = backend_in_use()
         cdef Py_ssize_t i
         cdef Missed missed
         if self.busy:

@@ -57,23 +57,58 @@ cdef int codec_of(cnp.ndarray a) except -1:
     return codec
 
 
-cdef inline bint is_unmoved(cnp.ndarray a, const char* start, Py_ssize_t size,
-                            int codec) noexcept:
-    """Whether an array is still the memory that the plan knows it to be."""
-    cdef Py_ssize_t n = 1
-    cdef int j
-    for j in range(cnp.PyArray_NDIM(a)):
-        n *= cnp.PyArray_DIM(a, j)
-    return (cnp.PyArray_BYTES(a) == start and n == size
-            and codec_of_type(cnp.PyArray_TYPE(a)) == (BFLOAT16 if codec == SPLIT else codec))
+# An array as NumPy has it in C, by a pointer that counts as no reference.
+cdef extern from "numpy/arrayobject.h" nogil:
+    ctypedef struct RawArray "PyArrayObject":
+        pass
+    char* start_of "PyArray_BYTES"(RawArray*)
+    int axes_in "PyArray_NDIM"(RawArray*)
+    cnp.npy_intp* shape_of "PyArray_DIMS"(RawArray*)
+    int type_number_of "PyArray_TYPE"(RawArray*)
+    int flags_of "PyArray_FLAGS"(RawArray*)
+    bint is_native "PyArray_ISNOTSWAPPED"(RawArray*)
+
+# Where an array was when the plan was made, to be looked at before each step.
+cdef struct Place:
+    RawArray* array            # which a list of the plan's keeps alive; or NULL: there is none
+    char* data
+    Py_ssize_t n               # elements
+    int type_number            # NumPy's number of its dtype,
+    int codec                  # which has the codec of the array's memory
 
 
-cdef bint fits(cnp.ndarray g, cnp.ndarray p, int order) noexcept:
+cdef inline Place place_of(cnp.ndarray a, int codec) noexcept:
+    return Place(<RawArray*> a, cnp.PyArray_BYTES(a), elements_of(<RawArray*> a),
+                 cnp.PyArray_TYPE(a), BFLOAT16 if codec == SPLIT else codec)
+
+
+cdef inline bint is_unmoved(const Place* known, int flags) noexcept:
+    """Whether an array is still the memory that it was, and has these flags."""
+    cdef RawArray* a = known.array
+    return (start_of(a) == known.data and elements_of(a) == known.n
+            and (type_number_of(a) == known.type_number
+                 or codec_of_type(type_number_of(a)) == known.codec)
+            and flags_of(a) & flags == flags)
+
+
+cdef inline Py_ssize_t elements_of(RawArray* a) noexcept:
+    """How many elements an array has, without a call of NumPy's."""
+    cdef const cnp.npy_intp* shape = shape_of(a)
+    cdef Py_ssize_t n
+    cdef int j, ndim = axes_in(a)
+    if ndim == 1:
+        return shape[0]
+    n = 1
+    for j in range(ndim):
+        n *= shape[j]
+    return n
+
+
+cdef inline bint fits(RawArray* g, RawArray* p, int order) noexcept:
     """Whether a gradient is of floats, in its parameter's shape and layout."""
     cdef int needed = order | cnp.NPY_ARRAY_ALIGNED
-    return (codec_of_type(cnp.PyArray_TYPE(g)) >= 0
-            and (cnp.PyArray_FLAGS(g) & needed) == needed and cnp.PyArray_ISNOTSWAPPED(g)
-            and have_same_shape(g, p))
+    return (codec_of_type(type_number_of(g)) >= 0 and flags_of(g) & needed == needed
+            and is_native(g) and have_same_shape(g, p))
 
 
 cdef inline int order_of(cnp.ndarray p) noexcept:
@@ -82,12 +117,14 @@ cdef inline int order_of(cnp.ndarray p) noexcept:
             else cnp.NPY_ARRAY_F_CONTIGUOUS)
 
 
-cdef inline bint have_same_shape(cnp.ndarray a, cnp.ndarray p) noexcept:
-    cdef int j
-    if cnp.PyArray_NDIM(a) != cnp.PyArray_NDIM(p):
+cdef inline bint have_same_shape(RawArray* a, RawArray* p) noexcept:
+    cdef const cnp.npy_intp* own = shape_of(a)
+    cdef const cnp.npy_intp* wanted = shape_of(p)
+    cdef int j, ndim = axes_in(p)
+    if axes_in(a) != ndim:
         return False
-    for j in range(cnp.PyArray_NDIM(p)):
-        if cnp.PyArray_DIM(a, j) != cnp.PyArray_DIM(p, j):
+    for j in range(ndim):
+        if own[j] != wanted[j]:
             return False
     return True
 

@@ -2,12 +2,36 @@
 
 cdef object Rows = memory_rows.Rows
 
+
+cdef bint holds_rows(tree) except -1:
+    """Whether some gradient of a tree comes by rows."""
+    cdef bint found = False
+    if tree is None or cnp.PyArray_CheckExact(tree):
+        return False
+    if not isinstance(tree, (list, tuple, Mapping)):
+        return isinstance(tree, Rows)
+    Py_EnterRecursiveCall(" while looking for Rows in a tree of gradients")
+    try:
+        for child in tree.values() if isinstance(tree, Mapping) else tree:
+            # To leave out most of them here spares a call for each.
+            if not cnp.PyArray_CheckExact(child) and holds_rows(child):
+                found = True
+                break
+    finally:
+        Py_LeaveRecursiveCall()
+    return found
+
+
+def has_rows(tree):
+    """Whether some gradient of a tree comes by rows."""
+    return holds_rows(tree)
+
+
 # What is known of a tensor's gradients from step to step.
 cdef struct KnownGrad:
-    char* bound                # the gradient bound when the plan was made, or NULL
+    Place bound                # of the gradient bound when the plan was made, if there is one
     char* disjoint             # the last gradient found not to overlap anything that is written
     char* zeroable             # the last gradient found not to overlap another gradient
-    unsigned char bound_codec
 
 
 @cython.final
@@ -30,7 +54,9 @@ cdef class Gradients:
     cdef list borrowed          # what keeps borrowed memory from going away
     cdef KnownGrad* known
     cdef Backend backend        # of this step
-    cdef bint has_rows          # whether a gradient of the latest step is one by rows
+    cdef bint has_rows          # whether a gradient of the latest step is one by rows,
+    cdef bint same              # or all are where they were in the step before
+    cdef bint are_bound         # whether tensors point to the bound gradients
     cdef dict row_sets          # by tensor, of those that had one
 
     def __cinit__(self, Layout layout, structure, grads):
@@ -45,8 +71,8 @@ cdef class Gradients:
                 raise TypeError("grads: expected arrays, found Rows, which can't be bound; give "
                                 "them to step()")
             for i in range(layout.n):
-                self.known[i].bound = layout.tensors[i].g
-                self.known[i].bound_codec = layout.tensors[i].g_codec
+                if self.bound[i] is not None:
+                    self.known[i].bound = place_of(self.bound[i], layout.tensors[i].g_codec)
         self.borrowed = [buffers.lent(a) for arrays in (layout.params, layout.copies, self.bound)
                          for a in arrays or () if a is not None and a.base is not None]
 
@@ -59,14 +85,16 @@ cdef class Gradients:
         Returns the arrays, or `Rows`; None where pointers are given, unless arrays are wanted.
         """
         self.backend = backend
+        self.same = not self.has_rows
         if self.has_rows:
             self.forget_rows()
+        if grads is None:
+            return self.take_bound()
+        self.are_bound = False
         if PyCapsule_CheckExact(grads):
             self.take_pointers(<GradPointer*> PyCapsule_GetPointer(grads, GRAD_POINTERS))
             return self.arrays_at_pointers() if arrays else None
-        if grads is not None:
-            return self.read(grads)
-        return self.take_bound()
+        return self.read(grads)
 
     cdef list read(self, grads):
         """Check all gradients and note their pointers; returns the arrays, None where none is."""
@@ -76,7 +104,6 @@ cdef class Gradients:
             checks.refuse_structure(self.structure, grads)
         return arrays
 
-    @cython.boundscheck(True)   # an array-like's own code may shorten the list being walked
     cdef bint walk(self, structure, grads, list arrays, Py_ssize_t* at) except -1:
         """Read the gradients of a branch of the structure, in order; False if it isn't the same."""
         cdef Py_ssize_t k
@@ -97,22 +124,56 @@ cdef class Gradients:
         else:
             if not isinstance(grads, (list, tuple)) or len(grads) != len(<list> structure):
                 return False
+            if type(grads) is list:
+                return self.walk_list(<list> structure, <list> grads, arrays, at)
             for k in range(len(<list> structure)):
-                child = (<list> grads)[k] if type(grads) is list else grads[k]
-                if not self.walk((<list> structure)[k], child, arrays, at):
+                if not self.walk((<list> structure)[k], grads[k], arrays, at):
                     return False
+        return True
+
+    cdef bint walk_list(self, list structure, list grads, list arrays, Py_ssize_t* at) except -1:
+        """The same of two lists of the same length; many steps have but one, and a long one."""
+        cdef Py_ssize_t k, n = len(structure)
+        for k in range(n):
+            if k >= len(grads):    # an array-like's own code may shorten it
+                raise IndexError("grads: a list was shortened while it was read")
+            child = grads[k]
+            if PyList_GET_ITEM(structure, k) == <PyObject*> None:
+                if not self.read_again(at[0], child, arrays):
+                    self.read_one(at[0], child, arrays)
+                at[0] += 1
+            elif not self.walk(structure[k], child, arrays, at):
+                return False
+        return True
+
+    cdef inline bint read_again(self, Py_ssize_t i, grad, list arrays) noexcept:
+        """Note a gradient that fits and is where the last one was; False if it may be another."""
+        cdef Tensor* t = &self.layout.tensors[i]
+        cdef RawArray* a
+        if not cnp.PyArray_CheckExact(grad):
+            return False
+        a = <RawArray*> grad
+        if not (start_of(a) == self.known[i].disjoint
+                and codec_of_type(type_number_of(a)) == t.g_codec
+                and fits(a, self.layout.places[i].array, t.order)):
+            return False
+        self.same &= t.g == self.known[i].disjoint
+        t.g = self.known[i].disjoint
+        arrays[i] = grad
         return True
 
     cdef int read_one(self, Py_ssize_t i, grad, list arrays) except -1:
         cdef Tensor* t = &self.layout.tensors[i]
         if grad is None:
+            self.same &= t.g == NULL
             t.g = NULL
             return 0
-        if type(grad) is Rows:
-            self.read_rows(i, grad)
-            arrays[i] = grad
-            return 0
-        if not (cnp.PyArray_CheckExact(grad) and fits(grad, self.layout.params[i], t.order)):
+        if not (cnp.PyArray_CheckExact(grad)
+                and fits(<RawArray*> grad, self.layout.places[i].array, t.order)):
+            if type(grad) is Rows:
+                self.read_rows(i, grad)
+                arrays[i] = grad
+                return 0
             grad = checks.as_gradient(grad, self.layout.params[i], f"grads{self.layout.labels[i]}")
         self.point(i, cnp.PyArray_BYTES(<cnp.ndarray> grad), codec_of(<cnp.ndarray> grad))
         arrays[i] = grad
@@ -129,7 +190,7 @@ cdef class Gradients:
         for part, a in (("indices", rows.indices), ("values", rows.values)):
             self.check_overlap(i, <size_t> cnp.PyArray_BYTES(<cnp.ndarray> a),
                                cnp.PyArray_NBYTES(<cnp.ndarray> a))
-        self.has_rows = True
+        self.has_rows, self.same = True, False
         if self.backend is None:    # to be bound, which is refused
             return 0
         own = self.row_sets.get(i)
@@ -158,6 +219,7 @@ cdef class Gradients:
         if g != known.disjoint or codec != t.g_codec:
             self.check_overlap(i, <size_t> g, t.n * codec_rows[codec].size)
             known.disjoint, known.zeroable = g, NULL
+        self.same &= t.g == g and t.g_codec == codec
         t.g, t.g_codec = g, codec
 
     cdef int check_overlap(self, Py_ssize_t i, size_t start, size_t size) except -1:
@@ -180,6 +242,7 @@ cdef class Gradients:
         cdef Py_ssize_t i
         for i in range(self.layout.n):
             if grads[i].data == NULL:
+                self.same &= self.layout.tensors[i].g == NULL
                 self.layout.tensors[i].g = NULL
             else:
                 self.point(i, grads[i].data, codec_of_type(grads[i].kind))
@@ -203,11 +266,14 @@ cdef class Gradients:
         if self.bound is None:
             raise TypeError("step() needs gradients, as no gradients were bound with grads=...")
         self.check_unmoved()
+        if self.are_bound:
+            return self.bound
         for i in range(self.layout.n):
             t, known = &self.layout.tensors[i], &self.known[i]
-            if t.g_codec != known.bound_codec:
+            if t.g_codec != known.bound.codec:
                 known.disjoint = known.zeroable = NULL
-            t.g, t.g_codec = known.bound, known.bound_codec
+            t.g, t.g_codec = known.bound.data, known.bound.codec
+        self.same, self.are_bound = False, True
         return self.bound
 
     cdef int check_unmoved(self) except -1:
@@ -218,9 +284,7 @@ cdef class Gradients:
             return 0
         for i in range(self.layout.n):
             known = &self.known[i]
-            if self.bound[i] is not None and not is_unmoved(
-                    <cnp.ndarray> self.bound[i], known.bound, self.layout.tensors[i].n,
-                    known.bound_codec):
+            if known.bound.array != NULL and not is_unmoved(&known.bound, 0):
                 raise ValueError(f"grads{self.layout.labels[i]}: was given another dtype, shape or "
                                  "memory after it was bound")
 

@@ -26,6 +26,8 @@ cdef class Layout:
     cdef bint shares            # whether sums go over all tensors, or numbers are the same for all
     cdef Tensor* tensors
     cdef Coding* codings
+    cdef Place* places          # of the parameters,
+    cdef Place* copy_places     # and of their copies
     cdef Chunk* chunks
     cdef Batch* batches         # all tensors, in order
     cdef Py_ssize_t n_batches
@@ -38,6 +40,7 @@ cdef class Layout:
     cdef double* line_room      # and room for the sums of their lines
     cdef LinePiece* pieces
     cdef list axes
+    cdef bint draws             # whether any store is stochastic
     cdef bint prefetch          # whether the arrays are too large to stay in cache,
     cdef int magnitude          # and their bytes, as a power of four
 
@@ -53,7 +56,10 @@ cdef class Layout:
         self.arrays, self.params = [], []
         self.tensors = <Tensor*> calloc(self.n, sizeof(Tensor))
         self.codings = <Coding*> calloc(self.n, sizeof(Coding))
-        if self.tensors == NULL or self.codings == NULL:
+        self.places = <Place*> calloc(self.n, sizeof(Place))
+        self.copy_places = <Place*> calloc(self.n, sizeof(Place))
+        if (self.tensors == NULL or self.codings == NULL or self.places == NULL
+                or self.copy_places == NULL):
             raise MemoryError
         for i in range(self.n):
             self.plan_storage(i, states[i], params[i], alike)
@@ -76,6 +82,8 @@ cdef class Layout:
     def __dealloc__(self):
         free(self.tensors)
         free(self.codings)
+        free(self.places)
+        free(self.copy_places)
         free(self.chunks)
         free(self.batches)
         free(self.own)
@@ -243,6 +251,7 @@ cdef class Layout:
         learn_bfloat16(p)     # as check_unmoved asks for its type
         t.p = cnp.PyArray_BYTES(p)
         t.n = cnp.PyArray_SIZE(p)
+        self.places[i] = place_of(p, t.p_codec)
         t.group = group
         t.order = order_of(p)
         t.info = &row_of(self.rules[i]).info
@@ -253,6 +262,7 @@ cdef class Layout:
         self.n_matrices += t.info.matrix != NULL
         self.shares |= t.info.shared | t.info.totals
         self.n_lined += t.info.rows >= 0
+        self.draws |= t.n_words > 0
         t.lines = NULL
         for j in range(t.n_states):
             a = self.arrays[coding.first + j]
@@ -266,6 +276,7 @@ cdef class Layout:
         if self.copies is not None and self.copies[i] is not None:
             t.copy = cnp.PyArray_BYTES(<cnp.ndarray> self.copies[i])
             t.copy_codec = codec_of(<cnp.ndarray> self.copies[i])
+            self.copy_places[i] = place_of(<cnp.ndarray> self.copies[i], t.copy_codec)
 
     cdef int make_own_steps(self) except -1:
         """Make room for the coefficients of tensors that have their own, and for their sums."""
@@ -457,19 +468,15 @@ cdef class Layout:
     cdef int check_unmoved(self) except -1:
         """Refuse parameters that were made read-only or given other memory since the plan."""
         cdef Py_ssize_t i
-        cdef Tensor* t
-        cdef cnp.ndarray p
         for i in range(self.n):
-            t = &self.tensors[i]
-            p = <cnp.ndarray> self.params[i]
-            if not (is_unmoved(p, t.p, t.n, t.p_codec) and cnp.PyArray_ISWRITEABLE(p)):
+            if not is_unmoved(&self.places[i], cnp.NPY_ARRAY_WRITEABLE):
                 raise ValueError(f"params{self.labels[i]}: was made read-only, or given another "
                                  "dtype, shape or memory, after the optimizer was made")
-            if t.copy != NULL:
-                p = <cnp.ndarray> self.copies[i]
-                if not (is_unmoved(p, t.copy, t.n, t.copy_codec) and cnp.PyArray_ISWRITEABLE(p)):
-                    raise ValueError(f"copy_to{self.labels[i]}: was made read-only, or given "
-                                     "another shape or memory, after the optimizer was made")
+        for i in range(self.n if self.copies is not None else 0):
+            if self.copy_places[i].array != NULL and not is_unmoved(&self.copy_places[i],
+                                                                    cnp.NPY_ARRAY_WRITEABLE):
+                raise ValueError(f"copy_to{self.labels[i]}: was made read-only, or given "
+                                 "another shape or memory, after the optimizer was made")
 
 
 cdef tuple fusable(str codec, int bit_offset, list states, list bit_offsets):

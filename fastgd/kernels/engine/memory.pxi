@@ -37,7 +37,7 @@ cdef bint is_coded_like(cnp.ndarray code, aux, const Codec* codec, cnp.ndarray p
     cdef int needed = order | cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_WRITEABLE
     return (cnp.PyArray_ITEMSIZE(code) == codec.size
             and (cnp.PyArray_FLAGS(code) & needed) == needed and cnp.PyArray_ISNOTSWAPPED(code)
-            and have_same_shape(code, p)
+            and have_same_shape(<RawArray*> code, <RawArray*> p)
             and (codec.aux_size == 0 or is_aux(aux, codec, cnp.PyArray_SIZE(p))))
 
 

@@ -92,20 +92,22 @@ cdef struct Tensor:
     char* p
     char* g                    # this step's gradient, or NULL: no gradient, not updated
     char* s[MAX_STATES]
+    const RuleInfo* info
+    OwnStep* own               # its own coefficients, or NULL: those of its group's step
+    const Lines* lines         # of a rule with states of rows and columns, or NULL
+    Py_ssize_t group_step      # this step's
+    int flags                  # this step's stages
+    int is_double              # what is computed with
+    bint straight              # whether the rule alone is all that its last sweep does,
+    bint at_once               # and whether all that it wants is done at once, chunk by chunk
+    int n_states               # up to here a small tensor's sweep looks: two lines of cache
     char* average              # of the parameter, or NULL
     char* copy                 # of the parameter, or NULL
     char* kept                 # the kept term, where the rule has a matrix step, or NULL
-    const RuleInfo* info
     RowList* rows              # this step's gradient, where it is one by rows; or NULL
     MissedRows* missed         # of a table whose rows catch up; or NULL
-    OwnStep* own               # its own coefficients, or NULL: those of its group's step
     char* seen                 # what sweeps see of the number of a row that this is, or NULL
-    const Lines* lines         # of a rule with states of rows and columns, or NULL
-    int n_states
-    int is_double              # what is computed with
-    bint at_once               # whether all that it wants is done at once, chunk by chunk
     int order                  # the contiguity flag that parameter and gradient share
-    int flags                  # this step's stages
     double factor              # of this step's gradient,
     double* factors            # or of each of its units, where SCALE_UNITS is on
     double* means              # of each of its units, where CENTRALIZE is on
@@ -119,7 +121,6 @@ cdef struct Tensor:
     Py_ssize_t first_chunk     # the place of its first chunk, which its others follow
     Py_ssize_t group
     Py_ssize_t owner           # the group with one of its rules: whose coefficients it has
-    Py_ssize_t group_step      # this step's
     unsigned char p_codec      # the codec of each array, as rows of `codec_rows`
     unsigned char g_codec
     unsigned char copy_codec
@@ -201,6 +202,17 @@ cdef struct GroupStep:
     double clip_norm           # infinite: not to be clipped
     double clip_ratio          # infinite: not to be clipped
     bint in_float_range        # whether float32 can hold all of these
+
+# What the tensors of one group step have alike, as it was in the last step.
+cdef struct Share:
+    Py_ssize_t owner
+    Py_ssize_t first           # the first of the tensors
+    cnp.int64_t step           # counted from 0
+    const RuleInfo* info
+    double factor              # of their gradients,
+    int flags                  # and the stages that all of them have
+    bint in_float_range
+    bint plain                 # whether nothing is clipped by norms, so that the factor is all
 
 # What all tensors share in a step.
 cdef struct StepArgs:

@@ -156,9 +156,25 @@ cdef void run(Tensor* tensors, const GroupStep* group_steps, const StepArgs* ste
     if step.each:
         run_by_policies(tensors, group_steps, step, chunk, end, first)
         return
+    cdef Tensor* t
+    cdef bint straight = not (first or step.prefetch)
     while chunk < end:
-        run_chunk(tensors, group_steps, step, chunk, first)
+        t = &tensors[chunk.tensor]
+        if straight and t.straight and chunk.offset == 0:
+            run_straight(t, &group_steps[t.group_step], chunk.n)
+        else:
+            run_chunk(tensors, group_steps, step, chunk, first)
         chunk += 1
+
+
+cdef inline void run_straight(Tensor* t, const GroupStep* group_step, Py_ssize_t n) noexcept nogil:
+    """The rule alone over the start of a tensor, mostly over all of it, as small ones are many."""
+    if t.is_double:
+        (<rule_f64> group_step.rule[1])(<double*> t.p, <const double*> t.g, <double**> t.s, n,
+                                        doubles_of(t, group_step))
+    else:
+        (<rule_f32> group_step.rule[0])(<float*> t.p, <const float*> t.g, <float**> t.s, n,
+                                        floats_of(t, group_step))
 
 
 cdef inline void run_chunk(Tensor* tensors, const GroupStep* group_steps, const StepArgs* step,

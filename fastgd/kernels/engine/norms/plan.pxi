@@ -106,6 +106,8 @@ cdef class PlanNorms:
         cdef TensorNorms* known
         cdef SumChunk whole
         self.reserve(units or self.layout.n_centralized > 0)
+        if self.are_few(backend, units):
+            return self.measure_few(backend)
         self.place(group_steps, norms)
         if self.layout.n_centralized:
             self.find_means(backend)
@@ -124,6 +126,27 @@ cdef class PlanNorms:
                 elements += whole.n
         add_up_chunks(backend, self.chunks, n, elements, Summand(1.0, True))
         self.add_up_units(backend)
+
+    cdef bint are_few(self, Backend backend, bint units) noexcept:
+        """Whether each gradient is at most a block, and all together are one thread's work."""
+        cdef Chunk* last = self.layout.chunks + self.layout.n_chunks - 1
+        return (backend.compiled and not units and self.layout.n_centralized == 0
+                and not self.gradients.has_rows
+                and (self.layout.n_chunks == 0 or last.before + last.n < FEW))
+
+    cdef int measure_few(self, Backend backend) except -1:
+        """Sum up the squares of gradients that are few, without cutting them into chunks."""
+        cdef Py_ssize_t i
+        cdef Tensor* t
+        cdef Sum* own
+        memset(self.sums, 0, self.n_sums * sizeof(Sum))
+        for i in range(self.layout.n):
+            t, own = &self.layout.tensors[i], &self.sums[i]
+            if t.g != NULL:
+                sum_of_few(backend, t.g, t.g_codec, t.n, own)
+                add_to(self.sum_of_group(t.group), own)
+                add_to(self.sum_of_all(), own)
+        return 0
 
     cdef void place(self, const GroupStep* group_steps, bint norms) noexcept:
         """Give each tensor that has a gradient its part of the room for what is wanted of it."""

@@ -155,6 +155,16 @@ cdef inline int sum_of_unit(Backend backend, const SumChunk* whole, Py_ssize_t k
         total.plain, total.scaled = 0.0, scaled_sum_of(backend, whole, k, squares)
 
 
+cdef inline int sum_of_few(Backend backend, char* x, int codec, Py_ssize_t n,
+                           Sum* total) except -1:
+    """The sum of the squares of an array of at most a block, by a compiled backend."""
+    cdef double block = 0.0
+    cdef SumChunk whole = whole_of(x, NULL, codec, n, Axis(n, 1), NULL, &block)
+    if n:
+        block = sum_of_block(&whole, 0, n, 0.0, Summand(1.0, True), &backend.loops)
+    sum_of_unit(backend, &whole, 0, True, total)
+
+
 cdef double scaled_sum_of(Backend backend, const SumChunk* whole, Py_ssize_t k,
                           bint squares) except? -1:
     """The same of SMALL times what it is of."""
