@@ -53,4 +53,12 @@ static inline void fastgd_prefetch(const char *start, ptrdiff_t bytes)
 #endif
 }
 
+/* The same for a row that may lie anywhere: all lines that it has a part of.  Rows of 256 bytes that
+ * don't start on a line, as those of NumPy's large arrays don't, have part of five lines, not four. */
+static inline void fastgd_prefetch_row(const char *start, ptrdiff_t bytes)
+{
+    const ptrdiff_t ahead = (ptrdiff_t)((size_t)start % 64);
+    fastgd_prefetch(start - ahead, bytes + ahead);
+}
+
 #endif

@@ -23,6 +23,7 @@ cdef extern from "numeric.h" nogil:
         uint32_t table[MAX_WORDS][TILE]
 
     void fastgd_prefetch(const char*, Py_ssize_t)
+    void fastgd_prefetch_row(const char*, Py_ssize_t)
 
 cdef extern from "powers.h" nogil:
     double fastgd_raised(double, double)
@@ -147,6 +148,12 @@ ctypedef void (*settled_f32)(const Lines*, const void**, const float*) noexcept 
 ctypedef void (*settled_f64)(const Lines*, const void**, const double*) noexcept nogil
 # chunk, stages
 ctypedef double (*mean_square)(const ChunkArgs*, const Stages*) noexcept nogil
+# out, what it is filled with, n
+ctypedef void (*fill_f32)(float*, float, Py_ssize_t) noexcept nogil
+ctypedef void (*fill_f64)(double*, double, Py_ssize_t) noexcept nogil
+# out, what is added to it, n
+ctypedef void (*add_f32)(float*, const float*, Py_ssize_t) noexcept nogil
+ctypedef void (*add_f64)(double*, const double*, Py_ssize_t) noexcept nogil
 # x, n, factor
 ctypedef double (*sum_f32)(const float*, Py_ssize_t, double) noexcept nogil
 ctypedef double (*sum_f64)(const double*, Py_ssize_t, double) noexcept nogil

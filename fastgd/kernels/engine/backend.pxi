@@ -66,6 +66,8 @@ cdef class Backend:
             self.loops.squared[j] = <void*> <size_t> module.SQUARED[j]
             self.loops.settled[j] = <void*> <size_t> module.SETTLED[j]
             self.loops.mean_square[j] = <void*> <size_t> module.MEAN_SQUARE[j]
+            self.loops.fill[j] = <void*> <size_t> module.FILL[j]
+            self.loops.add[j] = <void*> <size_t> module.ADD[j]
         self.rules, self.first = module.RULES, module.FIRST
         self.lines = [module.LINES, module.ROWS, module.COLUMNS]
         self.fused = {name: fused_rows(module.FUSED.get(name, {})) for name in module.RULES}

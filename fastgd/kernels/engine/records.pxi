@@ -166,6 +166,8 @@ cdef struct Loops:
     void* squared[2]           # float32, float64
     void* settled[2]           # float32, float64
     void* mean_square[2]       # float32, float64
+    void* fill[2]              # float32, float64
+    void* add[2]               # float32, float64
     void* sum_of_squares[2]    # of float32, of float64
     void* sum_of_coded         # of what a codec stores
     void* sum_apart            # the same of interleaved units

@@ -54,14 +54,14 @@ cdef inline void prefetch_row(const Tensor* t, Py_ssize_t k) noexcept nogil:
     cdef int j, size = codec_rows[t.p_codec].size
     if length > SHORT_ROW:
         return
-    fastgd_prefetch(t.p + row * length * size, length * size)
+    fastgd_prefetch_row(t.p + row * length * size, length * size)
     for j in range(t.n_states):
         size = codec_rows[t.s_codec[j]].size
         if j == t.info.entries:
-            fastgd_prefetch(t.s[j] + row * size, size)
+            fastgd_prefetch_row(t.s[j] + row * size, size)
         else:
-            fastgd_prefetch(t.s[j] + row * length * size, length * size)
-    fastgd_prefetch(gradient_of_row(t, k), length * codec_rows[t.g_codec].size)
+            fastgd_prefetch_row(t.s[j] + row * length * size, length * size)
+    fastgd_prefetch_row(gradient_of_row(t, k), length * codec_rows[t.g_codec].size)
 
 
 cdef inline void run_rows_plain(real* p, const Tensor* t, const real* c, void* rule,
@@ -105,9 +105,10 @@ cdef inline void run_rows_of_numbers(real* p, const Tensor* t, const real* c,
                                      const GroupStep* own, const Loops* loops, Py_ssize_t start,
                                      Py_ssize_t end) noexcept nogil:
     """The same of a rule that has a number for each row."""
+    cdef Scratch scratch
     cdef real* s[MAX_STATES]
-    cdef real[256] tile
-    cdef Py_ssize_t k, i, m, at, row, length = t.row_length, entries = t.info.entries
+    cdef real* tile = <real*> scratch.tile[0]
+    cdef Py_ssize_t k, m, at, row, length = t.row_length, entries = t.info.entries
     cdef const real* g
     cdef double total
     cdef real seen
@@ -126,11 +127,13 @@ cdef inline void run_rows_of_numbers(real* p, const Tensor* t, const real* c,
                 total += (<sum_f64> loops.sum_of_squares[1])(g + at, m, 1.0)
             at += m
         seen = number_of_row[real](<real*> t.s[entries] + row, total / <double> length, own, c)
-        for i in range(min(<Py_ssize_t> 256, length)):
-            tile[i] = seen
+        if real is float:
+            (<fill_f32> loops.fill[0])(tile, seen, min(<Py_ssize_t> TILE, length))
+        else:
+            (<fill_f64> loops.fill[1])(tile, seen, min(<Py_ssize_t> TILE, length))
         at = 0
         while at < length:
-            m = min(<Py_ssize_t> 256, length - at)
+            m = min(<Py_ssize_t> TILE, length - at)
             for j in range(t.n_states):
                 s[j] = <real*> t.s[j] + row * length + at
             s[entries] = tile

@@ -44,7 +44,7 @@ cdef class RowSet:
         cdef Py_ssize_t k = cnp.PyArray_DIM(indices, 0), bad
         cdef Py_ssize_t slices = min(threads_for(k, k), <Py_ssize_t> MOST_SLICES)
         cdef RowList* own = &self.view
-        cdef int codec = codec_of(values), key_bits = bits_for(max(n - 1, 0))
+        cdef int codec = codec_of(values), key_bits = bits_for(max(n - 1, 0)), passes, width
         cdef bint ascending = True, wide = cnp.PyArray_TYPE(indices) != <int> cnp.NPY_INT32
         cdef const void* data = cnp.PyArray_DATA(indices)
         own.bits = bits_for(2 * k)
@@ -55,14 +55,19 @@ cdef class RowSet:
         own.values, own.given, own.n = cnp.PyArray_BYTES(values), k, 0
         self.wiped, self.wiped_size = cnp.PyArray_BYTES(values), cnp.PyArray_NBYTES(values)
         self.held = None
-        self.reserve(k, max(slices, 1))
+        slices = max(slices, 1)
+        self.reserve(k, slices)
+        passes = (key_bits + 10) // 11
+        width = key_bits // max(passes, 1)
         with nogil:
             if wide:
-                bad = packed[cnp.int64_t](own, <const cnp.int64_t*> data, k, n, &ascending)
+                bad = enter[cnp.int64_t](own, self.places, <const cnp.int64_t*> data, k, n, slices,
+                                         width, &ascending)
             else:
-                bad = packed[cnp.int32_t](own, <const cnp.int32_t*> data, k, n, &ascending)
+                bad = enter[cnp.int32_t](own, self.places, <const cnp.int32_t*> data, k, n, slices,
+                                         width, &ascending)
             if bad < 0 and not ascending:
-                self.sort(k, key_bits, max(slices, 1))
+                self.sort(k, key_bits, passes, slices)
         if bad >= 0:
             return bad
         if length == 0:
@@ -118,16 +123,17 @@ cdef class RowSet:
             raise MemoryError
         self.units_size = size
 
-    cdef void sort(self, Py_ssize_t k, int key_bits, Py_ssize_t slices) noexcept nogil:
-        """Sort the entries by their indices, digit by digit from the lowest; equals stay in order.
+    cdef void sort(self, Py_ssize_t k, int key_bits, int passes, Py_ssize_t slices) noexcept nogil:
+        """Sort entries, which are so by the lowest digit of their indices, by the others.
 
-        Threads have slices of the entries, each of which goes behind those before it.
+        Equals stay in order.  Threads have slices of the entries, each of which goes behind those
+        before it.
         """
-        cdef int passes = (key_bits + 10) // 11, digit, shift = self.view.bits, width
+        cdef int digit, shift = self.view.bits + key_bits // passes, width
         cdef Py_ssize_t j
         cdef cnp.uint64_t* x = self.view.entries
         cdef cnp.uint64_t* out = self.spare
-        for digit in range(passes):
+        for digit in range(1, passes):
             width = (key_bits * (digit + 1)) // passes - (key_bits * digit) // passes
             if slices <= 1:
                 count_digits(self.places, x, 0, k, shift, width)
@@ -177,11 +183,11 @@ cdef class RowSet:
             own.given = 0
         with nogil:
             if slices <= 1:
-                merge_slice(own, self.spare, k, 0, k, 0, 0, is_double, &loops.codecs[codec])
+                merge_slice(own, self.spare, k, 0, k, 0, 0, is_double, codec, loops)
             else:
                 for j in prange(slices, num_threads=slices, schedule="static", chunksize=1):
                     merge_slice(own, self.spare, k, k * j // slices, k * (j + 1) // slices, rows[j],
-                                slots[j], is_double, &loops.codecs[codec])
+                                slots[j], is_double, codec, loops)
         other = self.spare
         self.spare, own.entries = own.entries, other
 
@@ -254,23 +260,75 @@ ctypedef fused index_t:
     cnp.int64_t
 
 
-cdef Py_ssize_t packed(RowList* rows, const index_t* indices, Py_ssize_t k, Py_ssize_t n,
-                       bint* ascending) noexcept nogil:
-    """Put each index and its position into one number; returns one out of range, or -1."""
-    cdef Py_ssize_t i, bad = -1
-    cdef cnp.uint64_t index, last = 0
-    cdef cnp.uint64_t most = <cnp.uint64_t> n
+cdef Py_ssize_t enter(RowList* rows, Py_ssize_t* places, const index_t* indices, Py_ssize_t k,
+                      Py_ssize_t n, Py_ssize_t slices, int width, bint* ascending) noexcept nogil:
+    """Put each index and its position into one number, sorted by the lowest digit of indices.
+
+    Or not sorted, if they ascend already.  Returns the position of one out of range, or -1.
+    """
+    cdef Py_ssize_t bad[MOST_SLICES]
+    cdef bint in_order[MOST_SLICES]
+    cdef Py_ssize_t j
+    if slices <= 1:
+        bad[0] = count_indices(places, indices, 0, k, n, width, &in_order[0])
+    else:
+        for j in prange(slices, num_threads=slices, schedule="static", chunksize=1):
+            bad[j] = count_indices(places + j * DIGITS, indices, k * j // slices,
+                                   k * (j + 1) // slices, n, width, &in_order[j])
+    ascending[0] = True
+    for j in range(slices):
+        if bad[j] >= 0:
+            return bad[j]
+        ascending[0] &= in_order[j]
+    if ascending[0]:    # as if all had the same digit
+        width = 0
+        for j in range(slices):
+            places[j * DIGITS] = k * j // slices
+    else:
+        make_places(places, slices, width)
+    if slices <= 1:
+        move_indices(rows, places, indices, 0, k, width)
+    else:
+        for j in prange(slices, num_threads=slices, schedule="static", chunksize=1):
+            move_indices(rows, places + j * DIGITS, indices, k * j // slices,
+                         k * (j + 1) // slices, width)
+    return -1
+
+
+cdef Py_ssize_t count_indices(Py_ssize_t* counts, const index_t* indices, Py_ssize_t start,
+                              Py_ssize_t end, Py_ssize_t n, int width,
+                              bint* ascending) noexcept nogil:
+    """Count the indices of a slice by the lowest digit; returns where one is out of range, or -1.
+
+    And say whether they ascend, from the one before the slice on.
+    """
+    cdef cnp.uint64_t mask = (<cnp.uint64_t> 1 << width) - 1
+    cdef cnp.uint64_t most = <cnp.uint64_t> n, index, last = 0
     cdef bint in_order = True
-    for i in range(k):
+    cdef Py_ssize_t i
+    memset(counts, 0, DIGITS * sizeof(Py_ssize_t))
+    if start > 0:
+        last = <cnp.uint64_t> <cnp.int64_t> indices[start - 1]
+    for i in range(start, end):
         index = <cnp.uint64_t> <cnp.int64_t> indices[i]
         if index >= most:
-            bad = i
-            break
+            return i
         in_order &= index >= last
         last = index
-        rows.entries[i] = index << rows.bits | <cnp.uint64_t> i
+        counts[index & mask] += 1
     ascending[0] = in_order
-    return bad
+    return -1
+
+
+cdef void move_indices(RowList* rows, Py_ssize_t* places, const index_t* indices, Py_ssize_t start,
+                       Py_ssize_t end, int width) noexcept nogil:
+    """Put the entries of a slice of indices where their lowest digit goes."""
+    cdef cnp.uint64_t mask = (<cnp.uint64_t> 1 << width) - 1, index
+    cdef Py_ssize_t i
+    for i in range(start, end):
+        index = <cnp.uint64_t> <cnp.int64_t> indices[i]
+        rows.entries[places[index & mask]] = index << rows.bits | <cnp.uint64_t> i
+        places[index & mask] += 1
 
 
 cdef void count_digits(Py_ssize_t* counts, const cnp.uint64_t* x, Py_ssize_t start, Py_ssize_t end,
@@ -330,9 +388,17 @@ cdef void count_rows(const RowList* rows, Py_ssize_t k, Py_ssize_t start, Py_ssi
     n[0], slots[0] = found, found if all_to_sums else several
 
 
+cdef inline void prefetch_summand(const RowList* rows, Py_ssize_t k, Py_ssize_t i, Py_ssize_t item,
+                                  bint native) noexcept nogil:
+    """Prefetch the value of the i-th of the sorted entries, if it has to be added up or copied."""
+    if i < k and (not native or not is_head(rows, i) or (i + 1 < k and not is_head(rows, i + 1))):
+        fastgd_prefetch_row(rows.values + <Py_ssize_t> (rows.entries[i] & rows.mask) * item,
+                            min(item, <Py_ssize_t> 4096))
+
+
 cdef void merge_rows(const RowList* rows, cnp.uint64_t* out, Py_ssize_t k, Py_ssize_t start,
                      Py_ssize_t end, Py_ssize_t at, Py_ssize_t slot, const Codec* codec,
-                     real unused) noexcept nogil:
+                     const void* add, real unused) noexcept nogil:
     """Add up the rows that start in a slice of the sorted entries, and write an entry for each."""
     cdef real* total
     cdef Py_ssize_t i = start, stop, place
@@ -342,6 +408,7 @@ cdef void merge_rows(const RowList* rows, cnp.uint64_t* out, Py_ssize_t k, Py_ss
         i += 1
     while i < end:
         stop = end_of(rows, k, i)
+        prefetch_summand(rows, k, i + ROWS_AHEAD, item, native)
         if native and stop == i + 1:
             out[at] = rows.entries[i]
         else:
@@ -352,22 +419,22 @@ cdef void merge_rows(const RowList* rows, cnp.uint64_t* out, Py_ssize_t k, Py_ss
             slot += 1
             i += 1
             while i < stop:
-                if i + 4 < k:
-                    fastgd_prefetch(rows.values + (rows.entries[i + 4] & rows.mask) * item, item)
+                prefetch_summand(rows, k, i + ROWS_AHEAD, item, native)
                 place = <Py_ssize_t> (rows.entries[i] & rows.mask)
-                add_row[real](total, rows.values + place * item, rows.length, native, codec)
+                add_row[real](total, rows.values + place * item, rows.length, native, codec, add)
                 i += 1
         at += 1
         i = stop
 
 
 cdef void merge_slice(const RowList* rows, cnp.uint64_t* out, Py_ssize_t k, Py_ssize_t start,
-                      Py_ssize_t end, Py_ssize_t at, Py_ssize_t slot, int is_double,
-                      const Codec* codec) noexcept nogil:
+                      Py_ssize_t end, Py_ssize_t at, Py_ssize_t slot, int is_double, int codec,
+                      const Loops* loops) noexcept nogil:
     if is_double:
-        merge_rows[double](rows, out, k, start, end, at, slot, codec, 0)
+        merge_rows[double](rows, out, k, start, end, at, slot, &loops.codecs[codec], loops.add[1],
+                           0)
     else:
-        merge_rows[float](rows, out, k, start, end, at, slot, codec, 0)
+        merge_rows[float](rows, out, k, start, end, at, slot, &loops.codecs[codec], loops.add[0], 0)
 
 
 cdef inline void set_row(real* out, const char* x, Py_ssize_t n, bint native,
@@ -385,22 +452,23 @@ cdef inline void set_row(real* out, const char* x, Py_ssize_t n, bint native,
         start += m
 
 
-cdef inline void add_row(real* out, const char* x, Py_ssize_t n, bint native,
-                         const Codec* codec) noexcept nogil:
+cdef inline void add_row(real* out, const char* x, Py_ssize_t n, bint native, const Codec* codec,
+                         const void* add) noexcept nogil:
     cdef real[256] tile
     cdef Py_ssize_t start = 0, m
     if native:
-        add_numbers[real](out, <const real*> x, n)
+        add_numbers[real](out, <const real*> x, n, add)
         return
     while start < n:
         m = min(<Py_ssize_t> 256, n - start)
         set_row[real](tile, x + start * codec.size, m, False, codec)
-        add_numbers[real](out + start, tile, m)
+        add_numbers[real](out + start, tile, m, add)
         start += m
 
 
-cdef inline void add_numbers(real* restrict out, const real* restrict x,
-                             Py_ssize_t n) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(n):
-        out[i] += x[i]
+cdef inline void add_numbers(real* out, const real* x, Py_ssize_t n,
+                             const void* add) noexcept nogil:
+    if real is float:
+        (<add_f32> add)(out, x, n)
+    else:
+        (<add_f64> add)(out, x, n)

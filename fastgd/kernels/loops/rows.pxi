@@ -1,5 +1,5 @@
-# The mean square of a row's gradient, for rules that have a number for each row.
-# Specified by `lines` of spec/steps.py.
+# Sums of rows; the mean square of a row's gradient, and a row's number for each element.
+# Specified by `lines` of spec/steps.py, and `summed` of spec/rows.py.
 
 
 cdef double mean_square_of(const ChunkArgs* chunk, const Stages* stages,
@@ -34,5 +34,25 @@ cdef double mean_square_f64(const ChunkArgs* chunk, const Stages* stages) noexce
     return mean_square_of[double](chunk, stages, 0)
 
 
+cdef void fill(floating* out, floating x, Py_ssize_t n) noexcept nogil:
+    """Give a rule the number of a row for each element.
+
+    Stores are as wide as the loads of the rule that follows: those of narrower stores wait until
+    all earlier ones are in cache, and so for the row before.
+    """
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i] = x
+
+
+cdef void add_to(floating* restrict out, const floating* restrict x, Py_ssize_t n) noexcept nogil:
+    """Add the values of a row that came again."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i] += x[i]
+
+
 # (float32 loop, float64 loop), as addresses.
 MEAN_SQUARE = (<size_t> <void*> mean_square_f32, <size_t> <void*> mean_square_f64)
+FILL = (<size_t> <void*> fill[float], <size_t> <void*> fill[double])
+ADD = (<size_t> <void*> add_to[float], <size_t> <void*> add_to[double])

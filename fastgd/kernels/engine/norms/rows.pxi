@@ -15,7 +15,7 @@ cdef void add_up_rows(const Tensor* t, Py_ssize_t start, Py_ssize_t end,
     cdef Py_ssize_t k
     for k in range(start, end):
         if k + ROWS_AHEAD < end:
-            fastgd_prefetch(values_at(t.rows, k + ROWS_AHEAD), t.rows.size)
+            fastgd_prefetch_row(values_at(t.rows, k + ROWS_AHEAD), t.rows.size)
         one = chunk_of_row(t, k)
         add_up(&one, &one + 1, Summand(1.0, True), loops)
 
