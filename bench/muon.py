@@ -74,7 +74,11 @@ def optax_step(params, **options):
         import optax
     except ImportError:
         return None
-    opt = optax.contrib.muon(**options)
+    # Rows are outputs, as the factor of torch and fastgd takes them.
+    rows = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=0)
+    opt = optax.contrib.muon(
+        muon_weight_dimension_numbers=lambda params: [rows] * len(params), **options
+    )
     held = {"p": [jax.numpy.array(p) for p in params]}
     held["s"] = opt.init(held["p"])
 

@@ -446,6 +446,14 @@ def test_sharded_refuses_before_anything_is_changed():
     assert (p == 1).all()
 
 
+@pytest.mark.slow
+def test_it_learns_the_digits():
+    train = pytest.importorskip("fastgd.commands.train")
+    outcome = train.train("SOAP", epochs=10, batch_size=32, seed=0, advance=lambda: None)
+    assert outcome.accuracy >= 0.95
+    assert outcome.same_bits
+
+
 # ---------------------------------------------------------------------------------------- torch
 
 
