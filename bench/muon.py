@@ -1,4 +1,4 @@
-"""What a step of Muon takes beside its products of matrices, and beside torch's, in one run.
+"""What a step of Muon takes beside its products of matrices, torch's and optax's, in one run.
 
     python bench/muon.py                        # usual matrices of hidden layers
     python bench/muon.py --shapes 2048x512 --rounds 20
@@ -6,13 +6,17 @@
 
 The contestants take turns; a figure is the least time of the rounds, as others may use the machine.
 "products" are those of five iterations of Newton and Schulz alone, by NumPy in memory that is
-there, as fastgd calls them: X Xᵀ and A Aᵀ, of which BLAS works out a half, and G X.
+there, as fastgd calls them: X Xᵀ and A Aᵀ, of which BLAS works out a half, and G X.  optax's step
+is jitted, with donated parameters and states, on float32; it takes a thread for each processor.
+
+    python bench/muon.py --losses               # of the same small network, by each of the three
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+from functools import partial
 from time import perf_counter
 
 import numpy as np
@@ -49,14 +53,94 @@ def contestants(shape, count, dtype):
     params, grads = list(params), list(grads)
     opt = fastgd.Muon([p.copy() for p in params])
     found = {"products": products(grads), "fastgd": lambda: opt.step(grads)}
+    if dtype == "float32":  # JAX has float64 by a switch for all of it
+        theirs = optax_step(params, learning_rate=1e-3, weight_decay=0.1)
+        if theirs is not None:
+            theirs(grads)
+            found["optax"] = lambda: theirs(grads)
     try:
         import torch
     except ImportError:
         return found
-    theirs = [torch.nn.Parameter(torch.tensor(p)) for p in params]
-    for q, g in zip(theirs, grads, strict=True):
+    tensors = [torch.nn.Parameter(torch.tensor(p)) for p in params]
+    for q, g in zip(tensors, grads, strict=True):
         q.grad = torch.tensor(g)
-    return {**found, "torch": torch.optim.Muon(theirs).step}
+    return {**found, "torch": torch.optim.Muon(tensors).step}
+
+
+def optax_step(params, **options):
+    """optax's Muon, jitted, from gradients to its parameters; None where there is none."""
+    try:
+        import jax
+        import optax
+    except ImportError:
+        return None
+    # Rows are outputs, as the factor of torch and fastgd takes them.
+    rows = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=0)
+    opt = optax.contrib.muon(
+        muon_weight_dimension_numbers=lambda params: [rows] * len(params), **options
+    )
+    held = {"p": [jax.numpy.array(p) for p in params]}
+    held["s"] = opt.init(held["p"])
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def update(p, s, g):
+        change, s = opt.update(g, s, p)
+        return optax.apply_updates(p, change), s
+
+    def step(grads):
+        held["p"], held["s"] = update(held["p"], held["s"], grads)
+        return jax.block_until_ready(held["p"])
+
+    return step
+
+
+def losses(steps=300, width=64):
+    """The last loss of a network of three matrices under each, from the same start."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((512, 32)).astype(np.float32)
+    teacher = [rng.standard_normal(s).astype(np.float32) / 6 for s in ((32, width), (width, 8))]
+    y = np.tanh(x @ teacher[0]) @ teacher[1]
+    start = [
+        (rng.standard_normal(s) / s[0] ** 0.5).astype(np.float32)
+        for s in ((32, width), (width, width), (width, 8))
+    ]
+
+    def loss_and_grads(weights):
+        a = np.tanh(x @ weights[0])
+        b = np.tanh(a @ weights[1])
+        error = b @ weights[2] - y
+        d = 2 * error / error.size
+        down = d @ weights[2].T * (1 - b * b)
+        below = down @ weights[1].T * (1 - a * a)
+        return np.mean(error**2), [x.T @ below, a.T @ down, b.T @ d]
+
+    given = {"momentum": 0.95, "weight_decay": 0.0}
+    weights = [w.copy() for w in start]
+    opt = fastgd.Muon(weights, lr=0.01, **given)
+    found = {}
+    for _ in range(steps):
+        opt.step(loss_and_grads(weights)[1])
+    found["fastgd"] = loss_and_grads(weights)[0]
+    try:
+        import torch
+    except ImportError:
+        pass
+    else:
+        tensors = [torch.nn.Parameter(torch.tensor(w)) for w in start]
+        theirs = torch.optim.Muon(tensors, lr=0.01, **given)
+        arrays = [t.detach().numpy() for t in tensors]
+        for _ in range(steps):
+            for t, g in zip(tensors, loss_and_grads(arrays)[1], strict=True):
+                t.grad = torch.tensor(g)
+            theirs.step()
+        found["torch"] = loss_and_grads(arrays)[0]
+    if (step := optax_step(start, learning_rate=0.01, beta=0.95, eps=1e-7)) is not None:
+        weights = start
+        for _ in range(steps):
+            weights = [*map(np.asarray, step(loss_and_grads(weights)[1]))]
+        found["optax"] = loss_and_grads(weights)[0]
+    return found
 
 
 def measure(functions, rounds):
@@ -75,8 +159,13 @@ def main(work):
     parser.add_argument("--shapes", nargs="*", default=SHAPES, help="[COUNTx]ROWSxCOLUMNS")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
+    parser.add_argument("--losses", action="store_true", help="train, instead of timing")
     arguments = parser.parse_args()
-    print("matrices      ms: products  fastgd (beside them)  torch (÷ fastgd)")
+    if arguments.losses:
+        for name, loss in losses().items():
+            print(f"{name:8} {loss:.3e}")
+        return
+    print("matrices      ms: products  fastgd (beside them)  torch, optax (÷ fastgd)")
     work.expect(len(arguments.shapes))
     for text in arguments.shapes:
         *count, rows, columns = map(int, text.split("x"))
@@ -86,8 +175,9 @@ def main(work):
         own = times["fastgd"]
         line = f"{text:12} {times['products'] * 1e3:13.2f} {own * 1e3:7.2f}"
         line += f" ({own / times['products'] - 1:+11.1%})"
-        if "torch" in times:
-            line += f" {times['torch'] * 1e3:11.2f} ({times['torch'] / own:.2f})"
+        for name in ("torch", "optax"):
+            if name in times:
+                line += f"  {name} {times[name] * 1e3:.2f} ({times[name] / own:.2f})"
         print(line, flush=True)
         work.advance(text)
 

@@ -22,7 +22,9 @@ collect_ignore = ["support", "tools"]
 if HOW_MUCH == "quick":  # what needs libraries whose import takes longer than many tests
     collect_ignore += ["adapters", "commands", "fastgd_mpi", "fastgd_torch", "plot", "project"]
     collect_ignore_glob = ["*/test_torch_*", "*_torch.py"]
-if HOW_MUCH != "whole":  # what builds the package once more, counts instructions, clicks through a page
+if (
+    HOW_MUCH != "whole"
+):  # what builds the package once more, counts instructions, clicks through a page
     collect_ignore += [
         "commands/test_live_page.py",
         "project/test_instruction_counts.py",

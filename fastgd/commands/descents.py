@@ -93,6 +93,8 @@ def family(make: Maker) -> str:
         return "the whole model"
     if opt.average is not None:
         return "averaged iterates"
+    if rule.pair_states:
+        return "the axes of matrices"
     if rule.line_states:
         return "each row's gradients" if rule.columns is None else "rows and columns"
     if rule.sums:

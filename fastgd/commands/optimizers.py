@@ -8,7 +8,7 @@ from textwrap import fill
 from fastgd.commands.output import one_of
 from fastgd.core.contract import Contract
 from fastgd.core.variants import rules_of
-from fastgd.kernels.spec.registry import RULES, Rule
+from fastgd.kernels.spec.registry import PAIRS, RULES, Rule
 from fastgd.optimizers import OPTIMIZERS
 
 # What a rule makes of `fastgd.Rows`, in words.
@@ -58,15 +58,20 @@ def bytes_moved(rule: Rule) -> int:
     for sweep in (rule.before, rule.after):
         if sweep is not None:
             numbers += 1 + sweep.gradient + len(sweep.states) + len(sweep.written)
-    return 4 * (numbers + 2 * (rule.after.kept is not None))
+    if rule.matrix is not None:
+        numbers += 2 * (1 + len(rule.matrix.states) - len(rule.pair_states))
+    return 4 * numbers
 
 
 def _rule_lines(rule: Rule) -> list[str]:
     """The formula of a rule; its states, and the bytes that a step moves; its fused loops."""
-    kept = [*rule.states, *(f"{key} (a number)" for key in rule.numbers)]
+    pairs = {key: key_of_pairs(kind) for key, kind in rule.line_states.items() if kind in PAIRS}
+    kept = [key + pairs.get(key, "") for key in rule.states]
+    kept += [f"{key} (a number)" for key in rule.numbers]
     states = f"states {', '.join(kept)}" if kept else "no states"
     sweeps = " in two sweeps" if rule.before is not None else ""
-    moved = f"a step moves {bytes_moved(rule)} bytes a parameter in float32{sweeps}"
+    beside = ", beside those of pairs" if pairs else ""
+    moved = f"a step moves {bytes_moved(rule)} bytes a parameter in float32{sweeps}{beside}"
     lines = [rule.summary, f"{states}; {moved}"]
     if not rule.exact:
         lines += ["its last bits follow from the machine, too, as its products of matrices do"]
@@ -82,6 +87,11 @@ def _rule_lines(rule: Rule) -> list[str]:
             f"{', '.join(rule.fused.states)}: {rule.fused.gain}"
         ]
     return lines
+
+
+def key_of_pairs(kind: str) -> str:
+    """What is said of a state of pairs beside its name."""
+    return f" (a number for each pair of {'rows' if kind == 'row_pairs' else 'columns'})"
 
 
 def _indented(text: str, n: int) -> str:

@@ -57,6 +57,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "NovoGrad": {"lr": 0.01},
     "SGDScheduleFree": {"lr": 0.5},
     "Muon": {"lr": 2e-3, "adjust_lr_fn": "match_rms_adamw"},
+    "SOAP": {"lr": 3e-3},
     "AdamWScheduleFree": {"lr": 5e-3},
     "RAdamScheduleFree": {"lr": 5e-3},
     "DAdaptAdam": {"growth_rate": 1.02},

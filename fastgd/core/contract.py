@@ -257,4 +257,7 @@ class Contract:
         # A scheduled momentum may be 0 at a step, and its rule takes it nonetheless: so classes
         # list all coefficients, and each rule takes as many of the first as it has.
         listed = getattr(cls, f"{rule}_coefficients", cls.coefficients)(h, t)
-        return rule, listed[: len(RULES[rule].coefficients)], cls.stages(h, unscale)
+        stages, row = cls.stages(h, unscale), RULES[rule]
+        if row.own_decay:
+            stages = (stages[0], 0.0, 1.0, *stages[3:])
+        return rule, listed[: len(row.coefficients)], stages

@@ -242,6 +242,25 @@ def count(value: Any, name: str) -> int:
     return integer(value, name, end=100)
 
 
+def period(value: Any, name: str) -> int:
+    """A number of steps: an integer of at least 1."""
+    return integer(value, name, low=1, end=2**53)
+
+
+def dimension(value: Any, name: str) -> int:
+    """The length of an axis."""
+    return integer(value, name, end=2**53)
+
+
+@schedulable
+def own_fraction(value: Any, name: str) -> float:
+    """A fraction, or a negative number for one that follows from the others."""
+    result = number(value, name)
+    if result >= 1:
+        raise ValueError(f"{name}: expected a number below 1, found {value}")
+    return result
+
+
 def adjustment(value: Any, name: str) -> str | None:
     """How Muon's step follows from the shape of a matrix, by torch's words."""
     return None if value is None else one_of(("original", "match_rms_adamw"), value, name)
@@ -278,6 +297,9 @@ ANNOTATIONS: dict[Domain, tuple[str, str]] = {
     flag: ("bool", "bool"),
     three_numbers: ("tuple[float, float, float]", "tuple[float, float, float]"),
     count: ("int", "int"),
+    period: ("int", "int"),
+    dimension: ("int", "int"),
+    own_fraction: ("Scalar", "float"),
     adjustment: ("str | None", "str | None"),
 }
 # A value of each domain that is no usual default; of a flag it is the other one.
@@ -303,6 +325,9 @@ OTHER: dict[Domain, Any] = {
     start: 0.1,
     three_numbers: (2.0, -1.5, 0.5),
     count: 3,
+    period: 2,
+    dimension: 3,
+    own_fraction: 0.75,
     adjustment: "match_rms_adamw",
 }
 

@@ -316,7 +316,9 @@ class Storage(NamedTuple):
 
     def codec(self, p: Array, rule: str, key: str) -> str:
         """The codec that a state of a parameter is kept by."""
-        wanted = None if key in RULES[rule].line_states else self.state_dtype
+        of_matrix = RULES[rule].matrix
+        whole = key in RULES[rule].line_states or (of_matrix and key in of_matrix.states)
+        wanted = None if whole else self.state_dtype
         if isinstance(wanted, Mapping):
             wanted = wanted.get(key)
         elif key in RULES[rule].full_width:

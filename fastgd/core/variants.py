@@ -16,8 +16,8 @@ from fastgd.kernels.spec.registry import RULES
 
 # What all optimizers have: of these no rule depends.
 COMMON = {"lr", "weight_decay", "maximize"}
-# Shapes of parameters to try: a vector, a matrix.
-SHAPES = ((3,), (4, 3))
+# Shapes of parameters to try: a vector, a high and a wide matrix.
+SHAPES = ((3,), (4, 3), (3, 4))
 
 
 class Pick(NamedTuple):

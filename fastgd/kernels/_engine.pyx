@@ -28,8 +28,8 @@ from fastgd.kernels import reference
 from fastgd.kernels.memory import buffers, checks, rows as memory_rows
 from fastgd.kernels.spec import codecs, coded_array, lines
 from fastgd.kernels.spec import catch_up as catch_up_spec, powers, rows as rows_spec
-from fastgd.kernels.spec.matrices import matrix_of
-from fastgd.kernels.spec.registry import DENOMINATOR
+from fastgd.kernels.spec.matrices import as_matrix, matrix_of, renewed
+from fastgd.kernels.spec.registry import DENOMINATOR, PAIRS
 
 cdef extern from "fastgd_codecs.h" nogil:
     cnp.uint64_t fastgd_random_key(cnp.uint64_t, cnp.uint64_t, cnp.uint64_t)
@@ -93,6 +93,7 @@ include "loops/_fused_codecs.pxi"
 include "engine/records.pxi"
 include "engine/rounding.pxi"
 include "engine/matrices.pxi"
+include "engine/bases.pxi"
 include "engine/rules.pxi"
 include "engine/memory.pxi"
 include "engine/stage_flags.pxi"
@@ -355,7 +356,7 @@ cdef class Plan:
         cdef StepRecord record = StepRecord.__new__(StepRecord)
         cdef bint finite = True, norms, settled = self.settled
         cdef Sum* total
-        cdef list arrays
+        cdef list arrays, renewals = []
         self.settled = False
         if not PyCapsule_CheckExact(grads):    # else they were looked at with the gradients
             self.layout.check_unmoved()
@@ -381,8 +382,11 @@ cdef class Plan:
             self.mark_stages(backend, record, clips, unscale)
 
         if self.layout.n_matrices:
+            if finite or self.nonfinite == PROPAGATE:
+                renewals = renewals_of(self.layout, self.group_steps)
             # Products of matrices may overflow, of which NumPy is not to speak in the middle.
             with np.errstate(all="ignore"):
+                renew(renewals)
                 self.carry_out(backend, record, finite, arrays, configured, average, zero, reset,
                                tally, amount, combine_sums)
         else:

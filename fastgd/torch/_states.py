@@ -26,6 +26,7 @@ from fastgd.kernels.reference import RULES
 from fastgd.kernels.spec.codecs import CODECS
 from fastgd.kernels.spec.coded_array import codec_of, computed
 from fastgd.kernels.spec.lines import line_shape
+from fastgd.kernels.spec.registry import PAIRS
 from fastgd.kernels.spec.units import units_of
 from fastgd.torch import _tensors
 
@@ -242,6 +243,9 @@ class Kept:
 
     def _line_strides(self, kind: Kind) -> list[int]:
         """The strides of numbers of rows or columns: their axes lie as the parameter's do."""
+        if kind.lines in PAIRS:
+            n = kind.shape[0]
+            return [n, 1] if self.tensor.is_contiguous() else [1, n]
         strides, size = [0] * self.tensor.ndim, 1
         for k in sorted(range(self.tensor.ndim), key=self.tensor.stride):
             strides[k], size = size, size * kind.shape[k]

@@ -2,7 +2,7 @@
 
 Every sweep of a rule gets two functions (float32, float64), what is worked out before it one, every
 class of optimizers one for the coefficients of a step: its `coefficients` put into C's types.
-Rules with states of rows and columns have none: they need room for sums.
+Rules with states of rows and columns, or of pairs of these, have none: they need room.
 Three files come out: declarations for Cython (`c_api.pxd`), what `c_api.pyx` includes
 (`_c_api.pxi`), and the header for C (`fastgd/include/fastgd.h`, from `src_c/fastgd.h.in`).
 """
@@ -20,7 +20,7 @@ from generate.families import DENOMINATOR, SIZES, Arithmetic, Family, Optimizer,
 
 FLOATS = {"f32": "float", "f64": "double"}
 # What coefficients may call, by the same name in Python's math and in C's; and what of ours.
-CALLS = ("exp", "fabs", "log", "sqrt")
+CALLS = ("exp", "fabs", "fmod", "log", "sqrt")
 OURS = ("raised",)
 
 
@@ -52,7 +52,7 @@ def rule_functions(families: list[Family]) -> list[Function]:
     """The functions of all rules: of each sweep, and of what is worked out before it."""
     functions = []
     for k, rule in enumerate(rule for family in families for rule in family.rules):
-        if rule.beforehand:
+        if rule.beforehand or rule.matrix_states:
             continue
         for sweep in rule.sweeps:
             for fuse, suffix in enumerate(FLOATS):

@@ -24,6 +24,9 @@ KERNEL_FAMILIES = [
 
 # What states, and the arguments of what is worked out, may be annotated with.
 STATES = ("Array", "Squares", "Read", "Kept", "FullWidth", "Rows", "Columns", "PerRow")
+# And what of a matrix step may be, after its arguments.
+PAIRS = ("RowPairs", "ColumnPairs")
+MATRIX_ARGUMENTS = ("update", "rows", "columns", "squares")
 NUMBERS = ("Number", "Shared")
 SUMS = ("Sum", "SumOfSquares", "Total")
 
@@ -40,7 +43,7 @@ READ = ("Read", "Rows", "Columns", "PerRow")
 DENOMINATOR = "eps"
 
 # What a rule declares that is no function.
-OPTIONS = ("fused", "shards", "exact", "by_rows", "catch_up")
+OPTIONS = ("fused", "shards", "exact", "by_rows", "catch_up", "own_decay")
 
 
 class FamilyError(Exception):
@@ -89,7 +92,8 @@ class Rule(NamedTuple):
     before: Sweep | None
     after: Sweep
     arithmetic: tuple[Arithmetic, ...]  # begin, settle: those that there are
-    matrix: tuple[str, ...] | None  # the coefficients of its matrix step, if it has one
+    matrix: tuple[str, ...] | None  # the coefficients of its matrix step, if it has one,
+    matrix_states: tuple[str, ...]  # and the states that this takes
     beforehand: tuple[Sweep, ...]  # lines, rows, columns; without the last, or none
     by_rows: bool  # whether it says that it steps rows alone, if it is one sweep
 
@@ -209,12 +213,17 @@ def _decorator(node: ast.FunctionDef) -> ast.expr | None:
     return None
 
 
-def _annotated(node: ast.FunctionDef, known: tuple[str, ...], path: Path) -> dict[str, str]:
-    """The annotations of a function's positional arguments, after p and g."""
+def _annotated(
+    node: ast.FunctionDef,
+    known: tuple[str, ...],
+    path: Path,
+    leading: tuple[str, ...] = ("p", "g"),
+) -> dict[str, str]:
+    """The annotations of a function's positional arguments, after the leading ones."""
     found = {
         a.arg: ast.unparse(a.annotation or ast.Name("none"))
         for a in node.args.args
-        if a.arg not in ("p", "g")
+        if a.arg not in leading
     }
     for key, kind in found.items():
         if kind not in known:
@@ -299,9 +308,12 @@ def _rule(
         for key in ("begin", "settle")
         if key in parts
     )
-    matrix = None
+    matrix, of_matrix, ahead = None, {}, ()
     if "matrix" in parts:
         matrix = tuple(a.arg for a in parts["matrix"].args.kwonlyargs)
+        of_matrix = _annotated(parts["matrix"], (*STATES, *PAIRS), path, MATRIX_ARGUMENTS)
+    if "renew" in parts:
+        ahead = tuple(a.arg for a in parts["renew"].args.kwonlyargs)
     beforehand = tuple(
         _sweep(f"{node.name}_{key}", parts[key], path)
         for key in ("lines", "rows", "columns")
@@ -309,6 +321,7 @@ def _rule(
     )
     states = {**({} if before is None else before.states)}
     states |= {k: kind for k, kind in after.states.items() if k not in states or kind != "Read"}
+    states |= of_matrix
     named = dict.fromkeys(
         key
         for taken in (
@@ -316,6 +329,7 @@ def _rule(
             before.coefficients if before else (),
             *(part.coefficients for part in arithmetic),
             matrix or (),
+            ahead,
             after.coefficients,
             *(part.coefficients for part in beforehand),
         )
@@ -334,6 +348,7 @@ def _rule(
         after,
         arithmetic,
         matrix,
+        tuple(of_matrix),
         beforehand,
         True,
     )

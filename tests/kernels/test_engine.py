@@ -300,12 +300,12 @@ def test_a_plan_refuses_scales_that_two_states_share():
         )
 
 
-def test_a_plan_has_room_for_four_states(monkeypatch):
+def test_a_plan_has_room_for_six_states(monkeypatch):
     p = np.zeros(3, np.float32)
-    for n in (4, 5):
+    for n in (6, 7):
         rule = RULES["sgd"]._replace(states=tuple(f"s{k}" for k in range(n)))
         monkeypatch.setitem(RULES, "sgd", rule)
-        refused = pytest.raises(ValueError, match="at most 4 states") if n > 4 else nullcontext()
+        refused = pytest.raises(ValueError, match="at most 6 states") if n > 6 else nullcontext()
         with refused:
             states = [tuple(np.zeros(3, np.float32) for _ in range(n))]
             _engine.Plan(None, [p], [""], [0], states, ["sgd"], np.zeros(1, np.int64))

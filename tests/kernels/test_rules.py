@@ -155,6 +155,6 @@ def test_every_backend_has_every_rule():
             module = import_module(f"fastgd.kernels._{name}")
             assert list(module.RULES) == list(RULES)
             assert list(module.FIRST) == [rule for rule, row in RULES.items() if row.before]
-            lined = [rule for rule, row in RULES.items() if row.line_states]
+            lined = [rule for rule, row in RULES.items() if row.lines]
             assert list(module.LINES) == list(module.ROWS) == lined
             assert list(module.COLUMNS) == [rule for rule in lined if RULES[rule].columns]

@@ -29,7 +29,7 @@ from fastgd.kernels.reference import LANES, RULES
 pytestmark = READABLE
 STAGES = ("scale", "l2_decay", "decoupled_decay")
 SWEEPS = {sweep.name: sweep for row in RULES.values() for sweep in row.sweeps}
-LINED = [row for row in RULES.values() if row.line_states]
+LINED = [row for row in RULES.values() if row.lines]
 # Loops over numbers of rows and columns, and over the elements that are scaled by these.
 BY_LINES = [s.name for row in LINED for s in (row.lines, row.rows, row.columns) if s]
 OF_ELEMENTS = [s.name for row in LINED for s in (row.before, row.after) if s]

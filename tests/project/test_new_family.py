@@ -104,7 +104,7 @@ BROKEN = {
                            "drift: expected drift_avg: Array or Squares or Read"),
     "too many coefficients": ("drift_avg: Array, *, alpha", "drift_avg: Array, *, "
                               + "".join(f"c{k}: Scalar, " for k in range(18)) + "alpha",
-                              "at most 4 states and 20 coefficients"),
+                              "at most 6 states and 20 coefficients"),
     "a term without a sum": ("    total: Sum, squares", "    squares",
                              "drift: expected a sum in what is worked out for each"),
     "a state that is only read by address": (

@@ -147,7 +147,9 @@ cdef class HyperRows:
             if not isfinite(s.c64[j]):
                 return False
         s.stages.weight_decay, s.stages.decoupled = 0.0, 1.0
-        if h[DECOUPLED_WEIGHT_DECAY_AT]:
+        if s.info.own_decay:
+            pass
+        elif h[DECOUPLED_WEIGHT_DECAY_AT]:
             s.stages.decoupled = 1.0 - h[LR_AT] * h[WEIGHT_DECAY_AT]
         elif not self.own_decay:
             s.stages.weight_decay = h[WEIGHT_DECAY_AT]
@@ -163,6 +165,7 @@ cdef class HyperRows:
         """
         cdef GroupStep s
         cdef Maker maker = self.maker_of(name)
+        s.info = &row_of(name).info
         if not self.make(&s, k, maker, t - 1, unscale):
             return None
         return tuple([s.c64[j] for j in range(maker.count)]), stages_of(&s)

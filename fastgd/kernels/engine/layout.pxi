@@ -128,11 +128,7 @@ cdef class Layout:
         for name, a in zip((*rule.states, None), self.coded_of(i), strict=True):
             own = f"params{label}" if name is None else checks.state_label(label, name)
             if name in rule.line_states:
-                axes = None if self.axes is None else self.axes[i]
-                if axes is None:
-                    raise RuntimeError(f"params{label}: its axes are not known")
-                length = getattr(axes, rule.line_states[name]).length
-                checks.check_lines(a.code, p, length, own)
+                checks.check_lines(a.code, p, self.lines_of(i, rule.line_states[name]), own)
             else:
                 checks.check_coded(a, p, own)
             arrays.append((a.code, own))
@@ -149,6 +145,15 @@ cdef class Layout:
             checks.check_number(a, own)
             arrays.append((a, own))
         return arrays
+
+    cdef Py_ssize_t lines_of(self, Py_ssize_t i, str kind) except -1:
+        """How many numbers a state of a parameter's rows or columns has, or of pairs of these."""
+        if kind in PAIRS:
+            lines, length, transposed = self.matrix_of(i)
+            return (lines if transposed == (kind == "column_pairs") else length) ** 2
+        if self.axes is None or self.axes[i] is None:
+            raise RuntimeError(f"params{self.labels[i]}: its axes are not known")
+        return (<object> self.params[i]).size // getattr(self.axes[i], kind).length
 
     cdef tuple numbers_of(self, Py_ssize_t i):
         return () if self.numbers is None else self.numbers[i]
@@ -358,21 +363,31 @@ cdef class Layout:
         cdef Py_ssize_t i
         cdef Tensor* t
         cdef dict alike = {}
+        cdef tuple key
         cdef Workspace w
         self.workspaces = [None] * self.n
-        wanted = [(self.matrix_of(i), 8 if self.tensors[i].is_double else 4)
+        wanted = [(self.matrix_of(i), 8 if self.tensors[i].is_double else 4,
+                   self.tensors[i].info.matrix_states)
                   for i in range(self.n) if self.tensors[i].info.matrix != NULL]
         sections = sections_for(wanted)
         for i in range(self.n):
             t = &self.tensors[i]
             if t.info.matrix == NULL:
                 continue
-            key = (self.matrix_of(i), t.is_double)
+            key = (self.matrix_of(i), t.is_double, t.info.matrix_states)
             if key not in alike:
                 alike[key] = Workspace(key[0], np.dtype(np.float64 if t.is_double else np.float32),
-                                       sections)
-            w = self.workspaces[i] = alike[key]
+                                       key[2], sections)
+            w = alike[key]
             t.kept = cnp.PyArray_BYTES(w.kept)
+            self.workspaces[i] = Bases(w, key[0], self.matrices_of(i)) if key[2] else w
+
+    cdef dict matrices_of(self, Py_ssize_t i):
+        """The states that a parameter's matrix step takes, as matrices."""
+        rule, matrix = reference.RULES[self.rules[i]], self.matrix_of(i)
+        arrays = dict(zip(rule.states, self.coded_of(i)))
+        return {key: as_matrix(arrays[key].raw(), matrix, rule.line_states.get(key, ""))
+                for key in rule.matrix.states}
 
     cdef int cut_chunks(self) except -1:
         """Cut each tensor into equal chunks of at most CHUNK elements, whole tiles each.

@@ -25,34 +25,43 @@ cdef class Workspace:
     cdef Py_ssize_t lines, length, rows, columns
     cdef bint is_double
     cdef cnp.ndarray kept, other        # (lines, length)
-    cdef cnp.ndarray gram, factor       # squares of the shorter side
+    cdef cnp.ndarray gram, factor       # squares of the shorter side, if there are no states
     cdef cnp.ndarray kept_t, other_t, gram_t
+    cdef cnp.ndarray pairs              # as many numbers as the longer side squared, else
 
-    def __cinit__(self, matrix, dtype, list sections):
+    def __cinit__(self, matrix, dtype, bint with_states, list sections):
         self.lines, self.length, transposed = matrix
         self.rows, self.columns = self.lines, self.length
         if transposed:
             self.rows, self.columns = self.length, self.lines
         self.is_double = dtype == np.float64
-        side = min(self.lines, self.length)
-        shapes = [(self.lines, self.length)] * 2 + [(side, side)] * 2
-        self.kept, self.other, self.gram, self.factor = [
+        side = 0 if with_states else min(self.lines, self.length)
+        longer = max(self.lines, self.length) if with_states else 0
+        shapes = [(self.lines, self.length)] * 2 + [(side, side)] * 2 + [(longer, longer)]
+        self.kept, self.other, self.gram, self.factor, self.pairs = [
             section[:shape[0] * shape[1] * dtype.itemsize].view(dtype).reshape(shape)
             for section, shape in zip(sections, shapes)]
         self.kept_t, self.other_t, self.gram_t = self.kept.T, self.other.T, self.gram.T
 
 
 cdef list sections_for(list wanted):
-    """Memory for the four arrays of any of these matrices, each with the bytes of a number."""
-    sizes = [0, 0]
-    for matrix, itemsize in wanted:
+    """Memory for the arrays of any of these matrices.
+
+    Each comes with the bytes of a number, and whether its step takes states.
+    """
+    sizes = [0, 0, 0]
+    for matrix, itemsize, with_states in wanted:
         sizes[0] = max(sizes[0], matrix.lines * matrix.length * itemsize)
-        sizes[1] = max(sizes[1], min(matrix.lines, matrix.length) ** 2 * itemsize)
-    rounded = [-(-size // 64) * 64 for size in sizes]
-    memory = np.empty(2 * sum(rounded) + 64, np.uint8)
+        shorter, longer = sorted((matrix.lines, matrix.length))
+        if with_states:
+            sizes[2] = max(sizes[2], longer ** 2 * itemsize)
+        else:
+            sizes[1] = max(sizes[1], shorter ** 2 * itemsize)
+    whole, square, pairs = [-(-size // 64) * 64 for size in sizes]
+    memory = np.empty(2 * (whole + square) + pairs + 64, np.uint8)
     start = -<size_t> cnp.PyArray_BYTES(memory) % 64
     sections = []
-    for size in (rounded[0], rounded[0], rounded[1], rounded[1]):
+    for size in (whole, whole, square, square, pairs):
         sections.append(memory[start:start + size])
         start += size
     return sections
@@ -67,22 +76,24 @@ cdef void product(cnp.ndarray a, cnp.ndarray b, cnp.ndarray out):
     if found == NULL:
         PyErr_Clear()
         if cnp.PyArray_TYPE(out) == cnp.NPY_DOUBLE:
-            plain_product(<double*> cnp.PyArray_DATA(out), a, b)
+            plain_product(<double*> cnp.PyArray_DATA(out), out, a, b)
         else:
-            plain_product(<float*> cnp.PyArray_DATA(out), a, b)
+            plain_product(<float*> cnp.PyArray_DATA(out), out, a, b)
     Py_XDECREF(found)
 
 
-cdef void plain_product(floating* out, cnp.ndarray a, cnp.ndarray b) noexcept:
+cdef void plain_product(floating* start, cnp.ndarray out, cnp.ndarray a,
+                        cnp.ndarray b) noexcept:
     cdef Py_ssize_t i, j, k, n = cnp.PyArray_DIM(b, 1)
     cdef floating x
+    for i in range(cnp.PyArray_SIZE(out)):
+        start[i] = 0
     for i in range(cnp.PyArray_DIM(a, 0)):
-        for j in range(n):
-            out[i * n + j] = 0
         for k in range(cnp.PyArray_DIM(a, 1)):
             x = (<floating*> cnp.PyArray_GETPTR2(a, i, k))[0]
             for j in range(n):
-                out[i * n + j] += x * (<floating*> cnp.PyArray_GETPTR2(b, k, j))[0]
+                (<floating*> cnp.PyArray_GETPTR2(out, i, j))[0] += (
+                    x * (<floating*> cnp.PyArray_GETPTR2(b, k, j))[0])
 
 
 cdef void divide(floating* x, Py_ssize_t n, floating divisor) noexcept nogil:

@@ -27,6 +27,9 @@ cdef struct RuleInfo:
     arithmetic begin           # or NULL
     arithmetic settle          # or NULL
     matrix_step matrix         # or NULL
+    bint matrix_states         # whether the matrix step takes states
+    bint renews                # whether states are to be renewed before a step
+    bint own_decay             # whether the rule decays weights by itself
     int matrix_c[MAX_COEFFICIENTS]    # the places of its coefficients,
     int n_matrix_c             # and how many
 

@@ -43,10 +43,12 @@ cdef class RuleRow:
             taken.update(rule.before.coefficients)
         if rule.matrix is not None:
             taken.update(rule.matrix.coefficients)
+            info.matrix_states = bool(rule.matrix.states)
             info.matrix = <matrix_step> <void*> <size_t> MATRIX_STEPS[rule.matrix.name]
             for key in rule.matrix.coefficients:
                 info.matrix_c[info.n_matrix_c] = order.index(key)
                 info.n_matrix_c += 1
+        info.renews, info.own_decay = rule.renew is not None, rule.own_decay
         taken.add("lr")    # which is part of what loops take, wherever it is worked out
         info.rounded = bits_of(order, taken)
         info.denominators = bits_of(order, {DENOMINATOR})

@@ -146,14 +146,14 @@ def check_average(a: Array, p: Array, name: str) -> None:
     _check_place(a, p, name, writeable=True)
 
 
-def check_lines(a: Array, p: Array, length: int, name: str) -> None:
-    """Check the numbers of a parameter's rows or columns, which have so many elements each."""
+def check_lines(a: Array, p: Array, count: int, name: str) -> None:
+    """Check the numbers of a parameter's rows or columns, or of pairs of these: so many."""
     dtype = computed(p.dtype)
     if a.dtype != dtype:
         raise TypeError(f"{name}: expected dtype {dtype}, found {a.dtype}")
     _check_memory(a, name)
-    if p.size and a.size != p.size // length:
-        raise ValueError(f"{name}: expected {p.size // length} numbers, found {a.size}")
+    if p.size and a.size != count:
+        raise ValueError(f"{name}: expected {count} numbers, found {a.size}")
     order = "C" if p.flags.c_contiguous else "F"
     if not (a.flags.c_contiguous if order == "C" else a.flags.f_contiguous):
         raise ValueError(

@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastgd.kernels.spec.matrices import matrix_of
 from fastgd.kernels.spec.norms import sums_of
-from fastgd.kernels.spec.registry import Array
+from fastgd.kernels.spec.registry import PAIRS, Array
 from fastgd.kernels.spec.sizes import SLICES
 
 
@@ -39,7 +40,13 @@ class Axes(NamedTuple):
 
 
 def line_shape(shape: Sequence[int], kind: str) -> tuple[int, ...]:
-    """The shape of the numbers of an array's rows, columns or entries along the first axis."""
+    """The shape of the numbers of an array's rows, columns or entries along the first axis.
+
+    And of those of pairs of rows or columns of the matrix that it is.
+    """
+    if kind in PAIRS:
+        matrix = matrix_of(shape, "C")
+        return (matrix.lines if kind == "row_pairs" else matrix.length,) * 2
     if kind == "entries":
         return (*shape[:1], *[1] * (len(shape) - 1))
     return (*shape[:-1], 1) if kind == "rows" else (*shape[:-2], 1, shape[-1])

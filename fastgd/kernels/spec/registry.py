@@ -34,6 +34,11 @@ A state annotated `PerRow` has one number for each entry along the first axis, a
 ``lines`` gets it as ``p``, and as ``g`` the mean square of the row's gradient; sweeps only read
 what ``rows`` makes of a copy of it.  Their coefficients follow those of the rule.
 
+States annotated `RowPairs` and `ColumnPairs` have one number for each pair of rows, or of columns,
+of a matrix, and the matrix step takes them, as it may others, after its arguments; no sweep does.
+All that it takes are kept in the type that is computed with.  ``renew`` is asked before the step,
+when nothing is written yet, what some of these states are to be from here on: so it may fail.
+
 The rules stand in the modules of `fastgd.optimizers`, and that of averages in
 `fastgd.kernels.spec.average`; the compiled twin of ``family.py`` is ``family.pxi`` in its folder.
 """
@@ -56,6 +61,8 @@ FullWidth = Annotated[Array, "kept in the type that is computed with"]  # of a s
 Rows = Annotated[Array, "a state: one number a row, never negative"]
 Columns = Annotated[Array, "a state: one number a column, never negative"]
 PerRow = Annotated[Array, "a state: one number for each entry along the first axis"]
+RowPairs = Annotated[Array, "a state of a matrix step: one number for each pair of rows"]
+ColumnPairs = Annotated[Array, "a state of a matrix step: one number for each pair of columns"]
 Update = Callable[..., Any]
 Scalar = Any  # a NumPy scalar of the arrays' type
 # What `begin` and `settle` are given beside coefficients, each a float64.
@@ -74,6 +81,8 @@ STATE_KINDS: dict[Any, str] = {
     FullWidth: "full_width", "FullWidth": "full_width",
     Rows: "rows", "Rows": "rows", Columns: "columns", "Columns": "columns",
     PerRow: "entries", "PerRow": "entries",
+    RowPairs: "row_pairs", "RowPairs": "row_pairs",
+    ColumnPairs: "column_pairs", "ColumnPairs": "column_pairs",
 }  # fmt: skip
 ARITHMETIC_KINDS: dict[Any, str] = {
     Number: "number", "Number": "number", Shared: "shared", "Shared": "shared",
@@ -84,6 +93,7 @@ ARITHMETIC_KINDS: dict[Any, str] = {
 
 # The kinds of states that have one number for each of some lines, and the parts that go with them.
 LINES = ("rows", "columns", "entries")
+PAIRS = ("row_pairs", "column_pairs")
 LINE_PARTS: dict[tuple[str, ...], tuple[str, ...]] = {
     (): (), ("entries",): ("lines", "rows"), ("columns", "rows"): ("lines", "rows", "columns"),
 }  # fmt: skip
@@ -127,6 +137,15 @@ class MatrixStep(NamedTuple):
     name: str
     transform: Update
     coefficients: tuple[str, ...]
+    states: tuple[str, ...]  # that it takes
+
+
+class Renewal(NamedTuple):
+    """What says before a step what states are to be from here on."""
+
+    update: Update
+    states: tuple[str, ...]  # that it takes
+    coefficients: tuple[str, ...]
 
 
 class Arithmetic(NamedTuple):
@@ -162,9 +181,12 @@ class Rule(NamedTuple):
     lines: Sweep | None = None  # what updates the states of rows and columns,
     rows: Sweep | None = None  # and makes what sweeps see of rows,
     columns: Sweep | None = None  # and of columns
-    line_states: Mapping[str, str] = {}  # which these are: "rows", "columns" or "entries"
+    # Which these are, "rows", "columns" or "entries"; and "row_pairs" and "column_pairs".
+    line_states: Mapping[str, str] = {}
     by_rows: str = "lazy"  # what it makes of gradients by rows: see `rule`
     catch_up: str = ""  # and of what rows without a gradient missed
+    renew: Renewal | None = None
+    own_decay: bool = False  # whether it decays weights by itself
 
     @property
     def update(self) -> Update:
@@ -186,6 +208,11 @@ class Rule(NamedTuple):
     def summary(self) -> str:
         """The first line of what its function says."""
         return (self.update.__doc__ or "").partition("\n")[0]
+
+    @property
+    def pair_states(self) -> tuple[str, ...]:
+        """The states of pairs of rows or of columns."""
+        return tuple(key for key, kind in self.line_states.items() if kind in PAIRS)
 
 
 RULES: dict[str, Rule] = {}
@@ -229,6 +256,8 @@ def rule(
     columns: Update | None = None,
     by_rows: str | None = None,
     catch_up: str | None = None,
+    renew: Update | None = None,
+    own_decay: bool = False,
 ) -> Callable[[Update], Update]: ...
 
 
@@ -253,7 +282,9 @@ def rule(update: Update | None = None, **parts: Any) -> Any:
     matrix : callable, optional
         The step between the sweeps, ``matrix(update, rows, columns, squares, *, ...)``: the term
         as it lies in memory, a matrix of (rows, columns) in C order or its transpose; the
-        parameter's rows and columns; the sum of the term's squares; and coefficients.
+        parameter's rows and columns; the sum of the term's squares; and coefficients.  One that
+        takes states, after ``squares``, gets all as matrices of (rows, columns), whatever their
+        order in memory.
     lines, rows, columns : callable, optional
         What updates the states of rows and columns, and makes what sweeps see of them.
     by_rows : str, optional
@@ -267,6 +298,11 @@ def rule(update: Update | None = None, **parts: Any) -> Any:
         steps have a closed form; at most one state moves the parameter.  "linear without L2 decay".
         "signs": the parameter moves by the sign of the only state, which shrinks.  Else why there
         is none, in words that follow the rule's name.
+    renew : callable, optional
+        ``renew(state, ..., *, ...)``: called before each step with states of the matrix step, as
+        this gets them, and coefficients.  Returns what to set of them, by name; it may raise.
+    own_decay : bool
+        Whether the rule decays weights as one of its terms, and not the stage before it.
 
     Raises
     ------
@@ -280,13 +316,15 @@ def rule(update: Update | None = None, **parts: Any) -> Any:
     return _entered(update, **parts)
 
 
-def _arguments(function: Update, known: dict[Any, str]) -> tuple[dict[str, str], tuple[str, ...]]:
+def _arguments(
+    function: Update, known: dict[Any, str], first: int = 0
+) -> tuple[dict[str, str], tuple[str, ...]]:
     """The positional arguments of a function with their kinds, and the keyword-only ones."""
     code = function.__code__
     positional, total = code.co_argcount, code.co_argcount + code.co_kwonlyargcount
     names = code.co_varnames
     kinds = {}
-    for key in names[:positional]:
+    for key in names[first:positional]:
         if key in ("p", "g"):
             continue
         kind = known.get(function.__annotations__.get(key))
@@ -295,6 +333,9 @@ def _arguments(function: Update, known: dict[Any, str]) -> tuple[dict[str, str],
             raise TypeError(f"rule {code.co_name}: expected {key}: {' or '.join(words)}")
         kinds[key] = kind
     return kinds, names[positional:total]
+
+
+MATRIX_ARGUMENTS = ("update", "rows", "columns", "squares")
 
 
 def _sweep(name: str, function: Update) -> tuple[Sweep, dict[str, str]]:
@@ -317,14 +358,20 @@ def _arithmetic(name: str, function: Update) -> Arithmetic:
     return Arithmetic(name, function, tuple(kinds.items()), coefficients, function.sets)  # type: ignore[attr-defined]
 
 
-def _matrix_step(function: Update) -> MatrixStep:
-    code = function.__code__
-    n = code.co_argcount
-    expected = ("update", "rows", "columns", "squares")
-    if code.co_varnames[:n] != expected:
-        raise TypeError(f"rule {code.co_name}: expected the arguments {', '.join(expected)}")
-    coefficients = code.co_varnames[n : n + code.co_kwonlyargcount]
-    return MatrixStep(code.co_name, function, coefficients)
+def _matrix_step(function: Update) -> tuple[MatrixStep, dict[str, str]]:
+    """A matrix step, and the kinds of its states."""
+    code, own = function.__code__, len(MATRIX_ARGUMENTS)
+    if code.co_varnames[: min(own, code.co_argcount)] != MATRIX_ARGUMENTS:
+        raise TypeError(
+            f"rule {code.co_name}: expected the arguments {', '.join(MATRIX_ARGUMENTS)}"
+        )
+    kinds, coefficients = _arguments(function, STATE_KINDS, own)
+    return MatrixStep(code.co_name, function, coefficients, tuple(kinds)), kinds
+
+
+def _renewal(function: Update) -> Renewal:
+    kinds, coefficients = _arguments(function, STATE_KINDS)
+    return Renewal(function, tuple(kinds), coefficients)
 
 
 def _entered(
@@ -341,6 +388,8 @@ def _entered(
     columns: Update | None = None,
     by_rows: str | None = None,
     catch_up: str | None = None,
+    renew: Update | None = None,
+    own_decay: bool = False,
 ) -> Update:
     name = update.__code__.co_name
     if name in RULES:
@@ -348,24 +397,29 @@ def _entered(
     first, states = (None, {}) if before is None else _sweep(f"{name}_before", before)
     after, more = _sweep(name, update)
     states |= {key: kind for key, kind in more.items() if key not in states or kind != "read"}
+    between, of_matrix = (None, {}) if matrix is None else _matrix_step(matrix)
+    states |= of_matrix
+    ahead = None if renew is None else _renewal(renew)
+    if ahead is not None and not set(ahead.states) <= set(of_matrix):
+        raise TypeError(f"rule {name}: expected renew to take states of the matrix step")
     start = None if begin is None else _arithmetic(f"{name}_begin", begin)
     end = None if settle is None else _arithmetic(f"{name}_settle", settle)
     worked_out = [part for part in (start, end) if part is not None]
-    between = None if matrix is None else _matrix_step(matrix)
-    line_states = {key: kind for key, kind in states.items() if kind in LINES}
+    line_states = {key: kind for key, kind in states.items() if kind in LINES + PAIRS}
+    lined = tuple(sorted(kind for kind in line_states.values() if kind in LINES))
     beforehand = {
         key: None if part is None else _sweep(f"{name}_{key}", part)[0]
         for key, part in {"lines": lines, "rows": rows, "columns": columns}.items()
     }
     parts = tuple(key for key, part in beforehand.items() if part is not None)
-    if parts != LINE_PARTS.get(tuple(sorted(line_states.values()))):
+    if parts != LINE_PARTS.get(lined):
         raise TypeError(
             f"rule {name}: expected Rows, Columns, lines, rows and columns; or PerRow, lines and "
             "rows; or none of them"
         )
-    named = (*beforehand.values(), first, *worked_out, between, after)
+    named = (*beforehand.values(), first, *worked_out, between, ahead, after)
     if columns is None:  # then the order is that of the elementwise rule that it is for vectors
-        named = (first, *worked_out, between, after, *beforehand.values())
+        named = (first, *worked_out, between, ahead, after, *beforehand.values())
     given = dict.fromkeys(key for part in named if part is not None for key in part.coefficients)
     numbers: dict[str, str] = {}
     sums = [] if between is None else ["squares"]
@@ -404,6 +458,8 @@ def _entered(
         line_states=line_states,
         by_rows=by_rows,
         catch_up=catch_up,
+        renew=ahead,
+        own_decay=own_decay,
         **beforehand,
     )
     return update

@@ -17,7 +17,7 @@ BLOCK = 32768
 SLICES = 64
 
 # The most that a rule may have of each; the engine refuses more.
-MAX_STATES = 4
+MAX_STATES = 6
 MAX_COEFFICIENTS = 20
 MAX_SUMS = 4
 MAX_NUMBERS = 4

@@ -11,7 +11,7 @@ import numpy as np
 
 from fastgd.kernels.spec.coded_array import CodedArray, as_coded, random_bit_offsets
 from fastgd.kernels.spec.lines import Axes, Axis, axes_of, spread, sums_over
-from fastgd.kernels.spec.matrices import Matrix, matrix_of
+from fastgd.kernels.spec.matrices import Matrix, as_matrix, matrix_of, renewed
 from fastgd.kernels.spec.norms import sums_of, sums_of_squares
 from fastgd.kernels.spec.random_words import random_words
 from fastgd.kernels.spec.registry import RULES, Arithmetic, Array, rounded
@@ -99,6 +99,12 @@ class TensorStep:
         offsets = random_bit_offsets([*states, p])
         self._offsets = dict(zip([*self.rule.states, "p"], offsets, strict=True))
 
+    def renew(self) -> None:
+        """Set what the rule wants to be set before a step; `Plan.step` does so by itself."""
+        if self.rule.renew is not None and self.p.code.size:
+            for state, new in renewed(self.rule.renew, self._matrices(), self.worked):
+                state[...] = new
+
     def begin(self) -> None:
         """Work out what is known before the first sweep."""
         self._work_out(self.rule.begin)
@@ -155,9 +161,13 @@ class TensorStep:
         if step is not None and self.kept.size:
             lines, length, transposed = self.matrix
             shape = (length, lines) if transposed else (lines, length)
+            update, states = self.kept.reshape(lines, length), []
+            if step.states:
+                update = as_matrix(self.kept, self.matrix)
+                states = [*self._matrices().values()]
             with np.errstate(all="ignore"):
-                update = self.kept.reshape(lines, length)
-                step.transform(update, *shape, self.sums[0], **self._rounded(step.coefficients))
+                given = self._rounded(step.coefficients)
+                step.transform(update, *shape, self.sums[0], *states, **given)
 
     def last(self) -> None:
         """The sweep that writes the parameter."""
@@ -190,6 +200,15 @@ class TensorStep:
         if stages.weight_decay != 0.0:
             g = l2_decay(g, p, to(stages.weight_decay))
         return g
+
+    def _matrices(self) -> dict[str, Array]:
+        """The states of the matrix step, as matrices."""
+        assert self.rule.matrix is not None
+        of, matrix = self.rule.line_states, self.matrix
+        return {
+            key: as_matrix(self.states[key].raw(), matrix, of.get(key, ""))
+            for key in self.rule.matrix.states
+        }
 
     def _loaded(self, key: str) -> Array:
         if key in self.rule.line_states:
@@ -241,6 +260,7 @@ def step(
     whole = TensorStep(
         name, as_coded(p), as_coded(g), arrays, coefficients, stages, numbers=numbers, axes=axes
     )
+    whole.renew()
     whole.begin()
     whole.lines()
     whole.first()
