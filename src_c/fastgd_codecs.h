@@ -79,12 +79,30 @@ static inline float fastgd_quiet(float x)
     return fastgd_float(x != x ? u | 0x400000 : u);
 }
 
-/* Stochastic, from 16 random bits.  In the last step below inf there is only down, and what
- * lies beyond stays as it is: inf, and NaN, which has to be a quiet one, as all that were computed. */
+/* Stochastic, from 16 random bits: a float32's bits, the upper half of which is the number.  In the
+ * last step below inf there is only down, and what lies beyond stays as it is: inf, and NaN, which
+ * has to be a quiet one, as all that were computed.  Floats are compared, and bits masked, as GCC
+ * would compare unsigned integers, and blend, for three operations more on AVX2. */
+static inline uint32_t fastgd_bfloat16_up(float x, uint32_t random)
+{
+    const float magnitude = fastgd_float((uint32_t)fastgd_magnitude(x));
+    return fastgd_bits(x) + (random & -(uint32_t)(magnitude < 0x1.fep127f));
+}
+
 static inline uint16_t fastgd_bfloat16_stochastic(float x, uint32_t random)
 {
-    const uint32_t u = fastgd_bits(x);
-    return (uint16_t)((u + (fastgd_magnitude(x) < 0x7f7f0000 ? random : 0)) >> 16);
+    return (uint16_t)(fastgd_bfloat16_up(x, random) >> 16);
+}
+
+/* Two numbers in a word: the first is its lower half.  A loop over words has both where they are
+ * computed with, or a shift away; one over halves moves them from lane to lane. */
+static inline float fastgd_first(uint32_t word) { return fastgd_float(word << 16); }
+static inline float fastgd_second(uint32_t word) { return fastgd_float(word & 0xffff0000); }
+
+/* The upper halves of two. */
+static inline uint32_t fastgd_pair(uint32_t first, uint32_t second)
+{
+    return (first >> 16) | (second & 0xffff0000);
 }
 
 /* ----------------------------------------------- float32 in two halves: bfloat16 and remainder */
@@ -97,16 +115,32 @@ static inline uint32_t fastgd_split_canonical(float x)
     return x != x ? (u & 0x80000000) | 0x7fc00000 : u;
 }
 
-static inline uint16_t fastgd_split_high(uint32_t u) { return (uint16_t)((u + 0x8000) >> 16); }
+static inline uint32_t fastgd_split_up(uint32_t u) { return u + 0x8000; }
+static inline uint16_t fastgd_split_high(uint32_t u) { return (uint16_t)(fastgd_split_up(u) >> 16); }
 static inline int16_t fastgd_split_low(uint32_t u) { return (int16_t)(uint16_t)u; }
 
 /* The limit matters only where the upper half was set to zero from outside, and an old remainder is
  * left: a magnitude below zero would be a NaN. */
-static inline float fastgd_split_load(uint16_t high, int16_t low)
+static inline float fastgd_split_joined(uint32_t u, int32_t low)
 {
-    const uint32_t u = (uint32_t)high << 16;
     const int32_t a = fastgd_max((int32_t)(u & 0x7fffffff) + low, 0);
     return fastgd_float((uint32_t)a | (u & 0x80000000));
+}
+
+static inline float fastgd_split_load(uint16_t high, int16_t low)
+{
+    return fastgd_split_joined((uint32_t)high << 16, low);
+}
+
+/* The first and the second number of two words of halves. */
+static inline float fastgd_split_first(uint32_t high, uint32_t low)
+{
+    return fastgd_split_joined(high << 16, (int32_t)(low << 16) >> 16);
+}
+
+static inline float fastgd_split_second(uint32_t high, uint32_t low)
+{
+    return fastgd_split_joined(high & 0xffff0000, (int32_t)low >> 16);
 }
 
 /* ------------------------------------------------------------------------------------- float16 */
@@ -169,18 +203,21 @@ enum {
 
 /* 21 bits of a float32 are cut off: to nearest after adding a half, stochastically after adding as
  * many random bits, the lower or the upper 21 of a word.  The ten bits in both are the upper state's
- * last ones, which decide one time in 2048. */
-static inline int32_t fastgd_unit(const uint32_t *words, ptrdiff_t i, int rounding)
+ * last ones, which decide one time in 2048.  A word is that of a position, combined with that of the
+ * tile, or has it in itself, and `of_tile` is 0. */
+static inline int32_t fastgd_unit(const uint32_t *words, uint32_t of_tile, ptrdiff_t i, int rounding)
 {
     if (rounding == FASTGD_NEAREST) /* there are no words then */
         return 0x100000;
-    return (int32_t)(rounding == FASTGD_LOWER ? words[i] & 0x1fffff : words[i] >> 11);
+    return (int32_t)(rounding == FASTGD_LOWER ? (words[i] ^ of_tile) & 0x1fffff
+                                              : (words[i] ^ of_tile) >> 11);
 }
 
 /* The codes of a tile are shuffled as if the tile were cut in four and each quarter gave one byte to
  * every 32-bit word, so that a loop over words meets each quarter's numbers side by side: codes are
- * shifted into position, not moved between lanes, which costs more than all of the rounding.  Here a
- * code stands in bits 21 to 28 of 32, from and to byte k of a word; its other bits mean nothing. */
+ * shifted into position, not moved between lanes, which costs more than all of the rounding.  A code
+ * that is loaded, from byte k of a word, is bits 21 to 28 of 32, and the others mean nothing; one to
+ * be stored is bits `from` to `from` + 7, with nothing above. */
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "8-bit states are laid out for little-endian processors"
 #endif
@@ -199,9 +236,12 @@ static inline uint32_t fastgd_code(uint32_t word, int k)
     return k < 3 ? word << (21 - 8 * k) : word >> 3;
 }
 
-static inline uint32_t fastgd_codes(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3)
+enum { FASTGD_E5M2_FROM = 24, FASTGD_UE6M2_FROM = 21 };
+
+static inline uint32_t fastgd_codes(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, int from)
 {
-    return (c0 >> 21 & 0xff) | (c1 >> 13 & 0xff00) | (c2 >> 5 & 0xff0000) | (c3 << 3 & 0xff000000);
+    return (c0 >> from) | (c1 >> (from - 8) & 0xff00) | (c2 >> (from - 16) & 0xff0000) |
+           (c3 << (24 - from) & 0xff000000);
 }
 
 /* The scale with which the largest of a tile (its bits) has the topmost exponent, or the next one if
@@ -219,19 +259,22 @@ static inline int32_t fastgd_scale_bits(int scale, int least)
     return fastgd_max(scale, least) << 23;
 }
 
-/* Signed, 5 exponent bits, 2 mantissa bits, subnormals, no code for inf or NaN. */
+/* Signed, 5 exponent bits, 2 mantissa bits, subnormals, no code for inf or NaN.  A subnormal code
+ * that is read as if it were normal gives half of its number and two steps more, and a normal code at
+ * least four steps.  So the number is the lesser of what was read, and twice that less four steps;
+ * nothing is rounded, and nothing compared. */
 static inline float fastgd_e5m2_load(uint32_t code, int32_t scale_bits)
 {
-    const int32_t m = (int32_t)(code & 0x0fe00000);
-    const float step = fastgd_float((uint32_t)(scale_bits - (22 << 23))); /* 2^-21 of it */
-    const uint32_t subnormal = fastgd_bits((float)m * step);
-    const uint32_t u = m < 4 << 21 ? subnormal : (uint32_t)(m + scale_bits);
-    return fastgd_float(u | (code << 3 & 0x80000000));
+    const uint32_t zero = (uint32_t)scale_bits;
+    const float normal = fastgd_float((code & 0x0fe00000) + zero);
+    const float subnormal = normal + normal - fastgd_float(zero + 0x800000);
+    const int32_t a = fastgd_min((int32_t)fastgd_bits(subnormal), (int32_t)fastgd_bits(normal));
+    return fastgd_float((uint32_t)a | (code << 3 & 0x80000000));
 }
 
 /* The bits of 2.  Those of a sum with it are fixed point, here 2^21 for each step between
  * subnormals, and linear, up to where the number's own bits, which are its logarithm, overtake them:
- * at the first normal code.  What they have in common stands above the code's 8 bits. */
+ * at the first normal code.  What they have in common stands above the code, and is shifted out. */
 #define FASTGD_FIXED 0x40000000
 
 static inline float fastgd_e5m2_steps(int32_t scale_bits)
@@ -245,7 +288,7 @@ static inline uint32_t fastgd_e5m2_store(float x, int32_t zero, float steps, int
     const float fixed = fastgd_float(FASTGD_FIXED);
     const int32_t linear = (int32_t)fastgd_bits(fastgd_float((uint32_t)a) * steps + fixed);
     const int32_t b = fastgd_max(a + (FASTGD_FIXED - zero), linear) + unit;
-    return (uint32_t)b | (fastgd_bits(x) >> 3 & 0x10000000);
+    return (uint32_t)b << 3 | (fastgd_bits(x) & 0x80000000);
 }
 
 /* Unsigned, 6 exponent bits, 2 mantissa bits, 0 for zero, no subnormals, no code for inf or NaN. */

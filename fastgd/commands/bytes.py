@@ -43,6 +43,8 @@ CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 ROUNDS = 5
+# Of the first choice's time; what takes more is no faster.
+AS_LONG = 0.98
 
 
 class Cost(NamedTuple):
@@ -53,6 +55,11 @@ class Cost(NamedTuple):
     gradient: float
     states: float
     seconds: float
+
+    @property
+    def moved(self) -> float:
+        """The bytes that a step reads and writes."""
+        return 2 * self.parameter + self.gradient + 2 * self.states
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,6 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     with Work("bytes", ROUNDS * len(CHOICES)) as work:
         costs = measure(arguments.optimizer, n, work.advance)
     console.print(table_of(costs, arguments.parameters, n, arguments.optimizer))
+    console.print(verdict(costs), highlight=False)
     return 0
 
 
@@ -125,6 +133,20 @@ def optimizer(name: str, n: int, kind: str, options: dict[str, Any]) -> fastgd.O
     made: Any = GENERAL[name]  # whose arguments mypy can't know here
     opt: fastgd.Optimizer = made(stored(), grads=stored(), **options)
     return opt
+
+
+def verdict(costs: list[Cost]) -> str:
+    """Where fewer bytes are no faster than the first choice on this machine."""
+    first = costs[0]
+    slower = [
+        c.choice for c in costs if c.moved < first.moved and c.seconds > AS_LONG * first.seconds
+    ]
+    if not slower:
+        return f"All that moves fewer bytes than {first.choice} is faster here."
+    return (
+        f"Fewer bytes than {first.choice}, but no faster here: {'; '.join(slower)}.\n"
+        "They save memory; to convert them takes as long as to move what they leave out."
+    )
 
 
 def in_words(seconds: float) -> str:

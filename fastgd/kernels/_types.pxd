@@ -21,6 +21,7 @@ cdef extern from "numeric.h" nogil:
         unsigned char tile[N_SCRATCH][TILE]    # of TILE doubles each; C knows the size
         uint32_t words[MAX_WORDS][TILE]
         uint32_t table[MAX_WORDS][TILE]
+        uint32_t paired[MAX_WORDS][TILE]
 
     void fastgd_prefetch(const char*, Py_ssize_t)
     void fastgd_prefetch_row(const char*, Py_ssize_t)

@@ -205,6 +205,8 @@ def fused_table(families: list[Family], note: str) -> str:
                     kinds = [PARAMS[param], grad]
                     kinds += [STATES[states]] if states in STATES else []
                     loop = "direct" if states in STATES else "in_8_bits"
+                    if kinds[0] != "float" and kinds[1:] == ["Bfloat16", "Bfloat16"]:
+                        loop, kinds = "in_pairs", kinds[:1]
                     given = ", ".join([*kinds, _struct(rule)])
                     lines += [f"            <size_t> <void*> {loop}[{given}],"]
                 lines += ["        ),"]

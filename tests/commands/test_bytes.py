@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("rich", reason="the extra `train` is not installed")
 
 from fastgd.__main__ import main
-from fastgd.commands.bytes import CHOICES, count, measure
+from fastgd.commands.bytes import CHOICES, Cost, count, measure, verdict
 
 
 def test_prints_every_choice(capsys):
@@ -16,6 +16,7 @@ def test_prints_every_choice(capsys):
     assert "20,000 parameters" in out
     assert all(choice in out for choice in CHOICES)
     assert "…" not in out
+    assert "faster here" in out
 
 
 def test_bytes_of_each_choice():
@@ -29,6 +30,18 @@ def test_bytes_of_each_choice():
     assert states["bf16, stochastic, 8-bit"] == 2 + 2 / 256
     assert all(c.seconds > 0 for c in costs.values())
     assert costs["bf16, stochastic"].parameter == 2
+
+
+def test_says_where_fewer_bytes_are_no_faster():
+    costs = [
+        Cost("all", 4, 4, 8, 1.0),
+        Cost("half", 4, 4, 4, 0.9),
+        Cost("quarter", 4, 4, 2, 0.99),
+        Cost("more", 4, 4, 12, 1.5),
+        Cost("eighth", 2, 2, 2, 1.2),
+    ]
+    assert "Fewer bytes than all, but no faster here: quarter; eighth.\n" in verdict(costs)
+    assert verdict(costs[:2]) == "All that moves fewer bytes than all is faster here."
 
 
 @pytest.mark.parametrize("text", ["", "x", "0", "-1M", "1.5Q", "nan", "inf", "1e99"])

@@ -13,8 +13,8 @@ from libc.string cimport memcpy, memset
 cdef extern from "fastgd_codecs.h" nogil:
     const int FASTGD_NAN_SCALE
     const int FASTGD_NEAREST, FASTGD_LOWER, FASTGD_UPPER
-    const int FASTGD_E5M2_LEAST, FASTGD_E5M2_MOST, FASTGD_E5M2_BINADES
-    const int FASTGD_UE6M2_LEAST, FASTGD_UE6M2_MOST, FASTGD_UE6M2_BINADES
+    const int FASTGD_E5M2_LEAST, FASTGD_E5M2_MOST, FASTGD_E5M2_BINADES, FASTGD_E5M2_FROM
+    const int FASTGD_UE6M2_LEAST, FASTGD_UE6M2_MOST, FASTGD_UE6M2_BINADES, FASTGD_UE6M2_FROM
     float fastgd_float(uint32_t)
     float fastgd_to_odd(double)
     int32_t fastgd_magnitude(float)
@@ -23,6 +23,10 @@ cdef extern from "fastgd_codecs.h" nogil:
     float fastgd_bfloat16_load(uint16_t)
     uint16_t fastgd_bfloat16(float)
     uint16_t fastgd_bfloat16_stochastic(float, uint32_t)
+    uint32_t fastgd_bfloat16_up(float, uint32_t)
+    float fastgd_first(uint32_t)
+    float fastgd_second(uint32_t)
+    uint32_t fastgd_pair(uint32_t, uint32_t)
     float fastgd_float16_load(uint16_t)
     uint16_t fastgd_float16_nearest(float)
     uint16_t fastgd_float16_stochastic(float, uint32_t)
@@ -30,14 +34,17 @@ cdef extern from "fastgd_codecs.h" nogil:
     uint16_t fastgd_split_high(uint32_t)
     int16_t fastgd_split_low(uint32_t)
     float fastgd_split_load(uint16_t, int16_t)
+    uint32_t fastgd_split_up(uint32_t)
+    float fastgd_split_first(uint32_t, uint32_t)
+    float fastgd_split_second(uint32_t, uint32_t)
     int fastgd_tile_scale(uint32_t, int, int)
     int32_t fastgd_scale_bits(int, int)
     uint32_t fastgd_random16(uint32_t, int)
-    int32_t fastgd_unit(const uint32_t*, Py_ssize_t, int)
+    int32_t fastgd_unit(const uint32_t*, uint32_t, Py_ssize_t, int)
     uint32_t fastgd_word(const uint8_t*)
     void fastgd_put_word(uint8_t*, uint32_t)
     uint32_t fastgd_code(uint32_t, int)
-    uint32_t fastgd_codes(uint32_t, uint32_t, uint32_t, uint32_t)
+    uint32_t fastgd_codes(uint32_t, uint32_t, uint32_t, uint32_t, int)
     float fastgd_e5m2_load(uint32_t, int32_t)
     float fastgd_e5m2_steps(int32_t)
     uint32_t fastgd_e5m2_store(float, int32_t, float, int32_t)
@@ -229,7 +236,8 @@ cdef inline int32_t largest_e5m2(const floating* x, Py_ssize_t n) noexcept nogil
 
 cdef inline void put_e5m2(uint8_t* restrict c, uint8_t* restrict aux,
                           const floating* restrict x, Py_ssize_t n,
-                          const uint32_t* restrict words, int rounding) noexcept nogil:
+                          const uint32_t* restrict words, uint32_t of_tile,
+                          int rounding) noexcept nogil:
     cdef int scale = fastgd_tile_scale(<uint32_t> largest_e5m2(x, n), FASTGD_E5M2_BINADES,
                                        FASTGD_E5M2_LEAST)
     cdef int32_t bits = scale << 23
@@ -242,28 +250,31 @@ cdef inline void put_e5m2(uint8_t* restrict c, uint8_t* restrict aux,
     steps = fastgd_e5m2_steps(bits)
     for j in range(q):
         fastgd_put_word(c + 4 * j, fastgd_codes(
-            fastgd_e5m2_store(<float> x[j], bits, steps, fastgd_unit(words, j, rounding)),
-            fastgd_e5m2_store(<float> x[q + j], bits, steps, fastgd_unit(words, q + j, rounding)),
+            fastgd_e5m2_store(<float> x[j], bits, steps, fastgd_unit(words, of_tile, j, rounding)),
+            fastgd_e5m2_store(<float> x[q + j], bits, steps,
+                              fastgd_unit(words, of_tile, q + j, rounding)),
             fastgd_e5m2_store(<float> x[2 * q + j], bits, steps,
-                              fastgd_unit(words, 2 * q + j, rounding)),
+                              fastgd_unit(words, of_tile, 2 * q + j, rounding)),
             fastgd_e5m2_store(<float> x[3 * q + j], bits, steps,
-                              fastgd_unit(words, 3 * q + j, rounding))))
+                              fastgd_unit(words, of_tile, 3 * q + j, rounding)),
+            FASTGD_E5M2_FROM))
     for j in range(4 * q, n):
         c[j] = <uint8_t> (fastgd_e5m2_store(<float> x[j], bits, steps,
-                                            fastgd_unit(words, j, rounding)) >> 21)
+                                            fastgd_unit(words, of_tile, j, rounding))
+                          >> FASTGD_E5M2_FROM)
 
 
 cdef void store_e5m2(void* restrict code, void* restrict aux, const floating* restrict x,
                      Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
-    put_e5m2(<uint8_t*> code, <uint8_t*> aux, x, n, words, FASTGD_NEAREST)
+    put_e5m2(<uint8_t*> code, <uint8_t*> aux, x, n, words, 0, FASTGD_NEAREST)
 
 
 cdef void stochastic_e5m2(void* restrict code, void* restrict aux, const floating* restrict x,
                           Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
     if shift == 0:
-        put_e5m2(<uint8_t*> code, <uint8_t*> aux, x, n, words, FASTGD_LOWER)
+        put_e5m2(<uint8_t*> code, <uint8_t*> aux, x, n, words, 0, FASTGD_LOWER)
     else:
-        put_e5m2(<uint8_t*> code, <uint8_t*> aux, x, n, words, FASTGD_UPPER)
+        put_e5m2(<uint8_t*> code, <uint8_t*> aux, x, n, words, 0, FASTGD_UPPER)
 
 
 cdef inline void load_quarter_ue6m2(floating* restrict out, const uint8_t* restrict c,
@@ -301,7 +312,8 @@ cdef inline uint32_t largest_ue6m2(const floating* x, Py_ssize_t n) noexcept nog
 
 cdef inline void put_ue6m2(uint8_t* restrict c, uint8_t* restrict aux,
                            const floating* restrict x, Py_ssize_t n,
-                           const uint32_t* restrict words, int rounding) noexcept nogil:
+                           const uint32_t* restrict words, uint32_t of_tile,
+                           int rounding) noexcept nogil:
     cdef int scale = fastgd_tile_scale(largest_ue6m2(x, n), FASTGD_UE6M2_BINADES,
                                        FASTGD_UE6M2_LEAST)
     cdef int32_t bits = scale << 23
@@ -312,28 +324,31 @@ cdef inline void put_ue6m2(uint8_t* restrict c, uint8_t* restrict aux,
         return
     for j in range(q):
         fastgd_put_word(c + 4 * j, fastgd_codes(
-            fastgd_ue6m2_store(<float> x[j], bits, fastgd_unit(words, j, rounding)),
-            fastgd_ue6m2_store(<float> x[q + j], bits, fastgd_unit(words, q + j, rounding)),
+            fastgd_ue6m2_store(<float> x[j], bits, fastgd_unit(words, of_tile, j, rounding)),
+            fastgd_ue6m2_store(<float> x[q + j], bits,
+                               fastgd_unit(words, of_tile, q + j, rounding)),
             fastgd_ue6m2_store(<float> x[2 * q + j], bits,
-                               fastgd_unit(words, 2 * q + j, rounding)),
+                               fastgd_unit(words, of_tile, 2 * q + j, rounding)),
             fastgd_ue6m2_store(<float> x[3 * q + j], bits,
-                               fastgd_unit(words, 3 * q + j, rounding))))
+                               fastgd_unit(words, of_tile, 3 * q + j, rounding)),
+            FASTGD_UE6M2_FROM))
     for j in range(4 * q, n):
         c[j] = <uint8_t> (fastgd_ue6m2_store(<float> x[j], bits,
-                                             fastgd_unit(words, j, rounding)) >> 21)
+                                             fastgd_unit(words, of_tile, j, rounding))
+                          >> FASTGD_UE6M2_FROM)
 
 
 cdef void store_ue6m2(void* restrict code, void* restrict aux, const floating* restrict x,
                       Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
-    put_ue6m2(<uint8_t*> code, <uint8_t*> aux, x, n, words, FASTGD_NEAREST)
+    put_ue6m2(<uint8_t*> code, <uint8_t*> aux, x, n, words, 0, FASTGD_NEAREST)
 
 
 cdef void stochastic_ue6m2(void* restrict code, void* restrict aux, const floating* restrict x,
                            Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
     if shift == 0:
-        put_ue6m2(<uint8_t*> code, <uint8_t*> aux, x, n, words, FASTGD_LOWER)
+        put_ue6m2(<uint8_t*> code, <uint8_t*> aux, x, n, words, 0, FASTGD_LOWER)
     else:
-        put_ue6m2(<uint8_t*> code, <uint8_t*> aux, x, n, words, FASTGD_UPPER)
+        put_ue6m2(<uint8_t*> code, <uint8_t*> aux, x, n, words, 0, FASTGD_UPPER)
 
 
 # --------------------------------------------------------------------------------- random words
@@ -354,6 +369,15 @@ cdef void random_table(uint32_t* restrict table, uint64_t key, Py_ssize_t start,
     cdef uint32_t count = <uint32_t> min(n, <Py_ssize_t> TILE)
     for i in range(count):
         table[i] = fastgd_position_word(low + (first + i) % TILE * FASTGD_WORD_STEP, high)
+
+
+cdef inline void by_parity(uint32_t* restrict out, const uint32_t* restrict words) noexcept nogil:
+    """The words of a tile, of each stride first those of even elements."""
+    cdef Py_ssize_t k, i
+    for k in range(TILE // STRIDE):
+        for i in range(STRIDE // 2):
+            out[i], out[STRIDE // 2 + i] = words[2 * i], words[2 * i + 1]
+        out, words = out + STRIDE, words + STRIDE
 
 
 cdef inline void put_tile_word(uint32_t* restrict words, const uint32_t* restrict table,

@@ -92,17 +92,37 @@ cdef inline void draw(Scratch* scratch, const ChunkArgs* chunk, Py_ssize_t start
     random_words(scratch.words[j], scratch.table[j], chunk.key[j], chunk.offset + start, n)
 
 
+cdef inline const uint32_t* words_of(Scratch* scratch, const ChunkArgs* chunk, Py_ssize_t start,
+                                     int j, bint paired, uint32_t* of_tile) noexcept nogil:
+    """The j-th random words of a whole tile, to be combined with `of_tile` by XOR.
+
+    Where the chunk starts with a tile, they are the table's: what a loop combines itself need not
+    be stored and loaded again.
+    """
+    if chunk.offset % TILE == 0:
+        of_tile[0] = fastgd_tile_word(chunk.key[j], <uint64_t> ((chunk.offset + start) // TILE))
+        return scratch.paired[j] if paired else scratch.table[j]
+    draw(scratch, chunk, start, TILE, j)
+    of_tile[0] = 0
+    if paired:
+        by_parity(scratch.paired[j], scratch.words[j])
+    return scratch.paired[j] if paired else scratch.words[j]
+
+
 cdef inline bint run_fused(const void* loop, const ChunkArgs* chunk, void* p, const void* g,
                            Py_ssize_t start, const float* c, float factor, float decoupled,
-                           Scratch* scratch) noexcept nogil:
+                           Scratch* scratch, bint paired) noexcept nogil:
     """A whole tile by a fused loop; False, and nothing is done, if the loop can't do this one."""
     cdef TileArgs t
     cdef const CodedPtr* last = &chunk.s[chunk.n_states - 1]
-    cdef int j
-    for j in range(chunk.n_words):
-        draw(scratch, chunk, start, TILE, j)
-    t.words = scratch.words[0]
-    t.words_p = scratch.words[chunk.p.bit_offset // 32 if chunk.p.bit_offset > 0 else 0]
+    cdef int of_p = chunk.p.bit_offset // 32 if chunk.p.bit_offset > 0 else 0
+    t.words, t.of_tile = scratch.words[0], 0
+    t.words_p, t.of_tile_p = scratch.words[0], 0
+    if chunk.n_words:
+        t.words = words_of(scratch, chunk, start, 0, paired, &t.of_tile)
+        t.words_p, t.of_tile_p = t.words, t.of_tile
+    if of_p:
+        t.words_p = words_of(scratch, chunk, start, of_p, paired, &t.of_tile_p)
     t.low = <int16_t*> (<char*> scratch.words if chunk.p.aux == NULL
                         else aux_at(&chunk.p, start))
     t.scale_m = <uint8_t*> aux_at(&chunk.s[0], start)
@@ -170,18 +190,23 @@ cdef void staged(const void* rule, const ChunkArgs* chunk, const floating* c,
     cdef floating decoupled = <floating> stages.decoupled if flags & DECOUPLED_DECAY else 1
     cdef const void* fused = NULL if flags & (CENTRALIZE | CLIP_VALUE | L2_DECAY) else chunk.fused
     cdef Py_ssize_t length = TILE
+    # Whether the fused loop is `in_pairs`.
+    cdef bint paired = (fused != NULL and chunk.p.size == 2 and chunk.g.size == 2
+                        and chunk.s[0].size == 2)
     if flags & ~DECOUPLED_DECAY == 0 and fused == NULL and chunk.sweep.lines == 0:
         length = HALF_TILE if chunk.prefetch else chunk.n
     of_average[0], of_average[1] = <floating> chunk.beta, <floating> chunk.gamma
     for j in range(chunk.n_words if flags & CODED else 0):
         random_table(scratch.table[j], chunk.key[j], chunk.offset, chunk.n)
+        if paired:
+            by_parity(scratch.paired[j], scratch.table[j])
     while start < chunk.n:
         n = min(length, chunk.n - start)
         if (floating is float and fused != NULL and n == TILE
                 and has_one_factor[floating](chunk, start, n, &factor)
                 and run_fused(fused, chunk, chunk.p.code + start * chunk.p.size,
                               chunk.g.code + start * chunk.g.size, start, c, factor, decoupled,
-                              &scratch)):
+                              &scratch, paired)):
             pass
         elif chunk.g.code != NULL:
             if chunk.prefetch:
@@ -196,7 +221,10 @@ cdef void staged(const void* rule, const ChunkArgs* chunk, const floating* c,
             if chunk.prefetch:
                 prefetch_tile(chunk, start + TILE + n // 2, n // 2)
             if (floating is float and chunk.fused_in_tile != NULL and n == TILE
-                    and run_fused(chunk.fused_in_tile, chunk, p, g, start, c, 1, 1, &scratch)):
+                    and run_fused(chunk.fused_in_tile, chunk, p, g, start, c, 1, 1, &scratch,
+                                  False)):
+                if chunk.p.bit_offset >= 0:
+                    draw(&scratch, chunk, start, n, chunk.p.bit_offset // 32)
                 store[floating](&chunk.p, p, start, n, &scratch)
             else:
                 for j in range(chunk.n_states):
