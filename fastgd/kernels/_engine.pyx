@@ -447,7 +447,8 @@ cdef class Plan:
                 self.shares[k].step += 1
         else:
             self.share_out()
-        self.alike &= not (self.layout.draws or self.layout.n_centralized)
+        self.alike &= not (self.layout.draws or self.layout.n_centralized
+                           or self.layout.missed is not None)
         self.owners.use(backend)
         for k in range(self.n_shares):
             share, group_step = &self.shares[k], &self.group_steps[k]
@@ -469,7 +470,7 @@ cdef class Plan:
                            and share.factor == last.factor and share.flags == last.flags
                            and share.in_float_range == last.in_float_range)
         if not self.alike:
-            self.check_tensors()
+            self.check_tensors(backend, configure)
         return configured, clips, units
 
     cdef int share_out(self) except -1:
@@ -498,7 +499,7 @@ cdef class Plan:
                         known[owner, step] = k
             t.group_step = k
 
-    cdef int check_tensors(self) except -1:
+    cdef int check_tensors(self, Backend backend, configure) except -1:
         """Refuse tensors that their steps don't fit; note what their units are."""
         cdef Py_ssize_t i
         cdef Tensor* t
