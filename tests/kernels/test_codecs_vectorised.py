@@ -88,7 +88,9 @@ def test_fused_loops_are_vectorised(backend, name):
         for grad in ("float32", "bfloat16")
         for states in rule.fused.states
     )
-    own = re.compile(rf"(__pyx_fuse_[\d_]*?(\d))__pyx_f_.*_{backend}_({name}(?:_loop)?|quarter)(\..*)?")
+    own = re.compile(
+        rf"(__pyx_fuse_[\d_]*?(\d))__pyx_f_.*_{backend}_({name}(?:_loop)?|quarter)(\..*)?"
+    )
     bodies = {}
     for symbol, body in disassembly(backend).items():
         if found := own.fullmatch(symbol):
