@@ -116,7 +116,11 @@ static inline uint32_t fastgd_split_canonical(float x)
 }
 
 static inline uint32_t fastgd_split_up(uint32_t u) { return u + 0x8000; }
-static inline uint16_t fastgd_split_high(uint32_t u) { return (uint16_t)(fastgd_split_up(u) >> 16); }
+static inline uint16_t fastgd_split_high(uint32_t u)
+{
+    return (uint16_t)(fastgd_split_up(u) >> 16);
+}
+
 static inline int16_t fastgd_split_low(uint32_t u) { return (int16_t)(uint16_t)u; }
 
 /* The limit matters only where the upper half was set to zero from outside, and an old remainder is
@@ -205,7 +209,8 @@ enum {
  * many random bits, the lower or the upper 21 of a word.  The ten bits in both are the upper state's
  * last ones, which decide one time in 2048.  A word is that of a position, combined with that of the
  * tile, or has it in itself, and `of_tile` is 0. */
-static inline int32_t fastgd_unit(const uint32_t *words, uint32_t of_tile, ptrdiff_t i, int rounding)
+static inline int32_t fastgd_unit(const uint32_t *words, uint32_t of_tile, ptrdiff_t i,
+                                  int rounding)
 {
     if (rounding == FASTGD_NEAREST) /* there are no words then */
         return 0x100000;
@@ -240,8 +245,8 @@ enum { FASTGD_E5M2_FROM = 24, FASTGD_UE6M2_FROM = 21 };
 
 static inline uint32_t fastgd_codes(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, int from)
 {
-    return (c0 >> from) | (c1 >> (from - 8) & 0xff00) | (c2 >> (from - 16) & 0xff0000) |
-           (c3 << (24 - from) & 0xff000000);
+    return (c0 >> from) | (c1 >> (from - 8) & 0xff00) | (c2 >> (from - 16) & 0xff0000)
+           | (c3 << (24 - from) & 0xff000000);
 }
 
 /* The scale with which the largest of a tile (its bits) has the topmost exponent, or the next one if

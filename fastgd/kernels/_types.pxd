@@ -98,7 +98,7 @@ cdef struct ChunkArgs:
     const void* fused          # the rule's loop that loads and stores itself, or NULL; and the
     const void* fused_in_tile  # same for a parameter and a gradient loaded to tiles
     Py_ssize_t n
-    bint prefetch              # whether to prefetch: the arrays don't all stay in cache
+    int prefetch               # so many elements at a time, if the arrays don't all stay in cache
     int flags
     double factor              # of the gradient,
     const double* factors      # or of each of its units,

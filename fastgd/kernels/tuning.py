@@ -3,9 +3,10 @@
 Where arrays don't stay in cache, memory can be prefetched by software.  On one processor that takes
 a fifth off a step, on another it adds as much, or more, and loops of one processor differ, too.  No
 result depends on it, to the bit.  So steps of more than 2 MiB of parameters and states try both, on
-alternate pieces of their own work, and keep the faster one: for each kind of loops (rule, storage,
-stages, backend), and for each size of what is stepped, in powers of four.  Some 10⁷ elements
-decide; a hundred times as many later they look again, as another program may use the memory now.
+alternate pieces of their own work, and keep the faster one; then smaller portions, where loops
+leave these open.  Each kind of loops (rule, storage, stages, backend) has a choice of its own, and
+so has each size of what is stepped, in powers of four.  Some 10⁷ elements decide; a hundred times
+as many later they look again, as another program may use the memory now.
 All optimizers of a process share what is known; a forked child takes it along.
 """
 
@@ -17,7 +18,7 @@ from typing import NamedTuple
 from fastgd.kernels import _engine
 from fastgd.kernels.memory.checks import shown
 
-MODES = ("on", "off", "prefetch", "no-prefetch")
+MODES = ("on", "off", "prefetch", "no-prefetch", "fine-prefetch")
 
 # The stages as bits of `flags`, as `_types.pxd` has them; CODED is no stage.
 _STAGES = {
@@ -52,10 +53,10 @@ class Tuned(NamedTuple):
         From how many bytes on, and below how many, parameters and states of all tensors have.
     threads : bool
         Whether there are several threads.
-    prefetch : bool
-        The choice: whether to prefetch.
+    prefetch : int
+        The choice: how many elements are prefetched at a time; 0 without prefetching.
     trying : bool
-        Whether both are being tried, for the first time or once again.
+        Whether others are being tried, for the first time or once again.
     looks : int
         How often there was a verdict.
     pairs : int
@@ -63,6 +64,9 @@ class Tuned(NamedTuple):
     gain : float
         The time without prefetching over that with it: above 1 prefetching is faster.  1.0 without
         a verdict.  Single pairs count as at most 1.67.
+    finer : float
+        The time of prefetching 128 elements at a time over that of 64, likewise.  1.0, too, where
+        these were not compared, as loops prefetch in portions of their own, or not at all.
     """
 
     rule: str
@@ -73,11 +77,12 @@ class Tuned(NamedTuple):
     stages: tuple[str, ...]
     bytes: tuple[int, int]
     threads: bool
-    prefetch: bool
+    prefetch: int
     trying: bool
     looks: int
     pairs: int
     gain: float
+    finer: float
 
     def __str__(self) -> str:
         """One line, as `show_config` prints it."""
@@ -85,8 +90,10 @@ class Tuned(NamedTuple):
         words = [self.rule, stored, *self.stages, _in_words(self.bytes)]
         words += ["threads"] * self.threads
         choice = "prefetch" if self.prefetch else "no prefetch"
+        if self.finer > 1 and self.prefetch:
+            choice += f" by {self.prefetch}"
         if self.trying:
-            choice += ", trying both"
+            choice += ", trying others"
         why = f"without it {self.gain:.2f} of the time, {self.pairs} pairs" if self.looks else ""
         return f"{', '.join(words)}: {choice}" + f" ({why})" * bool(why)
 
@@ -104,10 +111,11 @@ def set_tuning(mode: str) -> None:
 
     Parameters
     ----------
-    mode : {"on", "off", "prefetch", "no-prefetch"}
+    mode : {"on", "off", "prefetch", "no-prefetch", "fine-prefetch"}
         ``"on"``: steps try out what is faster here.  ``"off"``: they do what they do where nothing
         is known, which is to prefetch where arrays don't stay in cache; so it is where there is no
-        clock, too.  ``"prefetch"`` and ``"no-prefetch"`` pin it to either there.
+        clock, too.  ``"prefetch"`` and ``"no-prefetch"`` pin it to either there, and
+        ``"fine-prefetch"`` to smaller portions, where loops leave that open.
 
     Raises
     ------
@@ -144,13 +152,13 @@ def tuning_record() -> list[Tuned]:
     True
     """
     record = []
-    for rule, loop, p, g, states, flags, magnitude, *rest, mean in _engine.tuning_records():
+    for rule, loop, p, g, states, flags, magnitude, *rest, gain, finer in _engine.tuning_records():
         stages = tuple(name for flag, name in _STAGES.items() if flags & flag)
         size = (4**magnitude, 4 ** (magnitude + 1))
         stored = (p, g, tuple(states))
-        gain = (1 - mean) / (1 + mean)
+        ratios = [(1 + difference) / (1 - difference) for difference in (gain, finer)]
         loops = (rule, _backend_of(rule, loop), *stored, stages, size)
-        record.append(Tuned._make((*loops, *rest, gain)))
+        record.append(Tuned._make((*loops, *rest, *ratios)))
     return record
 
 

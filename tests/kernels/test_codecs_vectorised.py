@@ -30,7 +30,7 @@ MARKS = {
     "load_bfloat16": "pslld|punpcklwd",
     "load_float16": "cvtdq2ps mulps",
     "load_split": "pmaxsd|pcmpgtd",
-    "load_e5m2": "cvtdq2ps mulps",
+    "load_e5m2": "addps subps paddd",
     "load_ue6m2": "pslld",
     "store_bfloat16": "psrld paddd",
     "store_float16": "psrld addps",
@@ -79,17 +79,27 @@ def test_codec_is_vectorised(backend, name, fuse):
 FUSED = [rule for rule in RULES.values() if rule.fused]
 
 
-@pytest.mark.parametrize("name", ["direct", "in_8_bits"])
+def fused_loop(param, grad, states):
+    """The loop for arrays that are stored so."""
+    if states == "8bit":
+        return "in_8_bits"
+    return "direct" if "float32" in (param, grad, states) else "in_pairs"
+
+
+@pytest.mark.parametrize("name", ["direct", "in_pairs", "in_8_bits"])
 @pytest.mark.parametrize("backend", READ)
 def test_fused_loops_are_vectorised(backend, name):
     """One for each rule and way to keep parameter, gradient and states; without a scalar rest."""
     expected = sum(
-        2 * len(rule.fused.params)
+        fused_loop(param, grad, states) == name
         for rule in FUSED
+        for param in rule.fused.params
+        for grad in ("float32", "bfloat16")
         for states in rule.fused.states
-        if (states == "8bit") == (name == "in_8_bits")
     )
-    own = re.compile(rf"(__pyx_fuse_[\d_]*?(\d))__pyx_f_.*_{backend}_({name}|quarter)(\..*)?")
+    own = re.compile(
+        rf"(__pyx_fuse_[\d_]*?(\d))__pyx_f_.*_{backend}_({name}(?:_loop)?|quarter)(\..*)?"
+    )
     bodies = {}
     for symbol, body in disassembly(backend).items():
         if found := own.fullmatch(symbol):

@@ -21,8 +21,12 @@ CASES = {
     "before a line": ("AdamW", {"state_dtype": "bfloat16", "copies": 2, "start": 15}),
     "8 bits": ("AdamW", {"state_dtype": "8bit", "min_8bit_size": 1, "copies": 2}),
     "split": ("Adam", {"dtype": np.uint16, "master": "split"}),
+    "split in pairs": (
+        "Adam", {"dtype": np.uint16, "master": "split", "state_dtype": "bfloat16", "copies": 2}),
+    "in pairs": ("AdamW", {"dtype": np.uint16, "rounding": "stochastic",
+                           "state_dtype": "bfloat16", "copies": 2}),
     "two sweeps": ("LAMB", {}),
-}
+}  # fmt: skip
 
 
 def placed(x, start):
@@ -61,7 +65,7 @@ def train(backend, threads, name, dtype=np.float32, copies=1, start=None, **opti
 def test_same_bits_out_of_cache(backend, case):
     name, options = CASES[case]
     expected = train("numpy", 1, name, **options)
-    for threads, mode in ((1, "on"), (2, "prefetch"), (2, "no-prefetch")):
+    for threads, mode in ((1, "on"), (2, "prefetch"), (2, "no-prefetch"), (1, "fine-prefetch")):
         fastgd.set_tuning(mode)
         found = train(backend, threads, name, **options)
         assert all(map(same_bits, found, expected))

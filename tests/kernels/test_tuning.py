@@ -31,66 +31,83 @@ def nothing_known():
 # ------------------------------------------------------------------------------------ the chooser
 
 
-def decide(chooser, rng, off, on, noise, drift=0.0):
-    """Runs by both policies until there is a verdict; returns how many pairs it took."""
-    for k in range(2 * 300):
+def decide(chooser, rng, costs, noise, drift=0.0):
+    """Runs by two policies until there is a verdict; returns how many pairs the last one took."""
+    for k in range(2 * 2 * 300):
         if not chooser.trying:
             break
-        prefetch = (k + 1) // 2 % 2 == 0
-        rate = (on if prefetch else off) * (1 + drift * k) * np.exp(noise * rng.standard_normal())
+        policy = chooser.rival if (k + 1) // 2 % 2 == 0 else chooser.policy
+        rate = costs[policy] * (1 + drift * k) * np.exp(noise * rng.standard_normal())
         if rng.random() < 0.02:  # an interrupt, or another process, in the middle of it
             rate *= rng.uniform(2, 200)
-        chooser.run(prefetch, rate)
+        chooser.run(policy, rate)
     assert not chooser.trying
     return chooser.pairs
 
 
-@pytest.mark.parametrize("present", [False, True])
-@pytest.mark.parametrize("better", [False, True])
+@pytest.mark.parametrize("present", [0, 1])
+@pytest.mark.parametrize("better", [0, 1])
 @pytest.mark.parametrize(("gain", "noise", "drift"), [(1.5, 0.3, 0), (1.1, 0.05, 0), (1.1, 0, 0.1)])
 def test_the_faster_one_is_chosen(present, better, gain, noise, drift):
-    off, on = (gain, 1.0) if better else (1.0, gain)
+    costs = (gain, 1.0) if better else (1.0, gain)
     pairs = []
     for seed in range(20):
         chooser = _engine.Chooser(present)
-        pairs.append(decide(chooser, np.random.default_rng(seed), off, on, noise, drift))
-        assert chooser.prefetch == better
+        pairs.append(decide(chooser, np.random.default_rng(seed), costs, noise, drift))
+        assert chooser.policy == better
     assert 64 <= min(pairs) < 100, "what is clear doesn't take long"
 
 
-@pytest.mark.parametrize("present", [False, True])
+@pytest.mark.parametrize("present", [0, 1, 2])
+@pytest.mark.parametrize("best", [0, 1, 2])
+def test_the_fastest_of_three_is_chosen(present, best):
+    costs = [1.0 + 0.1 * (policy != best) for policy in range(3)]
+    for seed in range(5):
+        chooser = _engine.Chooser(present, policies=7)
+        decide(chooser, np.random.default_rng(seed), costs, 0.05)
+        assert chooser.policy == best
+
+
+def test_a_run_of_neither_is_refused():
+    chooser = _engine.Chooser(1, policies=7)
+    assert (chooser.policy, chooser.rival) == (1, 0)
+    with pytest.raises(ValueError, match="policy: 2 has no turn"):
+        chooser.run(2, 1.0)
+
+
+@pytest.mark.parametrize("present", [0, 1])
 @pytest.mark.parametrize("off", [0.995, 1.0, 1.005])
 def test_ties_keep_what_there_was(present, off):
     for seed in range(20):
         chooser = _engine.Chooser(present)
-        assert decide(chooser, np.random.default_rng(seed), off, 1.0, 0.1) <= 257
-        assert chooser.prefetch == present
+        assert decide(chooser, np.random.default_rng(seed), (off, 1.0), 0.1) <= 257
+        assert chooser.policy == present
 
 
 def test_it_looks_again_and_finds_that_things_have_changed():
-    rng, chooser = np.random.default_rng(0), _engine.Chooser(True)
+    rng, chooser = np.random.default_rng(0), _engine.Chooser()
     chooser.count(10_000_000)
-    decide(chooser, rng, 1.0, 1.3, 0.1)
-    assert not chooser.prefetch
+    decide(chooser, rng, (1.0, 1.3), 0.1)
+    assert chooser.policy == 0
     for _ in range(127):
         chooser.count(10_000_000)
         assert not chooser.trying
     chooser.count(10_000_000)
     assert chooser.trying
     assert chooser.pairs == 0
-    decide(chooser, rng, 1.3, 1.0, 0.1)
-    assert chooser.prefetch
+    decide(chooser, rng, (1.3, 1.0), 0.1)
+    assert chooser.policy == 1
 
 
 def test_one_run_is_no_verdict_and_trying_ends_without_pairs():
-    chooser = _engine.Chooser(True)
+    chooser = _engine.Chooser()
     for _ in range(300):
-        assert not chooser.run(False, 1.0)
+        assert not chooser.run(0, 1.0)
     assert chooser.trying
     for _ in range(3):
         chooser.count(100_000_000)
     assert not chooser.trying
-    assert chooser.prefetch
+    assert chooser.policy == 1
 
 
 # ---------------------------------------------------------------------------------------- in steps
@@ -102,9 +119,9 @@ def make(n=N, **options):
     return fastgd.Adam(p, lr=0.01, **options), [rng.standard_normal(n).astype(np.float32)]
 
 
-def decided(opt, grads, off, on):
+def decided(opt, grads, off, on, *fine):
     """Steps that seem to take so long for an element, until nothing is being tried."""
-    _engine.pretend(off, on)
+    _engine.pretend(off, on, *fine)
     steps = 1
     opt.step(grads)
     while any(kind.trying for kind in fastgd.tuning_record()):
@@ -126,13 +143,24 @@ def test_steps_take_what_was_faster(options, threads):
         opt, grads = make(2 * N, **options)
         assert decided(opt, grads, off, on) < 40
         (kind,) = fastgd.tuning_record()
-        assert kind.prefetch == (on < off)
+        assert kind.prefetch == (128 if on < off else 0)
         assert kind.gain == pytest.approx(off / on)
         assert (kind.rule, kind.backend, kind.looks) == ("adam", fastgd.get_backend(), 1)
         assert kind.threads == (threads > 1)
         assert ("L2 decay" in kind.stages) == ("weight_decay" in options)
         assert set(kind.states) == {options.get("state_dtype", "float32")}
         assert kind.bytes[0] <= sum(a.nbytes for a in opt.state[0].values()) + 8 * N
+
+
+@needs_clock
+@pytest.mark.parametrize(("fine", "portion"), [(0.9, 64), (1.1, 128)])
+def test_steps_take_the_portions_that_were_faster(fine, portion):
+    opt, grads = make(2 * N)
+    decided(opt, grads, 1.2, 1.0, fine)
+    (kind,) = fastgd.tuning_record()
+    assert (kind.prefetch, kind.looks) == (portion, 1)
+    assert (kind.gain, kind.finer) == pytest.approx((1.2, 1.0 / fine))
+    assert ("prefetch by 64" in str(kind)) == (portion == 64)
 
 
 @needs_clock
@@ -237,7 +265,7 @@ def test_it_says_what_was_chosen_and_why(capsys):
     opt.step(grads)
     fastgd.show_config()
     line = capsys.readouterr().out.splitlines()[-1].strip()
-    assert line == "adam, float32, 1 to 4 MiB: prefetch, trying both"
+    assert line == "adam, float32, 1 to 4 MiB: prefetch, trying others"
     _engine.forget_tuning()
     decided(opt, grads, 1.0, 1.25)
     fastgd.show_config()
@@ -249,7 +277,8 @@ def test_it_says_what_was_chosen_and_why(capsys):
 
 
 def test_unknown_modes_are_refused():
-    with pytest.raises(ValueError, match="mode: expected one of on, off, prefetch, no-prefetch"):
+    modes = "on, off, prefetch, no-prefetch, fine-prefetch"
+    with pytest.raises(ValueError, match=f"mode: expected one of {modes}"):
         fastgd.set_tuning("sometimes")
     with pytest.raises(TypeError, match="mode: expected a str, found 1"):
         fastgd.set_tuning(1)

@@ -78,17 +78,21 @@ cdef struct Kind:
     const void* rule           # the rule's loop, which stands for backend and compute type, too
     const RuleInfo* info
     cnp.uint64_t ways          # storage, stages, size and threads: see `ways_of`
-    bint prefetch              # the choice
+    int all                    # the policies that it may take, as bits
+    int policy                 # the choice,
+    int rival                  # what it is tried against,
+    int rivals                 # and what it is to be tried against after that, as bits
     bint trying                # whether evidence is being gathered
-    Py_ssize_t pairs           # of runs by both policies, one after the other,
+    Py_ssize_t pairs           # of runs by choice and rival, one after the other,
     double total               # and the sum of their differences,
     double squares             # and of the squares of these
-    double waiting[2]          # the rate of a run without a partner, by policy, or 0
+    double waiting[2]          # the rate of a run without a partner, of the choice and the rival
     double tried               # elements since evidence is being gathered,
     double left                # and those left until it is gathered again
     int looks                  # how often there was a verdict
-    Py_ssize_t last_pairs      # and what the last one was based on
-    double last_mean
+    Py_ssize_t last_pairs      # what the last one was based on,
+    double gain                # what prefetching gains by it, as a difference,
+    double finer               # and what doing so in smaller portions does
 
 # A tensor of the layout, and what this step does with it.
 cdef struct Tensor:
@@ -221,7 +225,7 @@ cdef struct Share:
 
 # What all tensors share in a step.
 cdef struct StepArgs:
-    bint prefetch              # whether to prefetch: the arrays don't all stay in cache
+    int prefetch               # so many elements at a time, if the arrays don't all stay in cache
     bint each                  # or whether each tensor has a policy of its own; and which one
     bint turn                  # comes first where both are tried, turn by turn
     bint at_once               # whether tensors that allow it are done at once

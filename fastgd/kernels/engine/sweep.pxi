@@ -6,11 +6,11 @@ ctypedef fused real:
 
 
 cdef inline void run_plain(real* p, Tensor* t, Chunk* chunk, const real* c, void* rule,
-                           const Sweep* sweep, bint prefetch) noexcept nogil:
+                           const Sweep* sweep, int prefetch) noexcept nogil:
     """The rule alone, in place on the caller's memory."""
     cdef real* s[MAX_STATES]
     cdef const real* g = <const real*> (t.kept if sweep.kept else t.g) + chunk.offset
-    cdef Py_ssize_t start = 0, length = HALF_TILE if prefetch else chunk.n, n
+    cdef Py_ssize_t start = 0, length = prefetch if prefetch else chunk.n, n
     cdef int j
     p += chunk.offset
     for j in range(t.n_states):

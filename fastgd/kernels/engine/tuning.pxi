@@ -1,12 +1,16 @@
 # Tuning by the running program: of policies that don't change bits, each kind of loop takes the one
 # that was faster here, as real steps have shown.  Included by _engine.pyx.
 #
-# There is one such choice so far: whether to prefetch where arrays don't stay in cache.  It gains a
-# fifth on one processor and costs as much, or more, on another, and which it is also follows from
-# the loop.  While there is no verdict, consecutive chunks of a kind are cut into runs, which take
-# both policies in the order on, off, off, on, …, and each pair of neighbours is evidence: the
-# relative difference of their times for an element, bounded, so that an interrupt in the middle of
-# a run weighs no more than a clear win.  All plans of the process share what is known.
+# The policies are to prefetch or not where arrays don't stay in cache, and in which portions.  To
+# prefetch gains a fifth on one processor and costs as much, or more, on another, and which it is
+# also follows from the loop.  Smaller portions gain 5 to 8 % in loops for AVX2, and cost as much in
+# those for AVX-512, on one and the same processor.  How far ahead made no difference to either.
+#
+# Of two policies one is the choice and one its rival; who wins is the choice, and meets those that
+# are left.  While there is no verdict, consecutive chunks of a kind are cut into runs, which take
+# both policies in the order a, b, b, a, …, and each pair of neighbours is evidence: the relative
+# difference of their times for an element, bounded, so that an interrupt in the middle of a run
+# weighs no more than a clear win.  All plans of the process share what is known.
 #
 # Evidence may be lost without harm, so that nobody waits for the lock: who doesn't get it goes on.
 
@@ -18,10 +22,10 @@ cdef extern from "ticks.h" nogil:
 
 # What is done with a tensor.
 cdef enum:
-    USUAL = 0                  # what is done where nothing is tuned: to prefetch
-    OFF = 1
-    ON = 2
-    TRY = 3                    # both in turn
+    OFF = 0
+    ON = 1                     # to prefetch half a tile at a time, as where nothing is tuned
+    FINE = 2                   # a stride
+    TRY = 3                    # two of these in turn
 
 # What is done with all of them; the order of `tuning.MODES`.
 cdef enum:
@@ -29,6 +33,7 @@ cdef enum:
     NOT_TUNED = 1
     ALWAYS = 2
     NEVER = 3
+    FINELY = 4
 
 cdef int MAX_KINDS = 256
 # Smaller tensors are done as usual, and don't pay for being told apart.
@@ -52,37 +57,64 @@ cdef Kind kinds[256]
 cdef int n_kinds = 0
 cdef int tuning_lock = 0
 cdef int tuning_mode = TUNED
-# Pretended costs of an element without and with prefetching, in ticks, for tests; 0: real time.
-cdef double pretended[2]
+# Pretended costs of an element by each policy, in ticks, for tests; 0: real time.
+cdef double pretended[3]
 
 
-cdef int verdict(bint prefetch, Py_ssize_t pairs, double total, double squares) noexcept nogil:
-    """OFF or ON, by the evidence; or TRY, where more is wanted.  Ties keep what there was."""
+cdef inline int portion(int policy) noexcept nogil:
+    """How many elements a policy prefetches at a time."""
+    return 0 if policy == OFF else STRIDE if policy == FINE else HALF_TILE
+
+
+cdef int verdict(int policy, int rival, Py_ssize_t pairs, double total,
+                 double squares) noexcept nogil:
+    """Which of two policies, by the evidence; or TRY, where that is thin.  Ties keep the first."""
     cdef double mean, error
     if pairs < LEAST_PAIRS:
         return TRY
     mean = total / pairs
     error = sqrt(max(squares / pairs - mean * mean, 0.0) / pairs)
     if fabs(mean) > MARGIN + 4 * error:
-        return OFF if mean > 0 else ON
-    if pairs < MOST_PAIRS:
-        return TRY
-    return ON if prefetch else OFF
+        return policy if mean > 0 else rival
+    return TRY if pairs < MOST_PAIRS else policy
+
+
+cdef void begin_pairs(Kind* kind) noexcept nogil:
+    """Gather evidence against the next rival from now on."""
+    kind.rival = OFF if kind.rivals & 1 << OFF else ON if kind.rivals & 1 << ON else FINE
+    kind.rivals &= ~(1 << kind.rival)
+    kind.pairs, kind.total, kind.squares = 0, 0.0, 0.0
+    kind.waiting[0] = kind.waiting[1] = 0.0
 
 
 cdef void begin_trial(Kind* kind) noexcept nogil:
     """Gather evidence from now on."""
-    kind.trying = True
-    kind.pairs, kind.total, kind.squares, kind.tried = 0, 0.0, 0.0, 0.0
-    kind.waiting[0] = kind.waiting[1] = 0.0
+    kind.trying, kind.tried = True, 0.0
+    kind.rivals = kind.all & ~(1 << kind.policy)
+    begin_pairs(kind)
 
 
-cdef void end_trial(Kind* kind, bint prefetch) noexcept nogil:
-    """Keep to a policy for a while."""
-    kind.prefetch, kind.trying = prefetch, False
+cdef void end_trial(Kind* kind) noexcept nogil:
+    """Keep to the choice for a while."""
+    kind.trying = False
     kind.left = REST * kind.tried
     kind.looks += 1
-    kind.last_pairs, kind.last_mean = kind.pairs, kind.total / max(kind.pairs, 1)
+
+
+cdef void settle_pairs(Kind* kind, int found) noexcept nogil:
+    """Note which of two policies was faster, and go on to the next rival, if there is one."""
+    cdef double mean = kind.total / kind.pairs
+    if kind.policy == OFF or kind.rival == OFF:
+        # That smaller portions were no good either says nothing of it.
+        if kind.rival != FINE or found == FINE:
+            kind.gain = mean if kind.policy != OFF else -mean
+    else:
+        kind.finer = mean if kind.policy == FINE else -mean
+    kind.policy, kind.last_pairs = found, kind.pairs
+    if kind.rivals:
+        begin_pairs(kind)
+    else:
+        end_trial(kind)
 
 
 cdef void count_elements(Kind* kind, Py_ssize_t n) noexcept nogil:
@@ -90,25 +122,25 @@ cdef void count_elements(Kind* kind, Py_ssize_t n) noexcept nogil:
     if kind.trying:
         kind.tried += n
         if kind.tried > MOST_TRIED:
-            end_trial(kind, kind.prefetch)
+            end_trial(kind)
     else:
         kind.left -= n
         if kind.left <= 0:
             begin_trial(kind)
 
 
-cdef void add_pair(Kind* evidence, double off, double on) noexcept nogil:
+cdef void add_pair(Kind* evidence, double choice, double rival) noexcept nogil:
     """Add what two runs took for an element."""
-    cdef double difference = max(-BOUND, min(BOUND, (on - off) / (on + off)))
+    cdef double difference = max(-BOUND, min(BOUND, (rival - choice) / (rival + choice)))
     evidence.pairs += 1
     evidence.total += difference
     evidence.squares += difference * difference
 
 
-cdef bint add_run(Kind* evidence, bint prefetch, double rate) noexcept nogil:
+cdef bint add_run(Kind* evidence, bint rival, double rate) noexcept nogil:
     """Add a run: to one that waits, or to wait; returns whether there was a pair."""
-    evidence.waiting[prefetch] = rate
-    if evidence.waiting[not prefetch] == 0.0:
+    evidence.waiting[rival] = rate
+    if evidence.waiting[not rival] == 0.0:
         return False
     add_pair(evidence, evidence.waiting[0], evidence.waiting[1])
     evidence.waiting[0] = evidence.waiting[1] = 0.0
@@ -118,7 +150,7 @@ cdef bint add_run(Kind* evidence, bint prefetch, double rate) noexcept nogil:
 cdef void judge(Kind* kind, const Kind* evidence) noexcept nogil:
     """Add what a thread found, and see whether it is enough."""
     cdef int k, found
-    if not kind.trying:
+    if not kind.trying or kind.policy != evidence.policy or kind.rival != evidence.rival:
         return
     kind.pairs += evidence.pairs
     kind.total += evidence.total
@@ -126,29 +158,34 @@ cdef void judge(Kind* kind, const Kind* evidence) noexcept nogil:
     for k in range(2):
         if evidence.waiting[k] != 0.0:
             add_run(kind, k, evidence.waiting[k])
-    found = verdict(kind.prefetch, kind.pairs, kind.total, kind.squares)
+    found = verdict(kind.policy, kind.rival, kind.pairs, kind.total, kind.squares)
     if found != TRY:
-        end_trial(kind, found == ON)
+        settle_pairs(kind, found)
 
 
 cdef inline double rate_of(cnp.uint64_t start, cnp.uint64_t stop, Py_ssize_t n,
-                           bint prefetch) noexcept nogil:
+                           int policy) noexcept nogil:
     """What a run took for an element; 0 where the clock has been set back, or stands still."""
     if pretended[0] != 0.0:
-        return pretended[prefetch]
+        return pretended[policy]
     return <double> (stop - start) / n if stop > start else 0.0
 
 
 cdef Chunk* try_both(Tensor* tensors, const GroupStep* group_steps, StepArgs* own, Chunk* chunk,
                      Chunk* end, bint first) noexcept nogil:
-    """Run consecutive chunks of one kind by both policies; returns the chunk after them."""
+    """Run consecutive chunks of one kind by two policies; returns the chunk after them."""
     cdef Kind* kind = tensors[chunk.tensor].kind
     cdef Kind evidence
+    cdef int policies[2]
+    cdef bint rival = (chunk.before // CHUNK + own.turn) & 1
     cdef Py_ssize_t n = 0
     cdef cnp.uint64_t start, stop
     cdef double rate
     memset(&evidence, 0, sizeof(evidence))
-    own.prefetch = (chunk.before // CHUNK + own.turn) & 1
+    # What others find meanwhile may be the start of something else.
+    evidence.policy = policies[0] = kind.policy
+    evidence.rival = policies[1] = kind.rival
+    own.prefetch = portion(policies[rival])
     start = fastgd_ticks()
     while (chunk < end and tensors[chunk.tensor].kind == kind
            and tensors[chunk.tensor].policy == TRY):
@@ -157,10 +194,11 @@ cdef Chunk* try_both(Tensor* tensors, const GroupStep* group_steps, StepArgs* ow
         chunk += 1
         if n >= RUN:
             stop = fastgd_ticks()
-            rate = rate_of(start, stop, n, own.prefetch)
+            rate = rate_of(start, stop, n, policies[rival])
             # One policy after the other, and the other first in the next pair.
-            if rate != 0.0 and not add_run(&evidence, own.prefetch, rate):
-                own.prefetch = not own.prefetch
+            if rate != 0.0 and not add_run(&evidence, rival, rate):
+                rival = not rival
+                own.prefetch = portion(policies[rival])
             start, n = stop, 0
     if (evidence.pairs or evidence.waiting[0] + evidence.waiting[1] > 0.0) and fastgd_try_lock(
             &tuning_lock):
@@ -177,7 +215,7 @@ cdef void run_by_policies(Tensor* tensors, const GroupStep* group_steps, const S
         if tensors[chunk.tensor].policy == TRY:
             chunk = try_both(tensors, group_steps, &own, chunk, end, first)
         else:
-            own.prefetch = tensors[chunk.tensor].policy != OFF
+            own.prefetch = portion(tensors[chunk.tensor].policy)
             run_chunk(tensors, group_steps, &own, chunk, first)
             chunk += 1
 
@@ -193,7 +231,15 @@ cdef inline cnp.uint64_t ways_of(const Tensor* t, int magnitude, bint parallel) 
             | <cnp.uint64_t> magnitude << 48 | <cnp.uint64_t> parallel << 56)
 
 
-cdef Kind* find_kind(const void* rule, const RuleInfo* info, cnp.uint64_t ways) noexcept:
+cdef inline int policies_of(const Tensor* t) noexcept:
+    """The policies of a tensor's loops, as bits: in stages and fused loops portions are given."""
+    if t.lines == NULL and (t.flags == 0 or t.flags == DECOUPLED_DECAY and not t.fusable):
+        return 1 << OFF | 1 << ON | 1 << FINE
+    return 1 << OFF | 1 << ON
+
+
+cdef Kind* find_kind(const void* rule, const RuleInfo* info, cnp.uint64_t ways,
+                     int policies) noexcept:
     """What is known of a kind; NULL if there are too many."""
     global n_kinds
     cdef int k
@@ -205,7 +251,7 @@ cdef Kind* find_kind(const void* rule, const RuleInfo* info, cnp.uint64_t ways) 
         return NULL
     kind = &kinds[n_kinds]
     memset(kind, 0, sizeof(kind[0]))
-    kind.rule, kind.info, kind.ways, kind.prefetch = rule, info, ways, True
+    kind.rule, kind.info, kind.ways, kind.policy, kind.all = rule, info, ways, ON, policies
     begin_trial(kind)
     n_kinds += 1
     return kind
@@ -221,28 +267,27 @@ cdef void tune(Layout layout, const GroupStep* group_steps, StepArgs* args,
     cdef const void* rule
     cdef int met = 0           # policies, as bits
     if tuning_mode != TUNED or FASTGD_CLOCK[0] == 0:
-        args.each, args.prefetch = False, tuning_mode != NEVER
+        args.each, args.prefetch = False, portion(
+            OFF if tuning_mode == NEVER else FINE if tuning_mode == FINELY else ON)
         return
     if not fastgd_try_lock(&tuning_lock):
         return                 # as in the last step
     args.turn = not args.turn
     for i in range(layout.n):
         t = &layout.tensors[i]
-        t.policy = USUAL
+        t.policy = ON
         if t.g != NULL and t.rows == NULL and t.n >= TUNED_FROM:
             ways = ways_of(t, layout.magnitude, parallel)
             rule = group_steps[t.group_step].rule[t.is_double]
             if kind == NULL or kind.ways != ways or kind.rule != rule:
-                kind = find_kind(rule, t.info, ways)
+                kind = find_kind(rule, t.info, ways, policies_of(t))
             if kind != NULL:
                 count_elements(kind, t.n)
-                t.kind, t.policy = kind, ON if kind.prefetch else OFF
-                if kind.trying:
-                    t.policy = TRY
+                t.kind, t.policy = kind, TRY if kind.trying else kind.policy
         met |= 1 << t.policy
     fastgd_unlock(&tuning_lock)
-    args.prefetch = met != 1 << OFF
-    args.each = (met & 1 << TRY) != 0 or (met & 1 << OFF and met != 1 << OFF)
+    args.prefetch = portion(OFF if met == 1 << OFF else FINE if met == 1 << FINE else ON)
+    args.each = met & 1 << TRY or met & (met - 1)
 
 
 cdef void recover_tuning() noexcept:
@@ -272,9 +317,12 @@ def forget_tuning():
     n_kinds = 0
 
 
-def pretend(double off, double on):
-    """Have runs take so many ticks an element without and with prefetching; 0: real time again."""
-    pretended[0], pretended[1] = off, on
+def pretend(double off, double on, double fine=1e3):
+    """Have runs take so many ticks an element without and with prefetching; 0: real time again.
+
+    And so many where they prefetch in smaller portions, which is no good if nothing else is said.
+    """
+    pretended[0], pretended[1], pretended[2] = off, on, fine
 
 
 cdef tuple record_of(const Kind* kind):
@@ -286,8 +334,8 @@ cdef tuple record_of(const Kind* kind):
     codec_names = [CODEC_NAMES[ways >> shift & 15] for shift in range(0, 24, 4)]
     return (names[0], <size_t> kind.rule, codec_names[0], codec_names[1],
             codec_names[2:2 + kind.info.n_states][::-1], ways >> 32 & 0xffff, ways >> 48 & 0xff,
-            bool(ways >> 56), bool(kind.prefetch), bool(kind.trying), kind.looks, kind.last_pairs,
-            kind.last_mean)
+            bool(ways >> 56), portion(kind.policy), bool(kind.trying), kind.looks, kind.last_pairs,
+            kind.gain, kind.finer)
 
 
 def tuning_records():
@@ -302,15 +350,18 @@ cdef class Chooser:
 
     cdef Kind kind
 
-    def __cinit__(self, bint prefetch=True):
-        self.kind.prefetch = prefetch
+    def __cinit__(self, int policy=ON, int policies=1 << OFF | 1 << ON):
+        self.kind.policy, self.kind.all = policy, policies
         begin_trial(&self.kind)
 
-    def run(self, bint prefetch, double rate):
+    def run(self, int policy, double rate):
         """A run that took so long for an element; returns whether there was a pair."""
-        cdef Kind evidence
-        memset(&evidence, 0, sizeof(evidence))
-        evidence.waiting[prefetch] = rate
+        cdef Kind evidence = self.kind
+        if policy not in (self.kind.policy, self.kind.rival):
+            raise ValueError(f"policy: {policy} has no turn")
+        evidence.pairs, evidence.total, evidence.squares = 0, 0.0, 0.0
+        evidence.waiting[0] = evidence.waiting[1] = 0.0
+        evidence.waiting[policy == self.kind.rival] = rate
         before = self.kind.pairs
         judge(&self.kind, &evidence)
         return self.kind.pairs != before or not self.kind.trying
@@ -320,9 +371,14 @@ cdef class Chooser:
         count_elements(&self.kind, n)
 
     @property
-    def prefetch(self):
-        """The choice."""
-        return bool(self.kind.prefetch)
+    def policy(self):
+        """The choice: 0 not to prefetch, 1 to do so, 2 in smaller portions."""
+        return self.kind.policy
+
+    @property
+    def rival(self):
+        """What it is tried against."""
+        return self.kind.rival
 
     @property
     def trying(self):

@@ -148,18 +148,13 @@ cdef inline uint32_t up(float x, uint32_t word, int rounding) noexcept nogil:
     return fastgd_bfloat16_up(x, fastgd_random16(word, rounding))
 
 
-cdef bint in_pairs(half_t* restrict p, const Bfloat16* restrict g, Bfloat16* restrict m,
-                   Bfloat16* restrict v, const rule_t* given, const TileArgs* t) noexcept nogil:
-    """All in 16 bits: two elements from each word, the random words `by_parity`.
-
-    On AVX2 an element takes two thirds of the cycles that `direct` would, which packs and unpacks
-    halves across lanes; on AVX-512 and SSE2 four fifths.
-    """
+cdef apart_void in_pairs_loop(half_t* restrict p, int16_t* restrict low,
+                              const Bfloat16* restrict g, Bfloat16* restrict m,
+                              Bfloat16* restrict v, const rule_t* given,
+                              const uint32_t* restrict words, const uint32_t* restrict words_p,
+                              const TileArgs* t) noexcept nogil:
     cdef rule_t c = given[0]
     cdef float scale = t.scale, decoupled = t.decoupled
-    cdef int16_t* restrict low = t.low
-    cdef const uint32_t* restrict words = t.words
-    cdef const uint32_t* restrict words_p = t.words_p
     cdef uint32_t of_tile = t.of_tile, of_tile_p = t.of_tile_p
     cdef bint prefetch = t.prefetch
     cdef uint32_t p2, g2, low2, word0, word1, u0, u1
@@ -199,6 +194,17 @@ cdef bint in_pairs(half_t* restrict p, const Bfloat16* restrict g, Bfloat16* res
                 put_pair(v, i, up(v0, word0, bits_for_v(given)), up(v1, word1, bits_for_v(given)))
         p, low, g, m, v = p + STRIDE, low + STRIDE, g + STRIDE, m + STRIDE, v + STRIDE
         words, words_p = words + STRIDE, words_p + STRIDE
+
+
+cdef bint in_pairs(half_t* restrict p, const Bfloat16* restrict g, Bfloat16* restrict m,
+                   Bfloat16* restrict v, const rule_t* given, const TileArgs* t) noexcept nogil:
+    """All in 16 bits: two elements from each word, the random words `by_parity`.
+
+    On AVX2 an element takes two thirds of the cycles that `direct` would, which packs and unpacks
+    halves across lanes; on AVX-512 and SSE2 four fifths.  Words may alias anything, so all that is
+    read is an argument that does not.
+    """
+    in_pairs_loop(p, t.low, g, m, v, given, t.words, t.words_p, t)
     return True
 
 

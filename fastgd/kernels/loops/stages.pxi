@@ -101,12 +101,12 @@ cdef inline const uint32_t* words_of(Scratch* scratch, const ChunkArgs* chunk, P
     """
     if chunk.offset % TILE == 0:
         of_tile[0] = fastgd_tile_word(chunk.key[j], <uint64_t> ((chunk.offset + start) // TILE))
-        return scratch.paired[j] if paired else scratch.table[j]
+        return &scratch.paired[j][0] if paired else &scratch.table[j][0]
     draw(scratch, chunk, start, TILE, j)
     of_tile[0] = 0
     if paired:
         by_parity(scratch.paired[j], scratch.words[j])
-    return scratch.paired[j] if paired else scratch.words[j]
+    return &scratch.paired[j][0] if paired else &scratch.words[j][0]
 
 
 cdef inline bint run_fused(const void* loop, const ChunkArgs* chunk, void* p, const void* g,
@@ -176,8 +176,8 @@ cdef void staged(const void* rule, const ChunkArgs* chunk, const floating* c,
     rule → store → average → copy → zero gradient.
 
     The gradient is only read, unless it is to be zeroed: a stage that changes it writes to a
-    scratch tile.  Where nothing needs scratch, half a tile is done at a time if that is to
-    prefetch, else the whole chunk at once.
+    scratch tile.  Where nothing needs scratch, what is prefetched at a time is done at a time, and
+    the whole chunk at once where nothing is.
     """
     cdef Scratch scratch
     cdef floating* s[MAX_STATES]
@@ -194,7 +194,7 @@ cdef void staged(const void* rule, const ChunkArgs* chunk, const floating* c,
     cdef bint paired = (fused != NULL and chunk.p.size == 2 and chunk.g.size == 2
                         and chunk.s[0].size == 2)
     if flags & ~DECOUPLED_DECAY == 0 and fused == NULL and chunk.sweep.lines == 0:
-        length = HALF_TILE if chunk.prefetch else chunk.n
+        length = chunk.prefetch if chunk.prefetch else chunk.n
     of_average[0], of_average[1] = <floating> chunk.beta, <floating> chunk.gamma
     for j in range(chunk.n_words if flags & CODED else 0):
         random_table(scratch.table[j], chunk.key[j], chunk.offset, chunk.n)
