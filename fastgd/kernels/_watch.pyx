@@ -158,7 +158,8 @@ cdef class Watch:
         for i in range(self.n):
             if self.tensors[i] is None:
                 continue
-            if not look(self.exchange, PyList_GET_ITEM(self.tensors, i), &t) or not of_floats(kind_of(&t)):
+            if not (look(self.exchange, PyList_GET_ITEM(self.tensors, i), &t)
+                    and of_floats(kind_of(&t))):
                 raise RuntimeError("a tensor to be watched has no memory of floats")
             self.known[i].bound = True
             self.known[i].data, self.known[i].n = <char*> t.data, size_of(&t)
