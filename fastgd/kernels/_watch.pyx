@@ -10,6 +10,7 @@ what the tensors are, and the words of errors, are its caller's.
 from inspect import getattr_static
 from types import GetSetDescriptorType
 
+cimport cython
 cimport numpy as cnp
 from cpython.dict cimport PyDict_GetItem, PyDict_Next, PyDict_Size
 from cpython.exc cimport PyErr_Clear
@@ -22,6 +23,9 @@ from fastgd.kernels._dlpack cimport *
 from fastgd.kernels._grad_pointers cimport GRAD_POINTERS, GradPointer
 
 cnp.import_array()
+
+cdef extern from "Python.h":
+    PyObject* PyList_GET_ITEM(list, Py_ssize_t)    # lent, where Cython would count a reference
 
 # Of a library's functions for handles: 0, or what else went wrong.
 ctypedef int (*where_is)(void* handle, void** data) noexcept nogil
@@ -61,6 +65,26 @@ cdef void return_argument(cnp.uint64_t* stack, cnp.uint64_t arguments,
 RETURN_ARGUMENT = <size_t> &return_argument    # its address
 
 
+cdef inline bint same_entry(const Known* known, PyObject* entry) except -1:
+    """Whether a parameter's states are the objects that they were, whatever else is there."""
+    cdef const KnownState* state = known.states
+    cdef const KnownState* end = state + known.n_states
+    cdef PyObject* key
+    cdef PyObject* value
+    cdef Py_ssize_t place = 0
+    while state < end and PyDict_Next(<object> entry, &place, &key, &value):
+        state += key == state.key and value == state.value
+    if state == end:
+        return True
+    state = known.states
+    while state < end:     # in another order?
+        if PyDict_GetItem(<object> entry, <object> state.key) != state.value:
+            return False
+        state += 1
+    return True
+
+
+@cython.final
 cdef class Watch:
     """Parameters and their states, looked at before every step.
 
@@ -134,7 +158,8 @@ cdef class Watch:
         for i in range(self.n):
             if self.tensors[i] is None:
                 continue
-            if not look(self.exchange, self.tensors[i], &t) or not of_floats(kind_of(&t)):
+            if not (look(self.exchange, PyList_GET_ITEM(self.tensors, i), &t)
+                    and of_floats(kind_of(&t))):
                 raise RuntimeError("a tensor to be watched has no memory of floats")
             self.known[i].bound = True
             self.known[i].data, self.known[i].n = <char*> t.data, size_of(&t)
@@ -204,7 +229,7 @@ cdef class Watch:
             known.states[j].handle = <void*> <size_t> handles[j]
         for j, (key, value) in enumerate(zip(order, values)):
             one = &known.states[j]
-            if not look(self.exchange, of[key], &t) or kind_of(&t) < 0:
+            if not look(self.exchange, <PyObject*> of[key], &t) or kind_of(&t) < 0:
                 raise RuntimeError("a state to be watched has no memory of numbers")
             one.key, one.value, one.data = <PyObject*> key, <PyObject*> value, <char*> t.data
             if self.data_of(one) != one.data:
@@ -323,36 +348,23 @@ cdef class Watch:
     cdef bint unmoved(self, Py_ssize_t i) except -1:
         """Whether a parameter and its states are the tensors that they were, where they were."""
         cdef Known* known = &self.known[i]
+        cdef KnownState* state = known.states
+        cdef KnownState* end = state + known.n_states
         cdef DLTensor t
-        cdef Py_ssize_t j
-        if not (look(self.exchange, self.tensors[i], &t)
+        if not (look(self.exchange, PyList_GET_ITEM(self.tensors, i), &t)
                 and <char*> t.data == known.data and kind_of(&t) == known.kind
                 and same_layout(&t, known.ndim, known.shape, known.n)):
             return False
         if known.n_states == 0:
             return True
-        if not self.same_entry(known, self.entries[i]):
+        if not same_entry(known, PyList_GET_ITEM(self.entries, i)):
             return False
-        for j in range(known.n_states):
-            if self.data_of(&known.states[j]) != known.states[j].data:
+        while state < end:
+            if self.data_of(state) != state.data:
                 return False
+            state += 1
         if known.step != NULL:
             self.read_count(known)
-        return True
-
-    cdef bint same_entry(self, Known* known, entry) except -1:
-        """Whether a parameter's states are the objects that they were, whatever else is there."""
-        cdef PyObject* key
-        cdef PyObject* value
-        cdef Py_ssize_t place = 0, j = 0
-        while j < known.n_states and PyDict_Next(entry, &place, &key, &value):
-            if key == known.states[j].key and value == known.states[j].value:
-                j += 1
-        if j == known.n_states:
-            return True
-        for j in range(known.n_states):     # in another order?
-            if PyDict_GetItem(entry, <object> known.states[j].key) != known.states[j].value:
-                return False
         return True
 
     cdef void read_count(self, Known* known) noexcept:
@@ -369,8 +381,10 @@ cdef class Watch:
         """Note where a gradient is that is like its parameter."""
         cdef Known* known = &self.known[i]
         cdef DLTensor t
-        tensor = g if self.tensors[i] is p else self.local(k, j, g)
-        if not (look(self.exchange, tensor, &t) and of_floats(kind_of(&t))
+        tensor = g
+        if PyList_GET_ITEM(self.tensors, i) != <PyObject*> p:
+            tensor = self.local(k, j, g)
+        if not (look(self.exchange, <PyObject*> tensor, &t) and of_floats(kind_of(&t))
                 and same_layout(&t, known.ndim, known.shape, known.n)):
             self.odds[i] = self.odd(k, j, tensor)
             return 0

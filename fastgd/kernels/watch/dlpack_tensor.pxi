@@ -10,7 +10,7 @@ cdef Exchange* exchange_of(api) except NULL:
     return exchange
 
 
-cdef bint look(Exchange* exchange, object tensor, DLTensor* t) noexcept:
+cdef inline bint look(Exchange* exchange, PyObject* tensor, DLTensor* t) noexcept:
     """Where a tensor's memory is; False if it has none that DLPack could describe."""
     if exchange.tensor_of(<void*> tensor, t) != 0:
         PyErr_Clear()      # the caller knows better words for what is wrong
@@ -53,7 +53,7 @@ cdef inline Py_ssize_t size_of(DLTensor* t) noexcept:
     return n
 
 
-cdef bint same_layout(DLTensor* t, int ndim, const int64_t* shape, Py_ssize_t n) noexcept:
+cdef inline bint same_layout(DLTensor* t, int ndim, const int64_t* shape, Py_ssize_t n) noexcept:
     """Whether a tensor has this shape and, where they matter, the strides that follow it."""
     cdef int j
     if t.ndim != ndim:
@@ -98,6 +98,6 @@ def flat(api, tensor, owner):
         can reach.
     """
     cdef DLTensor t
-    if not look(exchange_of(api), tensor, &t) or kind_of(&t) < 0:
+    if not look(exchange_of(api), <PyObject*> tensor, &t) or kind_of(&t) < 0:
         return None
     return lend(&t, owner)
