@@ -92,10 +92,11 @@ class SOAP(Optimizer):
     read in others, until they have averaged over new gradients.
 
     Products are NumPy's, by BLAS, and eigenvectors by LAPACK: their last bits may differ from
-    machine to machine, as ``RULES["soap"].exact`` says.  Eigenvectors are worked out in float64,
-    and when nothing is written yet, at the beginning of the step that first uses them; a factor
-    with a number that isn't finite has a basis of NaN.  A shard of a matrix can't be stepped, but
-    by AdamW.
+    machine to machine, as ``RULES["soap"].exact`` says.  Bases are worked out when nothing is
+    written yet, at the beginning of the step that first uses them, the first ones in float64; a
+    factor with a number that isn't finite has a basis of NaN.  A first gradient that is longer than
+    wide, or the other way, leaves some axes of its longer side open: there LAPACK chooses.  A shard
+    of a matrix can't be stepped, but by AdamW.
 
     All this is as in the authors' implementation, but for what is no matrix: there vectors wait a
     step, too, and decay after it, and tensors of more axes have a factor for each.
