@@ -211,8 +211,8 @@ cdef class Plan:
     cdef readonly HyperRows hyper_rows
     cdef StepArgs args
     cdef Py_ssize_t elements    # that this step works on
-    cdef Share* shares          # of this step, one for each of the group steps
-    cdef Py_ssize_t n_shares
+    cdef Cohort* cohorts        # of this step, one for each of the group steps
+    cdef Py_ssize_t n_cohorts
     cdef cnp.int64_t* stepped   # 1 for each tensor that has a gradient, else 0
     cdef cnp.int64_t* expected  # the counts as the last step left them
     cdef bint settled           # whether the last step did all that it was to do,
@@ -245,17 +245,17 @@ cdef class Plan:
         self.gradients = Gradients(self.layout, structure, grads)
         self.norms = PlanNorms(self.layout, self.gradients)
         self.group_steps = <GroupStep*> calloc(self.layout.n, sizeof(GroupStep))
-        self.shares = <Share*> calloc(self.layout.n, sizeof(Share))
+        self.cohorts = <Cohort*> calloc(self.layout.n, sizeof(Cohort))
         self.stepped = <cnp.int64_t*> calloc(self.layout.n, sizeof(cnp.int64_t))
         self.expected = <cnp.int64_t*> calloc(self.layout.n, sizeof(cnp.int64_t))
-        if (self.group_steps == NULL or self.shares == NULL or self.stepped == NULL
+        if (self.group_steps == NULL or self.cohorts == NULL or self.stepped == NULL
                 or self.expected == NULL):
             raise MemoryError
         self.args.codings, self.args.prefetch = self.layout.codings, self.layout.prefetch
 
     def __dealloc__(self):
         free(self.group_steps)
-        free(self.shares)
+        free(self.cohorts)
         free(self.stepped)
         free(self.expected)
 
@@ -436,65 +436,66 @@ cdef class Plan:
         """
         cdef Py_ssize_t k
         cdef GroupStep* group_step
-        cdef Share* share
-        cdef Share last
+        cdef Cohort* cohort
+        cdef Cohort last
         cdef list configured = []
         cdef bint clips = False, units = False
         self.alike = settled and self.gradients.same and memcmp(
             self.counts, self.expected, self.layout.n * sizeof(cnp.int64_t)) == 0
         if self.alike:
-            for k in range(self.n_shares):
-                self.shares[k].step += 1
+            for k in range(self.n_cohorts):
+                self.cohorts[k].step += 1
         else:
-            self.share_out()
+            self.form_cohorts()
         self.alike &= not (self.layout.draws or self.layout.n_centralized
                            or self.layout.missed is not None)
         self.owners.use(backend)
-        for k in range(self.n_shares):
-            share, group_step = &self.shares[k], &self.group_steps[k]
-            last = share[0]
-            if not 0 <= share.step < 1 << 53:
-                label = checks.state_label(self.layout.labels[share.first], "step")
+        for k in range(self.n_cohorts):
+            cohort, group_step = &self.cohorts[k], &self.group_steps[k]
+            last = cohort[0]
+            if not 0 <= cohort.step < 1 << 53:
+                label = checks.state_label(self.layout.labels[cohort.first], "step")
                 raise ValueError(f"{label}: expected a number from 0 to below 2^53, found "
-                                 f"{share.step}")
+                                 f"{cohort.step}")
             configured.append(
-                self.owners.make(group_step, share.owner, share.step, configure, unscale))
+                self.owners.make(group_step, cohort.owner, cohort.step, configure, unscale))
             clips |= group_step.clip_norm != INFINITY
             units |= group_step.clip_ratio != INFINITY
-            share.info, share.factor = group_step.info, group_step.factor
-            share.flags = (group_step.stages.flags | flag_of_scale(share.factor)
-                           | (ZERO_GRADIENT if zero else 0))
-            share.in_float_range = group_step.in_float_range
-            share.plain = group_step.clip_norm == INFINITY and group_step.clip_ratio == INFINITY
-            self.alike &= (share.plain and last.plain and share.info == last.info
-                           and share.factor == last.factor and share.flags == last.flags
-                           and share.in_float_range == last.in_float_range)
+            cohort.info, cohort.factor = group_step.info, group_step.factor
+            cohort.flags = (group_step.stages.flags | flag_of_scale(cohort.factor)
+                            | (ZERO_GRADIENT if zero else 0))
+            cohort.in_float_range = group_step.in_float_range
+            cohort.plain = group_step.clip_norm == INFINITY and group_step.clip_ratio == INFINITY
+            self.alike &= (cohort.plain and last.plain and cohort.info == last.info
+                           and cohort.factor == last.factor and cohort.flags == last.flags
+                           and cohort.in_float_range == last.in_float_range)
         if not self.alike:
             self.check_tensors(backend, configure)
         return configured, clips, units
 
-    cdef int share_out(self) except -1:
-        """Find what is distinct, and point each tensor that has a gradient to its share."""
+    cdef int form_cohorts(self) except -1:
+        """Find what is distinct, and point each tensor that has a gradient to its cohort."""
         cdef Py_ssize_t i, k = 0, owner = -1
         cdef cnp.int64_t step = -1
         cdef Tensor* t
         cdef dict known = None
-        self.n_shares = 0
+        self.n_cohorts = 0
         for i in range(self.layout.n):
             t = &self.layout.tensors[i]
             self.stepped[i] = t.g != NULL
             if t.g == NULL:
                 continue
-            if self.n_shares == 0 or t.owner != owner or self.counts[i] != step:
-                if self.n_shares and known is None:    # there is mostly but one
+            if self.n_cohorts == 0 or t.owner != owner or self.counts[i] != step:
+                if self.n_cohorts and known is None:    # there is mostly but one
                     known = {(owner, step): 0}
                 owner, step = t.owner, self.counts[i]
                 k = -1 if known is None else known.get((owner, step), -1)
                 if k < 0:
-                    k = self.n_shares
-                    self.n_shares += 1
-                    memset(&self.shares[k], 0, sizeof(Share))
-                    self.shares[k].owner, self.shares[k].step, self.shares[k].first = owner, step, i
+                    k = self.n_cohorts
+                    self.n_cohorts += 1
+                    memset(&self.cohorts[k], 0, sizeof(Cohort))
+                    self.cohorts[k].owner, self.cohorts[k].first = owner, i
+                    self.cohorts[k].step = step
                     if known is not None:
                         known[owner, step] = k
             t.group_step = k
@@ -547,7 +548,7 @@ cdef class Plan:
             elements += t.n if t.rows == NULL else t.rows.n * t.rows.length
             group_step = &self.group_steps[t.group_step]
             t.factor = group_step.factor
-            t.flags |= self.shares[t.group_step].flags
+            t.flags |= self.cohorts[t.group_step].flags
             if clips and group_step.clip_norm != INFINITY:
                 least = self.clip_norm(i, group_step, unscale, least)
                 t.flags = t.flags & ~SCALE | flag_of_scale(t.factor)

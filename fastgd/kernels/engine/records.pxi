@@ -213,7 +213,7 @@ cdef struct GroupStep:
     bint in_float_range        # whether float32 can hold all of these
 
 # What the tensors of one group step have alike, as it was in the last step.
-cdef struct Share:
+cdef struct Cohort:
     Py_ssize_t owner
     Py_ssize_t first           # the first of the tensors
     cnp.int64_t step           # counted from 0
