@@ -200,9 +200,9 @@ cdef bint in_pairs(half_t* restrict p, const Bfloat16* restrict g, Bfloat16* res
                    Bfloat16* restrict v, const rule_t* given, const TileArgs* t) noexcept nogil:
     """All in 16 bits: two elements from each word, the random words `by_parity`.
 
-    On AVX2 an element takes two thirds of the cycles that `direct` would, which packs and unpacks
-    halves across lanes; on AVX-512 and SSE2 four fifths.  Words may alias anything, so all that is
-    read is an argument that does not.
+    An element takes four fifths of the cycles that `direct` would, which on AVX2 packs and unpacks
+    halves across lanes.  Words may alias anything, so all that is read is an argument that does
+    not.
     """
     in_pairs_loop(p, t.low, g, m, v, given, t.words, t.words_p, t)
     return True
