@@ -272,13 +272,14 @@ def test_warmup():
     np.testing.assert_allclose(ema.averages["W"], start, rtol=1e-12)
 
 
+@pytest.mark.parametrize("decay", [0.97, 0.5, 0.3])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_equals_the_numpy_backend(dtype):
+def test_equals_the_numpy_backend(dtype, decay):
     results = []
     for backend in (*fastgd.available_backends(), "numpy"):
         fastgd.set_backend(backend)
         params = model(dtype)
-        ema = EMA(params, decay=0.97)
+        ema = EMA(params, decay=decay)
         walk(params, ema, 5)
         results.append(ema.averages["W"])
     assert all(same_bits(r, results[-1]) for r in results)

@@ -78,6 +78,26 @@ def test_same_bits_on_every_backend(backend, kind):
         assert all(map(np.array_equal, found, expected))
 
 
+@pytest.mark.parametrize("name", ["Adam", "RMSprop", "Momentum"])
+@pytest.mark.parametrize("tile", range(3))
+@pytest.mark.parametrize("backend", COMPILED)
+def test_a_tile_of_nan_leaves_the_next_one_alone(backend, tile, name):
+    """Each tile's scale is its own, in loops that do several tiles, too."""
+
+    def steps(use):
+        fastgd.set_backend(use)
+        opt = OPTIMIZERS[name](draw(0, [3 * TILE], F32), state_dtype="8bit", min_8bit_size=1)
+        for k in range(3):
+            (g,) = draw(k + 1, [3 * TILE], F32)
+            if k == 0:
+                g[tile * TILE + 7] = np.nan
+            opt.step([g])
+        return arrays_of(opt)
+
+    for found, expected in zip(steps(backend), steps("numpy"), strict=True):
+        assert same_bits(found, expected) if found.dtype == F32 else np.array_equal(found, expected)
+
+
 @sampled({"name": optimizers(), "state_dtype": ["bfloat16", "float16", "8bit"]})
 def test_every_rule_in_every_storage(name, state_dtype):
     many = {"momentum": 0.9} if name in {"SGD", "RMSprop"} else {}
