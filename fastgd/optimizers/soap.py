@@ -66,7 +66,7 @@ class SOAP(Optimizer):
     weight_decay : float
         λ.  It shrinks a matrix after the step, and all else before it.
     precondition_frequency : int
-        From how many steps to how many the bases follow L and R.
+        The bases are renewed every so many steps.
     max_precond_dim : int
         The longest axis that has a factor and a basis; a longer one, as that of a vocabulary, is
         left as it is, and a matrix of two such axes goes by AdamW.
@@ -93,10 +93,11 @@ class SOAP(Optimizer):
 
     Products are NumPy's, by BLAS, and eigenvectors by LAPACK: their last bits may differ from
     machine to machine, as ``RULES["soap"].exact`` says.  Bases are worked out when nothing is
-    written yet, at the beginning of the step that first uses them, the first ones in float64; a
-    factor with a number that isn't finite has a basis of NaN.  A first gradient that is longer than
-    wide, or the other way, leaves some axes of its longer side open: there LAPACK chooses.  A shard
-    of a matrix can't be stepped, but by AdamW.
+    written yet, at the beginning of the step that first uses them, the first ones in float64.  A
+    factor with a number that isn't finite (squares of gradients beyond 1e19 overflow in float32)
+    has a basis of NaN if it is the first one; a basis that there is stays as it is from then on.
+    A first gradient that is longer than wide, or the other way, leaves some axes of its longer side
+    open: there LAPACK chooses.  A shard of a matrix can't be stepped, but by AdamW.
 
     All this is as in the authors' implementation, but for what is no matrix: there vectors wait a
     step, too, and decay after it, and tensors of more axes have a factor for each.
@@ -242,11 +243,14 @@ def eigenvectors(factor: Array) -> Array:
     return vectors
 
 
-def followed(factor: Array, basis: Array) -> tuple[Array, Array]:
-    """The order of the columns of a basis, and a step of power iteration from these."""
+def followed(factor: Array, basis: Array) -> tuple[Array, Array] | None:
+    """The order of the columns of a basis, and a step of power iteration from these.
+
+    None if the factor isn't finite: it leads nowhere, and the basis stays.
+    """
     product = factor @ basis
     if not np.isfinite(product).all():
-        return np.arange(len(basis)), np.full_like(basis, np.nan)
+        return None
     order = np.argsort(-np.einsum("ij,ij->j", basis, product), kind="stable")
     return order, np.linalg.qr(product[:, order])[0]
 
@@ -269,10 +273,13 @@ def renewed_bases(
         return {}
     found: dict[str, Array] = {}
     for key, (factor, basis) in known.items():
-        order, found[key] = followed(factor, basis)
+        ahead = followed(factor, basis)
+        if ahead is None:
+            continue
+        order, found[key] = ahead
         turn = found[key].T @ basis
         m, v = (turn @ m, v[order]) if key == "Q_l" else (m @ turn.T, v[:, order])
-    return {**found, "exp_avg": m, "exp_avg_sq": v}
+    return {**found, "exp_avg": m, "exp_avg_sq": v} if found else {}
 
 
 # --------------------------------------------------------------------------------------- the rules

@@ -279,8 +279,24 @@ def test_a_nan_poisons_its_matrix_and_no_more(backend, when):
         if seed == when == 0:
             assert np.isfinite(params[0]).all()  # as nothing moves yet
     assert np.isnan(params[0]).all()
-    assert np.isnan(opt.state[0]["Q_l"]).all()
+    assert np.isnan(opt.state[0]["Q_l"]).all() == (when == 0)  # else it stays as it was
     assert same_bits(params[1], alone)
+
+
+@pytest.mark.parametrize("backend", ["numpy", *fastgd.available_backends()])
+def test_a_factor_that_overflows_leaves_its_basis_alone(backend):
+    """Of a gradient that is finite, but whose squares are not in float32."""
+    fastgd.set_backend(backend)
+    (p,) = drawn([(4, 6)])
+    opt = fastgd.SOAP(p, precondition_frequency=2, nonfinite="raise")
+    for seed in range(9):
+        (g,) = drawn([(4, 6)], seed)
+        opt.step(g * np.float32(1e20 if seed == 3 else 1.0))
+    state = opt.state[0]
+    assert not np.isfinite(state["GG_l"]).all()
+    assert not np.isfinite(state["GG_r"]).all()
+    assert all(np.isfinite(state[key]).all() for key in ("Q_l", "Q_r", "exp_avg"))
+    assert np.isfinite(p).all()
 
 
 @pytest.mark.parametrize("backend", ["numpy", *fastgd.available_backends()])
