@@ -140,18 +140,22 @@ class Accumulated:
                 raise ValueError(
                     f"grads{self._labels[i]}: expected Rows, as were accumulated, found an array"
                 )
+        if weighed:
+            rows, taken = list(self.rows), np.zeros_like(self.counts)
+            for i, own in weighed.items():
+                rows[i], taken[i] = [*rows[i], own], 1
         if grads.rest is None:
             self.weight += weight
         else:
             # No function is made here: CPython 3.12 and 3.13 crash at that if memory has run out.
             row = partial(_always, ("weighted_sum", (weight,), Stages()))
             self._plan.step(grads.rest, row, 1.0, zero=zero, tally=self.weight, amount=weight)
-        for i, own in weighed.items():
-            self.rows[i].append(own)
-            self.by_rows = True
-            self.counts[i] += 1
-            if zero:
-                grads.rows[i].values[...] = 0
+        if not weighed:
+            return
+        self.rows, self.by_rows = rows, True
+        self.counts += taken
+        for given in grads.rows.values() if zero else ():
+            given.values[...] = 0
 
     def _weighed(self, i: int, rows: Rows, weight: float) -> Rows:
         """A gradient by rows times a weight, each row once."""

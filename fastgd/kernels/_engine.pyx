@@ -386,6 +386,7 @@ cdef class Plan:
                 renewals = renewals_of(self.layout, self.group_steps)
             # Products of matrices may overflow, of which NumPy is not to speak in the middle.
             with np.errstate(all="ignore"):
+                self.wrote = bool(renewals)
                 renew(renewals)
                 self.carry_out(backend, record, finite, arrays, configured, average, zero, reset,
                                tally, amount, combine_sums)

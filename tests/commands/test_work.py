@@ -74,6 +74,9 @@ def test_a_file_is_finished_before_the_interrupt(monkeypatch, tmp_path, capsys):
 
 pty = pytest.importorskip("pty", reason="this system has no pseudo-terminals")
 
+# Of JAX, where a test before has imported it: the process that is forked becomes another program.
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
+
 # What is run, and for how many seconds it takes at least, wherever that is.
 COMMANDS = {
     "race": ("-m fastgd race --optimizer all --steps 300 --output made/race.gif", 2.0),

@@ -48,10 +48,16 @@ TESTS = (
     "kernels/test_buffers", "checkpoint/test_packing", "kernels/test_random_words",
     "core/test_kinds_of_rules", "optimizers/test_lamb_lars_nadam", "optimizers/test_adam_like",
     "core/test_stateful", "kernels/test_out_of_cache", "kernels/test_formats",
+    "core/test_rows", "optimizers/test_rowwise", "kernels/test_tuning", "optimizers/test_muon",
+    "optimizers/test_adafactor", "optimizers/test_prodigy", "optimizers/test_dadaptation",
+    "optimizers/test_ftrl", "optimizers/test_schedule_free", "optimizers/test_sign_rules",
+    "optimizers/test_cautious", "core/test_rule_by_shape", "core/test_hyper_rows",
+    "kernels/test_powers",
 )  # fmt: skip
 # Those that measure time, read machine code, need gigabytes, or threads that a fork has not.
 NOT_THESE = (
-    "not 2_to and not optaxs and not vectorised and not threads_do_the_work and not gil_is_released"
+    "not 2_to and not optaxs and not in_torch and not c_level and not vectorised and not threads_do_the_work"
+    " and not gil_is_released"
 )
 
 
@@ -89,7 +95,7 @@ def build(mutator: Mutator, changed: dict[str, str]) -> None:
     with (SCRATCH / KERNELS / "_engine.pyx").open("a") as file:
         file.write(THREADS_SWITCH)
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(compile_module, ("_engine", "_baseline", "_series")))
+        list(pool.map(compile_module, ("_engine", "_baseline", "_series", "_watch")))
     stamp.write_text(digest())
 
 

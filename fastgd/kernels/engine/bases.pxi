@@ -14,7 +14,7 @@ cdef class Side:
 
     def __cinit__(self, cnp.ndarray factor, cnp.ndarray basis, cnp.ndarray room):
         self.factor, self.basis, self.basis_t = factor, basis, basis.T
-        self.outer = room.reshape(-1)[:factor.size].reshape((<object> factor).shape)
+        self.outer = room[0, :factor.size].reshape((<object> factor).shape)
 
     cdef bint is_set(self):
         """Whether there is a basis: one has no column of zeros."""

@@ -366,21 +366,28 @@ cdef class Layout:
         cdef tuple key
         cdef Workspace w
         self.workspaces = [None] * self.n
-        wanted = [(self.matrix_of(i), 8 if self.tensors[i].is_double else 4,
-                   self.tensors[i].info.matrix_states)
+        wanted = [(self.matrix_of(i), 8 if self.tensors[i].is_double else 4, self.pairs_of(i))
                   for i in range(self.n) if self.tensors[i].info.matrix != NULL]
         sections = sections_for(wanted)
         for i in range(self.n):
             t = &self.tensors[i]
             if t.info.matrix == NULL:
                 continue
-            key = (self.matrix_of(i), t.is_double, t.info.matrix_states)
+            key = (self.matrix_of(i), t.is_double, self.pairs_of(i))
             if key not in alike:
                 alike[key] = Workspace(key[0], np.dtype(np.float64 if t.is_double else np.float32),
                                        key[2], sections)
             w = alike[key]
             t.kept = cnp.PyArray_BYTES(w.kept)
-            self.workspaces[i] = Bases(w, key[0], self.matrices_of(i)) if key[2] else w
+            self.workspaces[i] = (Bases(w, key[0], self.matrices_of(i)) if t.info.matrix_states
+                                  else w)
+
+    cdef object pairs_of(self, Py_ssize_t i):
+        """How many numbers the largest state of pairs of a matrix step has."""
+        if not self.tensors[i].info.matrix_states:
+            return NO_STATES
+        states, pairs = self.matrices_of(i), reference.RULES[self.rules[i]].pair_states
+        return max([states[key].size for key in pairs], default=0)
 
     cdef dict matrices_of(self, Py_ssize_t i):
         """The states that a parameter's matrix step takes, as matrices."""

@@ -13,6 +13,9 @@ cdef extern from "Python.h":
     void PyErr_Clear()
 
 matmul = np.matmul
+# In the place of how many pairs a matrix step has: it takes no states at all.
+cdef enum:
+    NO_STATES = -1
 
 
 @cython.final
@@ -27,17 +30,16 @@ cdef class Workspace:
     cdef cnp.ndarray kept, other        # (lines, length)
     cdef cnp.ndarray gram, factor       # squares of the shorter side, if there are no states
     cdef cnp.ndarray kept_t, other_t, gram_t
-    cdef cnp.ndarray pairs              # as many numbers as the longer side squared, else
+    cdef cnp.ndarray pairs              # else the numbers of the largest of its states of pairs
 
-    def __cinit__(self, matrix, dtype, bint with_states, list sections):
+    def __cinit__(self, matrix, dtype, Py_ssize_t pairs, list sections):
         self.lines, self.length, transposed = matrix
         self.rows, self.columns = self.lines, self.length
         if transposed:
             self.rows, self.columns = self.length, self.lines
         self.is_double = dtype == np.float64
-        side = 0 if with_states else min(self.lines, self.length)
-        longer = max(self.lines, self.length) if with_states else 0
-        shapes = [(self.lines, self.length)] * 2 + [(side, side)] * 2 + [(longer, longer)]
+        side = min(self.lines, self.length) if pairs == NO_STATES else 0
+        shapes = [(self.lines, self.length)] * 2 + [(side, side)] * 2 + [(1, max(pairs, 0))]
         self.kept, self.other, self.gram, self.factor, self.pairs = [
             section[:shape[0] * shape[1] * dtype.itemsize].view(dtype).reshape(shape)
             for section, shape in zip(sections, shapes)]
@@ -47,16 +49,16 @@ cdef class Workspace:
 cdef list sections_for(list wanted):
     """Memory for the arrays of any of these matrices.
 
-    Each comes with the bytes of a number, and whether its step takes states.
+    Each comes with the bytes of a number, and how many its largest state of pairs has, if its step
+    takes states.
     """
     sizes = [0, 0, 0]
-    for matrix, itemsize, with_states in wanted:
+    for matrix, itemsize, pairs in wanted:
         sizes[0] = max(sizes[0], matrix.lines * matrix.length * itemsize)
-        shorter, longer = sorted((matrix.lines, matrix.length))
-        if with_states:
-            sizes[2] = max(sizes[2], longer ** 2 * itemsize)
+        if pairs == NO_STATES:
+            sizes[1] = max(sizes[1], min(matrix.lines, matrix.length) ** 2 * itemsize)
         else:
-            sizes[1] = max(sizes[1], shorter ** 2 * itemsize)
+            sizes[2] = max(sizes[2], pairs * itemsize)
     whole, square, pairs = [-(-size // 64) * 64 for size in sizes]
     memory = np.empty(2 * (whole + square) + pairs + 64, np.uint8)
     start = -<size_t> cnp.PyArray_BYTES(memory) % 64

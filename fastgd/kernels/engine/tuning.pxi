@@ -221,14 +221,14 @@ cdef void run_by_policies(Tensor* tensors, const GroupStep* group_steps, const S
 
 
 cdef inline cnp.uint64_t ways_of(const Tensor* t, int magnitude, bint parallel) noexcept:
-    """What a kind is told by, besides its rule: 4 bits for each codec, then the rest."""
+    """What a kind is told by, besides its rule: 4 bits for each of 8 codecs, then the rest."""
     cdef cnp.uint64_t ways = 0
     cdef int j
     for j in range(t.n_states):
         ways = ways << 4 | t.s_codec[j]
     ways = ways << 8 | t.g_codec << 4 | t.p_codec
-    return (ways | <cnp.uint64_t> t.n_words << 24 | <cnp.uint64_t> t.flags << 32
-            | <cnp.uint64_t> magnitude << 48 | <cnp.uint64_t> parallel << 56)
+    return (ways | <cnp.uint64_t> t.flags << 32 | <cnp.uint64_t> magnitude << 48
+            | <cnp.uint64_t> t.n_words << 56 | <cnp.uint64_t> parallel << 60)
 
 
 cdef inline int policies_of(const Tensor* t) noexcept:
@@ -331,10 +331,10 @@ cdef tuple record_of(const Kind* kind):
     cdef cnp.uint64_t ways = kind.ways
     names = [row.rule.name for row in [*_rows.values(), *_replaced]
              if row is not None and &row.info == kind.info]
-    codec_names = [CODEC_NAMES[ways >> shift & 15] for shift in range(0, 24, 4)]
+    codec_names = [CODEC_NAMES[ways >> shift & 15] for shift in range(0, 32, 4)]
     return (names[0], <size_t> kind.rule, codec_names[0], codec_names[1],
             codec_names[2:2 + kind.info.n_states][::-1], ways >> 32 & 0xffff, ways >> 48 & 0xff,
-            bool(ways >> 56), portion(kind.policy), bool(kind.trying), kind.looks, kind.last_pairs,
+            bool(ways >> 60), portion(kind.policy), bool(kind.trying), kind.looks, kind.last_pairs,
             kind.gain, kind.finer)
 
 
