@@ -66,7 +66,7 @@ class SOAP(Optimizer):
     weight_decay : float
         λ.  It shrinks a matrix after the step, and all else before it.
     precondition_frequency : int
-        From how many steps to how many the bases follow L and R.
+        The bases are renewed every so many steps.
     max_precond_dim : int
         The longest axis that has a factor and a basis; a longer one, as that of a vocabulary, is
         left as it is, and a matrix of two such axes goes by AdamW.
