@@ -31,7 +31,7 @@ from fastgd.checkpoint import CheckpointError
 from fastgd.checkpoint.atomic import replacement, write_all
 from fastgd.core.domains import flag
 from fastgd.core.home import Home
-from fastgd.core.storage import ROW_STEPS, Kind, visible
+from fastgd.core.storage import ROW_MAP, ROW_STEPS, Kind, visible
 from fastgd.kernels.memory.checks import shown
 from fastgd.kernels.spec.codecs import TILE
 from fastgd.kernels.spec.coded_array import as_coded, codec_of
@@ -283,21 +283,29 @@ class Mapped(Home):
         self._refuse_closed()
         for name, kind in kinds.items():
             spec, found = Spec(kind.shape, _name_of(kind.dtype)), self._specs.get(name)
-            if found is not None and found != spec:
-                raise CheckpointError(f"{self._folder}: {name}: expected {spec}, found {found}")
+            if found is not None and found != spec and name != ROW_MAP:
+                raise CheckpointError(
+                    f"{self._folder}: {name}: expected {_shown(spec)}, found {_shown(found)}"
+                )
             if found is None and self.step and not restarts:
                 kept = sorted(self._specs.keys() - {PARAMETER}) or "no states"
                 raise CheckpointError(
                     f"{self._folder}: expected {name} of a table that has taken {self.step} "
                     f"steps, found {kept}: those of another optimizer"
                 )
-        counts = self._specs.get(ROW_STEPS) if ROW_STEPS not in kinds else None
-        if counts and (self._map(ROW_STEPS, counts, new=False) != self.step).any():
-            raise CheckpointError(
-                f'{self._folder}: has rows that missed steps: open it with rows="catch_up", or '
-                "leave it after catch_up()"
-            )
-        return {name: self._opened(name, kinds[name]) for name in kinds.keys() & self._specs.keys()}
+        there = kinds.keys() & self._specs.keys()
+        counts, row_map = self._specs.get(ROW_STEPS), kinds.get(ROW_MAP)
+        same = row_map and Spec(row_map.shape, _name_of(row_map.dtype)) == self._specs.get(ROW_MAP)
+        if counts and not same:
+            if (self._map(ROW_STEPS, counts, new=False) != self.step).any():
+                problem = (
+                    "steps by another rule: open it by that one, and call catch_up() first"
+                    if row_map
+                    else 'steps: open it with rows="catch_up", or leave it after catch_up()'
+                )
+                raise CheckpointError(f"{self._folder}: has rows that missed {problem}")
+            there -= {ROW_MAP}  # of which nothing is needed any more
+        return {name: self._opened(name, kinds[name]) for name in there}
 
     def new(self, kind: Kind, start: float) -> dict[str, Array]:
         """See `Home.new`."""
@@ -406,6 +414,10 @@ class Mapped(Home):
     def _refuse_closed(self) -> None:
         if self._lock is None:
             raise ValueError(f"{self._folder}: expected an open table, found a closed one")
+
+
+def _shown(spec: Spec) -> str:
+    return f"{spec.dtype} of shape {spec.shape}"
 
 
 def _spec(shape: object, dtype: DTypeLike | None) -> tuple[tuple[int, ...] | None, str | None]:

@@ -124,7 +124,7 @@ def page(name: str, cls: Any) -> str:
         params, states = ", ".join(fused.params), ", ".join(fused.states)
         loops = (
             f"\nParameters in {params} with states in {states} have fused loops, which load, step "
-            f"and store at once (speed: {fused.gain}).\n"
+            f"and store at once (speed against stage by stage: {fused.gain}).\n"
         )
     return f"""# {name}
 

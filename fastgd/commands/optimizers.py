@@ -21,7 +21,7 @@ BY_ROWS = {
 CATCH_UP = {
     "linear": "can catch up exactly",
     "linear without L2 decay": "can catch up exactly, without L2 decay",
-    "signs": "can catch up exactly, without L2 decay",
+    "signs": "can catch up exactly, without L2 decay, by factors of momentum of more than 0.5",
 }
 
 
@@ -84,7 +84,7 @@ def _rule_lines(rule: Rule) -> list[str]:
     if rule.fused is not None:
         lines += [
             f"fused loops for parameters in {', '.join(rule.fused.params)} and states in "
-            f"{', '.join(rule.fused.states)}: {rule.fused.gain}"
+            f"{', '.join(rule.fused.states)}; speed against stage by stage: {rule.fused.gain}"
         ]
     return lines
 

@@ -184,6 +184,8 @@ class Optimizer(Contract):
 
         Raises
         ------
+        ValueError
+            If the optimizer was made with other ``rows``.
         RuntimeError
             While averages are swapped in.
 

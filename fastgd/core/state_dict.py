@@ -227,11 +227,16 @@ def _read_entry(
         _check_saved(a, known[key], arrays, p, f'{label}["{key}"]')
     if arrays:
         check_rows(arrays, ROW_STEPS in wanted, int(step), label)
+    if ROW_STEPS in wanted and ROW_STEPS not in arrays:
+        rows = wanted[ROW_STEPS]
+        arrays[ROW_STEPS] = np.full(rows.shape, int(step), rows.dtype)
     return int(step), _apart(arrays, memory)
 
 
 def check_rows(arrays: Mapping[str, Any], wanted: bool, step: int, label: str) -> None:
-    """Refuse saved rows that missed steps where they can't catch up, or nothing is known of them.
+    """Refuse saved rows that missed steps where they can't catch up, or not all is known of them.
+
+    Of which nothing was saved, they have missed nothing: steps were dense, or lazy for good.
 
     Parameters
     ----------
@@ -245,7 +250,7 @@ def check_rows(arrays: Mapping[str, Any], wanted: bool, step: int, label: str) -
         What to call its entry in an error.
     """
     there = {ROW_STEPS, ROW_MAP} & arrays.keys()
-    if len(there) == 1 or (wanted and not there):
+    if len(there) == 1:
         missing = sorted({ROW_STEPS, ROW_MAP} - there)
         raise ValueError(f'{label}: has no {missing}, which rows="catch_up" keeps')
     if not there:

@@ -413,7 +413,10 @@ class Stepper:
         with self.lock:
             self.refuse_elsewhere("catch_up")
             if not self.storage.catch_up:
-                return
+                raise ValueError(
+                    'catch_up: expected an optimizer that was made with rows="catch_up", found '
+                    f'rows="{self.options["rows"]}"'
+                )
             if self.homes:
                 self._mark()
             self.plan.catch_up()

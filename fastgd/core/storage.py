@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fastgd.core.contract import Contract
 from fastgd.core.domains import integer, one_of
 from fastgd.core.trees import Name
-from fastgd.core.variants import states_of
+from fastgd.core.variants import rules_of, states_of
 from fastgd.kernels.memory.alloc import aligned_zeros
 from fastgd.kernels.memory.checks import COMPUTED, shown
 from fastgd.kernels.reference import RULES
@@ -384,6 +384,8 @@ def checked(given: Mapping[str, Any], kind: type[Contract]) -> Storage:
         rounding = one_of(ROUNDINGS, rounding, "rounding")
         if master:
             raise ValueError("rounding excludes a master, which loses nothing")
+    if given.get("rows") == "catch_up":
+        _refuse_catch_up(kind, given.get("average") is not None)
     return Storage(
         wanted,
         master,
@@ -392,6 +394,18 @@ def checked(given: Mapping[str, Any], kind: type[Contract]) -> Storage:
         integer(given.get("seed", 0), "seed", end=2**64),
         given.get("rows") == "catch_up",
     )
+
+
+def _refuse_catch_up(kind: type[Contract], averaged: bool) -> None:
+    """Refuse ``rows="catch_up"`` where it could not be for any hyper-parameters."""
+    rules = [RULES[name] for name in rules_of(kind)]
+    if averaged:
+        why = "an average of the weights goes on in all rows at every step"
+    elif not any(rule.catch_up in CATCH_UP for rule in rules):
+        why = f"rule {rules[0].name} {rules[0].catch_up}"
+    else:
+        return
+    raise ValueError(f'rows: expected "exact" or "lazy", as {why}, found "catch_up"')
 
 
 def visible(code: Array, codec: str) -> Array:

@@ -649,6 +649,7 @@ cdef class Plan:
         memory_rows.check_rule(
             reference.RULES[self.layout.rules[i]], f"grads{self.layout.labels[i]}", self.lazy,
             self.sparse, group_step.stages.flags & (L2_DECAY | DECOUPLED_DECAY) != 0,
+            group_step.stages.flags & L2_DECAY != 0,
             t.average != NULL, t.rows.length % per == 0)
         if self.layout.missed is not None:
             memory_rows.check_catch_up(

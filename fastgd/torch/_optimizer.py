@@ -295,12 +295,19 @@ class Optimizer(torch.optim.Optimizer):
 
         Raises
         ------
+        ValueError
+            If the optimizer was made with other ``rows``.
         RuntimeError
             While averages are swapped in.
         """
         with self._lock:
             self.refuse_evaluated("catch_up")
-            if not self.options.storage.catch_up or not self.state:
+            if not self.options.storage.catch_up:
+                raise ValueError(
+                    'catch_up: expected an optimizer that was made with rows="catch_up", found '
+                    f'rows="{self.options.given.get("rows", "exact")}"'
+                )
+            if not self.state:
                 return
             if self._binding is None or not self._binding.catch_up(self.param_groups, self.state):
                 self._binding = self._bound()

@@ -60,7 +60,7 @@ class Options:
     def __init__(self, given: Mapping[str, Any], optimizer: str, kind: type[Contract]) -> None:
         self.given = {name: given.get(name, FIXED[name]) for name in FIXED if name != "average"}
         _options.checked(self.given, optimizer)
-        self.storage = _storage.checked(self.given, kind)
+        self.storage = _storage.checked({**self.given, "average": given.get("average")}, kind)
 
     def reseed(self, seed: int) -> None:
         """Set the seed of stochastic rounding."""

@@ -144,6 +144,8 @@ def rows(g: Any, p: Any, name: str) -> Rows:
             f"strides {tuple(p.stride())}{DENSE}"
         )
     indices, values = g._indices()[0].detach(), g._values().detach()
+    if not values.numel():  # autograd resizes them where they are to add to them
+        indices, values = indices.clone(), values.clone()
     if values.is_contiguous():
         return Rows(indices.numpy(), flat(values).reshape(tuple(values.shape)))
     if values.dtype == torch.bfloat16:

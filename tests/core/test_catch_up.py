@@ -198,13 +198,14 @@ def test_every_rule_says_whether_rows_can_catch_up():
                 continue
             h = {key: h.default for key, h in cls.hypers.items()} | pick.changes
             h |= {"weight_decay": 0.1, "clip_norm": None, "clip_value": None, "clip_ratio": None}
+            h |= {"momentum": 0.75} if "momentum" in pick.changes else {}
             _, coefficients, stages = cls.settings(name, h, 2, 1.0)
             l2 = stages[1] if rule.catch_up == spec.LINEAR else 0.0
             numbers = spec.numbers_of(rule, coefficients, l2, stages[2], F8)
             moving = [j for j in range(1, len(numbers), 3) if numbers[j] or numbers[j + 1]]
             assert len(moving) <= 1, name
             if rule.catch_up != spec.LINEAR:
-                assert spec.numbers_of(rule, coefficients, 0.1, 1.0, F8) is None
+                assert "has no closed form" in spec.numbers_of(rule, coefficients, 0.1, 1.0, F8)
 
 
 # ------------------------------------------------------------------------------- what is in between
@@ -246,7 +247,8 @@ def test_numbers_that_change_and_steps_that_do_not_count(backend):
                 grads = None
             assert opt.step(grads).skipped == (t == 11)
         assert opt.skipped == 1
-        opt.catch_up()
+        if rows_are == "catch_up":
+            opt.catch_up()
         results.append([*tables, layer, *(opt.state[f"0.{k}"]["momentum_buffer"] for k in (0, 1))])
         steps = [int(opt.state[f"0.{k}"]["step"]) for k in (0, 1)]
         assert steps == [25, 29]
@@ -334,24 +336,34 @@ def test_mapped(tmp_path):
             if part == 2:
                 with pytest.raises(fastgd.CheckpointError, match="has rows that missed steps"):
                     momentum(table, rows="lazy")
+                with pytest.raises(fastgd.CheckpointError, match="steps by another rule: open it"):
+                    momentum(table, momentum=0.0, rows="catch_up")
                 opt.catch_up()
                 np.testing.assert_allclose(table.array, expected, rtol=1e-5, atol=1e-7)
     assert (tmp_path / "table" / "row_steps.bin").stat().st_size == 2000
     with fastgd.Mapped(tmp_path / "table") as table:
         lazy = momentum(table, rows="lazy")
         lazy.step(Rows([1], np.ones((1, 4), F4)))
+    with fastgd.Mapped(tmp_path / "other", (5, 4)) as table:
+        opt = momentum(table, rows="catch_up")
+        opt.step(Rows([1], np.ones((1, 4), F4)))
+        opt.catch_up()
+    with fastgd.Mapped(tmp_path / "other") as table:
+        other = momentum(table, momentum=0.0, rows="catch_up")  # nothing is missing
+        other.step(Rows([1], np.ones((1, 4), F4)))
+        assert other.state[0]["row_map"].shape == (2,)
 
 
 # ---------------------------------------------------------------------------------- what is refused
 
 ROW = Rows([1], np.ones((1, 8)))
 REFUSED = [
-    (fastgd.Adam, {}, "rule adam goes on by quotients, whose sum over missed steps has no closed"),
-    (fastgd.SparseAdam, {}, "rule adam goes on by quotients"),
-    (fastgd.FTRL, {}, "rule ftrl makes weights anew"),
-    (fastgd.Adagrad, {"weight_decay": 0.1}, "what weight_decay adds to gradients changes more by"),
-    (fastgd.RMSprop, {"weight_decay": 0.1}, "by rule rmsprop than has a closed form"),
-    (fastgd.SignSGD, {"weight_decay": 0.1, "decoupled_weight_decay": False}, "weight_decay adds"),
+    (fastgd.Adagrad, {"weight_decay": 0.1}, "L2 weight_decay has no closed form with rule adagrad"),
+    (fastgd.RMSprop, {"weight_decay": 0.1}, "with rule rmsprop; set weight_decay=0"),
+    (fastgd.SignSGD, {"weight_decay": 0.1, "decoupled_weight_decay": False}, "L2 weight_decay has"),
+    (fastgd.SignSGD, {"momentum": 0.5}, "rule signum takes signs of what factors of 0.5 or less"),
+    (fastgd.Lion, {"betas": (0.9, 0.0)}, "rule lion takes signs of what factors of 0.5 or less"),
+    (fastgd.Lion, {"betas": (0.5, 0.99)}, "rule lion takes signs"),
     (fastgd.Momentum, {"bias_correction": True}, "bias correction makes each step another"),
     (
         fastgd.SGD,
@@ -360,9 +372,57 @@ REFUSED = [
     ),
     (fastgd.SGD, {"lr": lambda t: 0.1}, r"schedules \(of lr\) make each step another"),
     (fastgd.SGD, {"clip_ratio": 0.1}, "clip_ratio takes norms of rows that have not caught up"),
-    (fastgd.SGD, {"average": 0.9}, "an average of the weights goes on"),
-    (fastgd.LAMB, {}, "rule lamb takes sums over the whole parameter"),
 ]
+NEVER = [
+    (fastgd.Adam, {}, "rule adam goes on by quotients, whose sum over missed steps has no closed"),
+    (fastgd.SparseAdam, {}, "rule adam goes on by quotients"),
+    (fastgd.FTRL, {}, "rule ftrl makes weights anew"),
+    (fastgd.LAMB, {}, "rule lamb takes sums over the whole parameter"),
+    (fastgd.SGD, {"average": 0.9}, "an average of the weights goes on"),
+]
+
+
+@pytest.mark.parametrize(("cls", "options", "words"), NEVER)
+def test_refused_when_made_where_it_could_never_be(cls, options, words):
+    with pytest.raises(ValueError, match=f'rows: expected "exact" or "lazy", as {words}'):
+        cls(np.zeros((4, 8)), rows="catch_up", **options)
+
+
+@pytest.mark.parametrize("dtype", [F4, F8])
+def test_signs_that_stay_for_good(dtype):
+    """Factors of just more than 0.5, by which the smallest momentum is rounded to itself."""
+    for cls, options in (
+        (fastgd.Lion, {"betas": (0.51, 0.51)}),
+        (fastgd.SignSGD, {"momentum": 0.51}),
+    ):
+        tables = [np.zeros((2, 4), dtype) for _ in range(2)]
+        opt = cls(tables[0], lr=1.0, rows="catch_up", **options)
+        dense = cls(tables[1], lr=1.0, **options)
+        for row in (0, *[1] * 1300):
+            rows = Rows([row], np.ones((1, 4), dtype))
+            opt.step(rows)
+            dense.step(whole(rows, (2, 4), dtype))
+        opt.catch_up()
+        assert same_bits(*tables)
+        assert tables[0][0, 0] == -1301
+
+
+def test_advice_is_what_can_be_had():
+    """By a step of rows that would be lazy: to catch up, where the rule can."""
+    for cls, options, can in (
+        (fastgd.SGD, {"momentum": 0.9, "weight_decay": 0.1}, True),
+        (fastgd.Lion, {"weight_decay": 0.1}, True),
+        (fastgd.Adagrad, {"weight_decay": 0.1}, False),
+        (fastgd.Adam, {}, False),
+        (fastgd.RowWiseAdam, {"weight_decay": 0.1}, False),
+    ):
+        with pytest.raises(ValueError, match='say rows="lazy"') as caught:
+            cls(np.zeros((4, 8)), **options).step(ROW)
+        assert ('rows="catch_up"' in str(caught.value)) == can
+    with pytest.raises(
+        TypeError, match=r"indices: .* found builtins.int; np.array\(\[…\], np.int64\)"
+    ):
+        Rows(7, ROW.values)
 
 
 @pytest.mark.parametrize("backend", ["numpy", *COMPILED[:1]])
@@ -397,9 +457,9 @@ def test_refused_elsewhere():
     with pytest.raises(ValueError, match=r'"row_steps"\]: .*found rows that missed steps'):
         lazy.load_state_dict(saved)
     lazy.step(ROW)
+    with pytest.raises(ValueError, match='made with rows="catch_up", found rows="lazy"'):
+        lazy.catch_up()
     before = table.copy()
-    with pytest.raises(ValueError, match=r"has no \['row_map', 'row_steps'\]"):
-        opt.load_state_dict(lazy.state_dict())
     for wrong, words in (
         ({"row_steps": np.full(4, 2, np.uint32)}, "expected at most 1, the steps of all"),
         ({"row_steps": np.zeros(4, np.int64)}, "expected dtype uint32, found int64"),
@@ -420,6 +480,33 @@ def test_parameters_without_rows_are_as_ever():
     opt = momentum(params, rows="catch_up")
     opt.step([np.ones(3), np.ones((3, 2), order="F"), np.ones((3, 2))])
     assert [("row_steps" in opt.state[k]) for k in range(3)] == [False, False, True]
-    plain = fastgd.SGD(np.ones((3, 2)))
-    plain.catch_up()
-    assert "row_steps" not in plain.state[0]
+    assert "row_steps" not in fastgd.SGD(np.ones((3, 2))).state[0]
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.9])
+def test_what_was_saved_without_counts_has_missed_nothing(factor, tmp_path):
+    """By lazy steps, as by dense ones; also where there are no states."""
+    table = table_of()
+    lazy = momentum(table, momentum=factor, rows="lazy")
+    with fastgd.Mapped(tmp_path / "table", table.shape, F8) as mapped:
+        mapped.array[...] = table
+        other = momentum(mapped, momentum=factor, rows="lazy")
+        for rows in draws(5):
+            lazy.step(rows)
+            other.step(rows)
+    loaded = table.copy()
+    opt = momentum(loaded, momentum=factor, rows="catch_up")
+    opt.load_state_dict(lazy.state_dict())
+    with fastgd.Mapped(tmp_path / "table") as mapped:
+        again = momentum(mapped, momentum=factor, rows="catch_up")
+        for o in (opt, again):
+            o.catch_up()
+            assert same_bits(o.param_groups[0]["params"][0], table)
+            dense = momentum(expected := table.copy(), momentum=factor)
+            dense.load_state_dict(lazy.state_dict())
+            for rows in draws(5, seed=3):
+                o.step(rows)
+                dense.step(whole(rows, table.shape))
+            o.catch_up()
+            assert (o.state[0]["row_steps"] == 10).all()
+            np.testing.assert_allclose(o.param_groups[0]["params"][0], expected, rtol=1e-13)

@@ -213,6 +213,19 @@ def test_what_can_not_be_rows_is_refused(message):
     assert not opt.state[p] if p in opt.state else True
 
 
+def test_gradients_without_rows_let_autograd_add_to_them():
+    """Which resizes them in place, as `numpy()` would forbid."""
+    table = nn.Embedding(50, 8, sparse=True)
+    opt = SGD(table.parameters(), lr=0.1)
+    before = table.weight.detach().clone()
+    table(torch.arange(0)).sum().backward()
+    opt.step()
+    table(torch.tensor([1])).sum().backward()
+    opt.step()
+    before[1] -= 0.1
+    torch.testing.assert_close(table.weight.detach(), before)
+
+
 def test_rows_catch_up():
     """With counts that torch's users see, save and load; states stay theirs."""
     tables = [nn.Embedding(20, 6, sparse=sparse) for sparse in (True, False)]
@@ -223,6 +236,8 @@ def test_rows_catch_up():
         for k, table in enumerate(tables)
     ]
     opts[0].catch_up()  # of which nothing is left
+    with pytest.raises(ValueError, match='made with rows="catch_up", found rows="exact"'):
+        opts[1].catch_up()
     for t in range(12):
         for table, opt in zip(tables, opts, strict=True):
             opt.zero_grad()

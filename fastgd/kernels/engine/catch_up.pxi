@@ -111,9 +111,8 @@ cdef class Missed:
         owners.make(&first, owner, 0, configure, 1.0)
         owners.make(&late, owner, LATE, configure, 1.0)
         found, at_first = self.numbers_by(&step), self.numbers_by(&first)
-        if found is None:
-            self.refuse(f"what weight_decay adds to gradients changes more by rule "
-                        f"{self.rule.name} than has a closed form")
+        if isinstance(found, str):
+            self.refuse(found)
         elif found != self.numbers_by(&late):
             self.refuse("bias correction makes each step another")
         elif found[0] != at_first[0] or found[2::3] != at_first[2::3]:
@@ -131,8 +130,8 @@ cdef class Missed:
         self.why = why
         memset(self.next, 0, (1 + self.view.width) * sizeof(double))
 
-    cdef tuple numbers_by(self, const GroupStep* step):
-        """The numbers of a step; None if it has none."""
+    cdef object numbers_by(self, const GroupStep* step):
+        """The numbers of a step; or why it has none."""
         cdef int j
         return catch_up_spec.numbers_of(
             self.rule, [step.c64[j] for j in range(step.info.n_given)], step.stages.weight_decay,

@@ -29,7 +29,7 @@ _DEVICES = {2: "CUDA", 4: "OpenCL", 7: "Vulkan", 8: "Metal", 10: "ROCm", 14: "on
 _IMMUTABLE = {"jax": "JAX", "jaxlib": "JAX", "pyarrow": "Arrow"}
 
 
-def as_array(obj: object, name: str) -> Array:
+def as_array(obj: object, name: str, dtype: str = "np.float32") -> Array:
     """A NumPy array over the memory of `obj`; never a copy.
 
     bfloat16, which NumPy itself lacks, comes as ml_dtypes has it or as uint16.
@@ -39,7 +39,9 @@ def as_array(obj: object, name: str) -> Array:
     obj : object
         A NumPy array or what lends its memory: see the module's docstring.
     name : str
-        What to call it in an error.
+        What to call it in an error,
+    dtype : str
+        and the dtype to advise there, of a number or list.
 
     Raises
     ------
@@ -75,7 +77,7 @@ def as_array(obj: object, name: str) -> Array:
         pass
     interface = getattr(obj, "__array_interface__", None)
     if interface is None or isinstance(obj, type):
-        how = "; np.array([…], np.float32) makes one" if _is_number_or_list(obj) else ""
+        how = f"; np.array([…], {dtype}) makes one" if _is_number_or_list(obj) else ""
         raise TypeError(f"{name}: expected an array, found {found}{how}")
     return _from_interface(obj, interface, name, found)
 

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastgd.kernels.memory import checks
 from fastgd.kernels.spec.catch_up import KNOWN as CATCH_UP
+from fastgd.kernels.spec.catch_up import LINEAR
 from fastgd.kernels.spec.registry import Rule
 from fastgd.kernels.spec.sizes import TILE
 
@@ -99,7 +100,7 @@ def _as_indices(obj: object, name: str) -> Array:
     """Indices as int32 or int64, native, aligned and contiguous; a copy if need be."""
     if isinstance(obj, (list, tuple)):
         obj = np.asarray(obj, None if obj else np.int64)
-    a = checks.as_array(obj, name)
+    a = checks.as_array(obj, name, "np.int64")
     if a.ndim != 1:
         raise ValueError(f"{name}: expected one axis, found shape {a.shape}")
     kind = a.dtype.newbyteorder("=")
@@ -199,13 +200,20 @@ def check_catch_up(rule: Rule, name: str, why: str | None, clips_rows: bool) -> 
         why = "clip_ratio takes norms of rows that have not caught up yet"
     if why is not None:
         raise ValueError(
-            f'{name}: expected an array, as rows can not catch up (rows="catch_up"): {why}; found '
+            f'{name}: expected an array, as rows cannot catch up (rows="catch_up"): {why}; found '
             "Rows"
         )
 
 
 def check_rule(
-    rule: Rule, name: str, lazy: bool, sparse: bool, decays: bool, averaged: bool, whole_tiles: bool
+    rule: Rule,
+    name: str,
+    lazy: bool,
+    sparse: bool,
+    decays: bool,
+    by_l2: bool,
+    averaged: bool,
+    whole_tiles: bool,
 ) -> None:
     """Refuse a gradient by rows where the step needs all of its parameter, or all rows.
 
@@ -220,7 +228,9 @@ def check_rule(
     sparse : bool
         or at least what the rule does.
     decays : bool
-        Whether the step decays weights.
+        Whether the step decays weights,
+    by_l2 : bool
+        and does so by what it adds to gradients.
     averaged : bool
         Whether there is an average of the parameter.
     whole_tiles : bool
@@ -241,9 +251,10 @@ def check_rule(
     if lazy or (stands_still and not decays):
         return
     why = "weight_decay acts" if stands_still else f"rule {rule.name} changes states"
+    can = rule.catch_up == LINEAR or (rule.catch_up in CATCH_UP and not by_l2)
+    otherwise = 'rows="catch_up", if they are to make up for it then, ' if can else ""
     raise ValueError(
         f"{name}: {why} on rows without a gradient, too, which Rows leave alone; say "
         'rows="lazy" when you make the optimizer, if they are to wait for their next gradient, '
-        'rows="catch_up", if they are to make up for it then, or '
-        "give the whole gradient as an array"
+        f"{otherwise}or give the whole gradient as an array"
     )

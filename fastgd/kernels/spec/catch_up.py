@@ -5,7 +5,7 @@ that moves the parameter, and λ that of an L2 penalty, p ← ap + bV and V ← 
 are the k-th power of a matrix of two rows and columns; of other states each is multiplied by a
 number.  The numbers of one step are found by asking the rule what it does to 1 and 0: the formula
 stands in one place.  Signs stay what they are while their momentum shrinks: there sign(m) is in the
-place of V, and does not change.
+place of V, and does not change, where no product of it is rounded to 0.
 
 The *numbers* of a step are a, and b, c, d of each state; of these b and c are 0 but for one state.
 Where the rule takes signs, the first state is the sign, and the second the momentum itself.  Powers
@@ -51,8 +51,8 @@ def width(rule: Rule) -> int:
 
 def numbers_of(
     rule: Rule, coefficients: Sequence[float], l2: float, decoupled: float, dtype: DTypeLike
-) -> Numbers | None:
-    """The numbers of a step without a gradient; None if it has none.
+) -> Numbers | str:
+    """The numbers of a step without a gradient; or why it has none.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def numbers_of(
     (0.875, -0.375, 0.25, 0.75)
     """
     if l2 != 0.0 and rule.catch_up != LINEAR:
-        return None
+        return f"L2 weight_decay has no closed form with rule {rule.name}; set weight_decay=0"
     to: type[Any] = np.dtype(dtype).type
     c = {
         key: np.float64(rounded(key, value, to))
@@ -94,6 +94,17 @@ def numbers_of(
         found += [float(p[1 + k]), float(states[key][0]), float(states[key][1 + k])]
     if rule.catch_up == SIGNS:
         a, b, _, d = found
+        # Of the smallest number, as of any: half of it is rounded to 0, and more than half is not.
+        least = [np.finfo(to).smallest_subnormal * np.ones(1, to) for _ in own]
+        moved, still = np.zeros(1, to), np.zeros(1, to)
+        given = {key: to(value) for key, value in given.items()}
+        with np.errstate(all="ignore"):
+            sweep.update(moved, still, *least, **given)
+        if not least[0].any() or (b != 0.0 and not moved.any()):
+            return (
+                f"rule {rule.name} takes signs of what factors of 0.5 or less (betas, momentum) "
+                "round to 0 after some steps"
+            )
         found = [a, b, 0.0, 1.0, 0.0, 0.0, d]
     return tuple(found)
 

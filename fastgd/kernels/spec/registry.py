@@ -296,8 +296,8 @@ def rule(update: Update | None = None, **parts: Any) -> Any:
         What becomes of steps that a row missed (`fastgd.kernels.spec.catch_up`).  "linear": without
         a gradient but that of L2 decay, parameter and states are multiplied and added up, so that k
         steps have a closed form; at most one state moves the parameter.  "linear without L2 decay".
-        "signs": the parameter moves by the sign of the only state, which shrinks.  Else why there
-        is none, in words that follow the rule's name.
+        "signs": the parameter moves by the sign of the only state, which shrinks by factors above
+        0.5.  Else why there is none, in words that follow the rule's name.
     renew : callable, optional
         ``renew(state, ..., *, ...)``: called before each step with states of the matrix step, as
         this gets them, and coefficients.  Returns what to set of them, by name; it may raise.
