@@ -5,11 +5,11 @@
     python bench/counts.py --accept             note them in counts.json, which a test reads
 
 Valgrind counts; it takes its headers (Debian's package `valgrind` has both), a C compiler, and for
-the step of torch's tensors torch.  `--only NAME` counts some.  A step of tensors so small is mostly
-what is done once a call and once a tensor, so that a count says what a time says, without its
-noise; but for what waits for memory, or for the divider.  Counts follow from Python, the compiler
-and the backend, which `counts.json` is keyed by; valgrind knows no AVX-512, so that the backend is
-x86_64_v3 where a processor has that.
+the step of torch's tensors torch.  `--only bound torch` counts some.  A step of tensors so small is
+mostly what is done once a call and once a tensor, so that a count says what a time says, without
+its noise; but for what waits for memory, or for the divider.  Counts follow from Python, the
+compiler and the backend, which `counts.json` is keyed by; valgrind knows no AVX-512, so that the
+backend is x86_64_v3 where a processor has that.
 
 With `--against`, exit status 1 tells that some count has grown by more than the tolerance.
 """
@@ -66,7 +66,7 @@ def bound() -> Callable[[], object]:
     return fastgd.Adam(arrays(300, 64), grads=arrays(300, 64, 1)).step
 
 
-def fresh() -> Callable[[], object]:
+def unbound() -> Callable[[], object]:
     """Adam with a list of gradients."""
     import fastgd
 
@@ -120,28 +120,32 @@ def rows() -> Callable[[], object]:
     return lambda: opt.step(given)
 
 
-def torch_step() -> Callable[[], object]:
+def torch() -> Callable[[], object]:
     """Adam with torch's tensors."""
-    import torch
+    from torch import from_numpy
+    from torch.nn import Parameter
 
     import fastgd.torch
 
-    params = [torch.nn.Parameter(torch.from_numpy(a)) for a in arrays(300, 64)]
+    params = [Parameter(from_numpy(a)) for a in arrays(300, 64)]
     for p, g in zip(params, arrays(300, 64, 1), strict=True):
-        p.grad = torch.from_numpy(g)
+        p.grad = from_numpy(g)
     return fastgd.torch.Adam(params).step
 
 
 SCENARIOS: dict[str, Callable[[], Callable[[], object]]] = {
     "300 x 64, bound": bound,
-    "300 x 64, a list": fresh,
+    "300 x 64, a list": unbound,
     "300 x 64, clipped": clipped,
     "1 x 64": one,
     "norm of 300 x 64": norm,
     "accumulate 300 x 64": accumulate,
     "256 rows of 64": rows,
-    "300 x 64, torch": torch_step,
+    "300 x 64, torch": torch,
 }
+
+# What they are called on the command line.
+CALLED = {make.__name__: name for name, make in SCENARIOS.items()}
 
 # Apart from the others, as torch's import takes longer than all of these.
 WITH_TORCH = ("300 x 64, torch",)
@@ -149,14 +153,14 @@ WITH_TORCH = ("300 x 64, torch",)
 
 def missing() -> str:
     """What there is not that counting needs; empty if nothing is missing."""
-    for command in ("valgrind", compiler()[0]):
+    for command, package in (("valgrind", "valgrind"), (compiler()[0], "gcc")):
         if which(command) is None:
-            return f"there is no {command}"
+            return f"there is no {command}, which Debian's package {package} has"
     with tempfile.TemporaryDirectory() as folder:
         try:
             marks_in(Path(folder))
         except subprocess.CalledProcessError:
-            return "there is no valgrind/callgrind.h"
+            return "there is no valgrind/callgrind.h, which Debian's package valgrind has"
     return ""
 
 
@@ -198,8 +202,9 @@ def start(tree: Path, folder: Path, marks: Path, names: list[str]) -> Any:
     environment |= {"OMP_NUM_THREADS": "1", "FASTGD_NUM_THREADS": "1"}
     tool = ["valgrind", "-q", "--tool=callgrind", "--instr-atstart=no"]
     command = [*tool, f"--callgrind-out-file={folder}/out", sys.executable, str(HERE)]
+    only = [SCENARIOS[name].__name__ for name in names]
     process = subprocess.Popen(
-        [*command, "--count-in", str(folder), "--marks", str(marks), "--only", *names],
+        [*command, "--count-in", str(folder), "--marks", str(marks), "--only", *only],
         env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     return process, folder
@@ -303,6 +308,12 @@ def compared(counts: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
     return grown
 
 
+def is_commit(name: str) -> bool:
+    """Whether git knows a commit by that name."""
+    ask = ["git", "-C", str(ROOT), "rev-parse", "--quiet", "--verify", "--end-of-options"]
+    return subprocess.run([*ask, f"{name}^{{commit}}"], capture_output=True).returncode == 0
+
+
 def counted_at(commit: str, names: Iterable[str]) -> dict[str, Any]:
     """The same of a commit, built in a worktree that is removed afterwards."""
     with tempfile.TemporaryDirectory() as folder:
@@ -351,20 +362,36 @@ def note(found: Mapping[str, Any]) -> None:
 
 def main() -> int:
     """Count, and print or note what was counted."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=[*SCENARIOS])
+    width = max(map(len, CALLED))
+    calls = [f"  {call:{width}}  {name}" for call, name in CALLED.items()]
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0],
+        epilog="\n".join(["calls:", *calls]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--only", nargs="+", metavar="CALL", choices=CALLED, default=[*CALLED],
+        help="count these calls, of those below; else all",
+    )  # fmt: skip
     parser.add_argument("--against", metavar="COMMIT", help="count at a commit, too")
-    parser.add_argument("--accept", action="store_true", help="note the counts in counts.json")
+    parser.add_argument(
+        "--accept", action="store_true",
+        help="write the counts to bench/counts.json, over those noted there of the same Python, "
+        "compiler and backend",
+    )  # fmt: skip
     parser.add_argument("--count-in", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--marks", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    names = [CALLED[call] for call in given.only]
     if given.count_in is not None:
-        count_in(given.count_in, given.marks, given.only)
+        count_in(given.count_in, given.marks, names)
         return 0
+    if given.against is not None and not is_commit(given.against):
+        parser.error(f"--against: no such commit: {given.against}")
     if lacking := missing():
         parser.error(lacking)
-    found = counted(ROOT, given.only)
-    before = None if given.against is None else counted_at(given.against, given.only)["counts"]
+    found = counted(ROOT, names)
+    before = None if given.against is None else counted_at(given.against, names)["counts"]
     print(f"{found['key']}\n\n{table(found['counts'], before, given.against)}")
     if given.accept:
         note(found)

@@ -102,6 +102,8 @@ def family(make: Maker) -> str:
     return "each weight's gradients" if adaptive(make) else "the rate given"
 
 
+# The distance from a minimum that counts as arrival, unless told.
+TOLERANCE = 0.05
 # From far too small to far too large for any of the surfaces: powers of √10.
 RATES = tuple(10 ** (k / 2) for k in range(-10, 3))
 
@@ -146,7 +148,7 @@ def tuned(
     steps: int,
     *,
     rates: Sequence[float] = RATES,
-    tolerance: float = 0.05,
+    tolerance: float = TOLERANCE,
     start: Sequence[float] | None = None,
     noise: Array | None = None,
 ) -> Run:
@@ -175,7 +177,7 @@ def race(
     *,
     names: Iterable[str] = CLASSIC,
     rates: Sequence[float] = RATES,
-    tolerance: float = 0.05,
+    tolerance: float = TOLERANCE,
     advance: Callable[[str], object] = lambda name: None,
 ) -> Mapping[str, Run]:
     """The best descents of contestants on a surface, from its suggested start."""

@@ -48,6 +48,7 @@ def render(folder: Path, work: Work) -> str:
     started = perf_counter()
     sections = []
     for k, picture in enumerate(PICTURES, 1):
+        work.begin(picture.name)
         # On matrices as small as theirs a second thread only gets in the way, and on a busy
         # machine makes runs take twenty times as long.
         with threadpool_limits(1, user_api="blas"):
@@ -57,14 +58,14 @@ def render(folder: Path, work: Work) -> str:
     return work.write(folder / "index.html", page(sections, perf_counter() - started))
 
 
-def render_picture(picture: Picture[Any], advance: Callable[[str], object]) -> Section:
+def render_picture(picture: Picture[Any], advance: Callable[[], object]) -> Section:
     """Run a picture once and draw it in all variants."""
     result = picture.run()
-    advance(picture.name)
+    advance()
     images = {}
     for narrow, theme in VARIANTS:
         images[narrow, theme] = png(picture.draw(result, narrow=narrow, theme=theme), narrow, theme)
-        advance(picture.name)
+        advance()
     return Section(
         picture.name,
         picture.title,

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from fastgd import plot
 from fastgd.commands import choice, output
-from fastgd.commands.descents import RATES, Run, contestants, race
+from fastgd.commands.descents import RATES, TOLERANCE, Run, contestants, race
 from fastgd.commands.images import Palette
 from fastgd.commands.work import Work
 from fastgd.surfaces import SURFACES, Surface
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tolerance",
         type=positive,
-        default=0.05,
+        default=TOLERANCE,
         help="the distance from a minimum that counts as arrival",
     )
     parser.add_argument(
@@ -125,7 +125,8 @@ def run(arguments: argparse.Namespace) -> int:
             advance=work.advance,
         )
         share = len(runs) / frame_count(arguments.steps)
-        frames = animate(surface, runs, lambda: work.advance("drawing", share))
+        work.begin("drawing")
+        frames = animate(surface, runs, lambda: work.advance(share=share))
         work.show()
         console.print(table_of(surface, runs, arguments.steps, arguments.tolerance))
         written = work.write(arguments.output, animation(frames, arguments.output.suffix))
@@ -135,14 +136,18 @@ def run(arguments: argparse.Namespace) -> int:
 
 def serve(arguments: argparse.Namespace) -> int:
     """Serve the page, which begins with the race that the arguments describe."""
+    if sys.stderr.isatty():
+        print("Preparing the page …", file=sys.stderr, flush=True)
     from fastgd.commands import live
 
     names = choice.chosen(arguments.optimizer)
     try:
         if arguments.output != Path(ANIMATION):
             raise live.answers.RefusedError("--serve writes no file: leave --output out")
-        begin = live.answers.begin(arguments.surface, arguments.steps, names, arguments.lr)
-        server = live.Server(arguments.port, begin, arguments.tolerance)
+        begin = live.answers.begin(
+            arguments.surface, arguments.steps, names, arguments.lr, arguments.tolerance
+        )
+        server = live.Server(arguments.port, begin)
     except live.answers.RefusedError as refused:
         print(f"race: {refused}", file=sys.stderr)
         return 2

@@ -119,7 +119,8 @@ def run(arguments: argparse.Namespace) -> int:
 
         def trained(name: str) -> Outcome:
             size, seed = arguments.batch_size, arguments.seed
-            return train(name, epochs, size, seed, lambda: work.advance(name))
+            work.begin(name)
+            return train(name, epochs, size, seed, work.advance)
 
         outcomes = [trained(name) for name in names]
         work.show()

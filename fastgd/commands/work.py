@@ -47,7 +47,8 @@ class Work:
 
     def __init__(self, name: str, total: float = 0.0) -> None:
         self.name = name
-        self.total, self.done, self.last = total, 0.0, ""
+        self.total, self.done = total, 0.0
+        self.at, self.last = "", ""  # what is under way, and the last that was done
         self.files: dict[Path, None] = {}
         shown = sys.stderr.isatty()
         columns = (
@@ -89,11 +90,17 @@ class Work:
         self.total = total
         self._bar.update(self._task, total=total)
 
+    def begin(self, what: str) -> None:
+        """Note what is under way from now on, if it has several parts."""
+        self.at = what
+        self._bar.update(self._task, description=what)
+
     def advance(self, what: str = "", share: float = 1.0) -> None:
-        """Note that a part is done, and what it was."""
+        """Note that a part is done, and what it was, unless it is one of what has begun."""
         self.done += share
-        self.last = what or self.last
-        self._bar.update(self._task, advance=share, description=self.last)
+        if what:
+            self.at, self.last = "", what
+        self._bar.update(self._task, advance=share, description=self.at or self.last)
         if monotonic() - self._drawn >= SECONDS:
             self._bar.refresh()
             self._drawn = monotonic()
@@ -104,7 +111,8 @@ class Work:
         return min(1.0, self.done / self.total) if self.total else 0.0
 
     def show(self) -> None:
-        """End the bar: what follows are results."""
+        """End the bar: all is done, and what follows are results."""
+        self.at, self.last = "", self.at or self.last
         self._bar.stop()
 
     def write(self, path: Path, content: bytes | str) -> str:
@@ -124,7 +132,9 @@ class Work:
 
     def told(self) -> str:
         """What is to be said of work that was interrupted."""
-        after = f", after {self.last}" if self.last else ""
+        where = f", after {self.last}" if self.last else ""
+        if self.at:
+            where = f", in {self.at}"
         kept = ", ".join(map(str, self.files))
         wrote = f"kept, each of them whole: {kept}" if kept else "nothing was written"
-        return f"{self.name}: interrupted at {self.share:.0%}{after}; {wrote}"
+        return f"{self.name}: interrupted at {self.share:.0%}{where}; {wrote}"

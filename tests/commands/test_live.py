@@ -25,7 +25,7 @@ BEGIN = answers.begin(SURFACES["beale"], 60, list(choice.CLASSIC), None)
 
 @pytest.fixture(scope="module")
 def server():
-    with live.Server(0, BEGIN, tolerance=0.05) as running:
+    with live.Server(0, BEGIN) as running:
         thread = threading.Thread(target=running.serve_forever, daemon=True)
         thread.start()
         yield running
@@ -102,6 +102,17 @@ def test_noise_is_the_same_for_all_and_follows_from_the_seed(server):
     assert abs(other - a).max() > usual / 10
 
 
+def test_the_address_says_what_counts_as_arrival(server):
+    near = answers.begin(SURFACES["quadratic"], 60, ["SGD"], 0.1, 0.5)
+    assert near == "surface=quadratic&steps=60&tolerance=0.5&run=SGD:0.1&run=heavy+ball:0.1"
+    arrivals = [
+        race(server, query)["runs"][0]["arrival"]
+        for query in (near, near.replace("&tolerance=0.5", ""))
+    ]
+    # Plain descent multiplies x, which is 2 at first, by 0.9, and y by 0.
+    assert arrivals == [math.ceil(math.log(t / 2, 0.9)) for t in (0.5, descents.TOLERANCE)]
+
+
 def test_what_diverges_ends_where_it_leaves(server):
     (run,) = race(server, "surface=rosenbrock&steps=40&run=SGD:10")["runs"]
     path = np.array(run["path"])
@@ -136,7 +147,8 @@ def test_what_diverges_ends_where_it_leaves(server):
         ("noise=-1&run=SGD", "noise: expected a number from 0 up to 10"),
         ("seed=x&run=SGD", "seed: expected an integer"),
         ("seed=1&seed=2&run=SGD", "once each, found seed"),
-        ("tolerance=1&run=SGD", "found tolerance"),
+        ("tolerance=0&run=SGD", "tolerance: expected a number above 0"),
+        ("colour=1&run=SGD", "found colour"),
         ("run", "expected NAME=VALUE"),
     ],
     ids=lambda text: text[:24],
@@ -206,6 +218,8 @@ def test_the_page_holds_all_it_needs(server):
     [
         (["--serve", "--steps", "3000"], "expected at most 2000 steps, found 3000"),
         (["--serve", "--optimizer", "all"], "expected at most 14 optimizers at once"),
+        (["--serve", "--tolerance", "1e7"], "tolerance: expected a number above 0 up to 1e+06"),
+        (["--serve", "--lr", "1e7"], "learning rate of SGD: expected a number above 0"),
         (["--serve", "--output", "a.gif"], "--serve writes no file: leave --output out"),
         (["--open"], "--port and --open belong to --serve"),
         (["--port", "0"], "--port and --open belong to --serve"),
@@ -227,7 +241,7 @@ def test_a_port_that_is_taken(capsys):
 
 
 def test_it_ends_when_it_is_interrupted(capsys, monkeypatch):
-    server = live.Server(0, BEGIN, tolerance=0.05)
+    server = live.Server(0, BEGIN)
 
     def struck():
         raise KeyboardInterrupt

@@ -26,7 +26,7 @@ browser = pytest.fixture(scope="module")(chromium)
 
 @pytest.fixture(scope="module")
 def address():
-    with live.Server(0, BEGIN, tolerance=0.05) as running:
+    with live.Server(0, BEGIN) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         yield running.address
         running.shutdown()
@@ -174,6 +174,8 @@ def test_what_diverges_and_what_is_wrong_are_said(browser, address):
         ("surface=moon&run=SGD", "no surface is called 'moon'"),
         ("start=1&run=SGD", "start: expected 2 numbers with a comma between, found '1'"),
         ("noise=much&run=SGD", "noise: expected a number from 0 up to 10, found 'much'"),
+        ("surface=moon", "no surface is called 'moon'"),
+        ("steps=few", "steps: expected an integer from 1 to 2000, found 'few'"),
         ("hello", "expected NAME=VALUE"),
     ):
         opened(browser, f"{address}#{wrong}")
@@ -183,11 +185,41 @@ def test_what_diverges_and_what_is_wrong_are_said(browser, address):
         assert rates(browser).keys() == {"SGD", "heavy ball", "Adam"}, "the page's own race"
 
 
+def test_a_link_without_optimizers_is_to_the_usual_ones(browser, address):
+    opened(browser, f"{address}#surface=himmelblau&tolerance=0.2")
+    assert asked(browser)["surface"] == ["himmelblau"]
+    assert asked(browser)["tolerance"] == ["0.2"]
+    assert "within 0.2 of a minimum" in browser.find_element("id", "meaning").text
+    assert list(rates(browser)) == ["SGD", "heavy ball", "Adam"]
+
+
+def test_what_never_arrives_and_what_the_lines_are(browser, address):
+    opened(browser, f"{address}#steps=5&run=SGD:0.0001&run=Adam:0.1")
+    cells = browser.find_elements("css selector", "#runs td:nth-child(4)")
+    assert [cell.text for cell in cells] == ["not in 5 steps"] * 2
+    names = browser.find_elements("css selector", "#legend li")
+    assert [name.text for name in names] == ["SGD", "Adam"]
+
+
+@pytest.mark.parametrize(("field", "stays"), [("start-y", "1.5"), ("steps", "120")])
+def test_a_field_without_a_number_is_refused(page, field, stays):
+    before = page.current_url
+    pressed(page, f"#{field}", "\ue009a\ue000", "\ue003", "\ue006")  # all, deleted, Enter
+    problem = page.find_element("id", "problem")
+    assert problem.is_displayed()
+    assert re.search(f"expected a number from .*; it stays {stays}", problem.text)
+    assert page.find_element("id", field).get_property("value") == stays
+    assert page.current_url == before
+
+
 @pytest.mark.parametrize(("width", "theme"), VIEWS)
 def test_it_fits_and_has_words_for_every_control(browser, address, width, theme):
     emulate(browser, width, theme, motion=False)
     opened(browser, address)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    # On what is wide enough for both pictures, they, the legend and the playback are in sight.
+    where = "return document.querySelector('#transport').getBoundingClientRect().bottom"
+    assert width < 760 or browser.execute_script(where) <= 850
     nameless = browser.execute_script(
         "return [...document.querySelectorAll('input, select, button, svg[tabindex]')].filter(e =>"
         "!(e.labels?.length || e.ariaLabel || e.getAttribute('aria-labelledby') || e.textContent.trim()))"

@@ -49,6 +49,21 @@ def test_an_interrupt_says_what_was_done(capsys, tmp_path):
     assert [file.read_text() for file in (first, second)] == ["whole", "whole"]
 
 
+def test_what_is_under_way_is_not_called_done():
+    work = Work("draw", 4)
+    work.advance("valley")
+    work.begin("saddle")
+    assert work.told() == "draw: interrupted at 25%, in saddle; nothing was written"
+    work.advance()
+    assert "at 50%, in saddle;" in work.told(), "one part of it"
+    work.advance("plain")
+    assert "at 75%, after plain;" in work.told()
+    work.begin("ridge")
+    work.advance()
+    work.show()
+    assert "at 100%, after ridge;" in work.told()
+
+
 def test_other_errors_stay_what_they_are():
     with pytest.raises(ValueError, match="of the work"), Work("draw", 1):
         raise ValueError("of the work")

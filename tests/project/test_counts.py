@@ -26,6 +26,21 @@ def test_what_could_not_be_counted_has_grown(counts):
     assert counts.compared({"a": "TypeError: no"}, {"a": 1000}) == ["a: TypeError: no"]
 
 
+def test_what_is_chosen_has_short_names(counts, monkeypatch, capsys):
+    for arguments, status, said in (
+        (["--help"], 0, "  bound       300 x 64, bound\n"),
+        (["--only", "bond"], 2, "invalid choice: 'bond'"),
+        (["--against", "--nowhere"], 2, "expected one argument"),
+        (["--against", "nowhere"], 2, "error: --against: no such commit: nowhere\n"),
+    ):
+        monkeypatch.setattr("sys.argv", ["counts.py", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            counts.main()
+        assert caught.value.code == status
+        assert said in "".join(capsys.readouterr())
+    assert len(counts.CALLED) == len(counts.SCENARIOS)
+
+
 def test_counts_are_noted_beside_those_of_other_keys(counts, monkeypatch, tmp_path):
     monkeypatch.setattr(counts, "TABLE", tmp_path / "counts.json")
     counts.note({"key": "here", "counts": {"a": 1, "b": 2}})

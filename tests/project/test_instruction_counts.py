@@ -19,7 +19,7 @@ def test_no_count_has_grown(monkeypatch):
     import counts
 
     if lacking := counts.missing():
-        pytest.skip(f"{lacking}: apt-get install valgrind")
+        pytest.skip(lacking)
     noted = json.loads(counts.TABLE.read_text())
     if (key := counts.key()) not in noted:
         pytest.skip(f"no counts are noted for {key}: python bench/counts.py --accept")

@@ -19,7 +19,7 @@ from urllib.parse import parse_qs
 
 import fastgd
 from fastgd import plot
-from fastgd.commands.descents import family
+from fastgd.commands.descents import TOLERANCE, family
 from fastgd.commands.live import answers
 from fastgd.plot.style import DASHES
 
@@ -46,8 +46,6 @@ class Server(ThreadingHTTPServer):
         The port to listen on; 0 for any that is free.
     begin : str
         The query that a page without one in its address begins with.
-    tolerance : float
-        The distance from a minimum that counts as arrival.
 
     Raises
     ------
@@ -59,10 +57,9 @@ class Server(ThreadingHTTPServer):
     # Where two servers could share a port, as on Windows, the second is to be refused.
     allow_reuse_address = os.name == "posix"
 
-    def __init__(self, port: int, begin: str, tolerance: float) -> None:
+    def __init__(self, port: int, begin: str) -> None:
         super().__init__((LOOPBACK, port), Handler)
-        self.tolerance = tolerance
-        self.document = document(begin, tolerance).encode()
+        self.document = document(begin).encode()
         self.turn = threading.Lock()  # one race at a time
         at = self.server_address[1]
         self.hosts = {f"{name}:{at}" for name in (LOOPBACK, "localhost")}
@@ -92,7 +89,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.send(HTTPStatus.OK, self.server.document, "text/html; charset=utf-8")
             elif path == "/race":
                 with self.server.turn:
-                    found = answers.answer(query, self.server.tolerance)
+                    found = answers.answer(query)
                 self.send(HTTPStatus.OK, found)
             elif path == "/contours":
                 with self.server.turn:
@@ -140,10 +137,10 @@ class Handler(BaseHTTPRequestHandler):
         """Keep quiet."""
 
 
-def document(begin: str, tolerance: float) -> str:
+def document(begin: str) -> str:
     """The page, with all that it needs."""
     folder = files(__name__)
-    data = json.dumps(catalogue(begin, tolerance), ensure_ascii=False).replace("</", "<\\/")
+    data = json.dumps(catalogue(begin), ensure_ascii=False).replace("</", "<\\/")
     parts = {
         "@STYLE@": colours() + folder.joinpath("page.css").read_text("utf-8"),
         "@PICTURES@": folder.joinpath("page_pictures.js").read_text("utf-8"),
@@ -157,7 +154,7 @@ def document(begin: str, tolerance: float) -> str:
     return page
 
 
-def catalogue(begin: str, tolerance: float) -> dict[str, Any]:
+def catalogue(begin: str) -> dict[str, Any]:
     """What there is to choose from."""
     return {
         "surfaces": [
@@ -179,7 +176,7 @@ def catalogue(begin: str, tolerance: float) -> dict[str, Any]:
         "steps": answers.STEPS,
         "runs": answers.RUNS,
         "rates": [answers.LEAST_RATE, answers.MOST_RATE],
-        "tolerance": tolerance,
+        "tolerance": TOLERANCE,
         "lines": len(plot.THEMES["light"].lines),
         "dashes": [{"-": "", "--": "7 3.5", "-.": "8 3 2 3", ":": "2 3"}[d] for d in DASHES],
     }

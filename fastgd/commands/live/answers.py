@@ -4,7 +4,8 @@ A race is asked for by a query, which is also the part behind # in the page's ad
 
     surface=beale&steps=200&start=1,1.5&noise=0.1&seed=0&run=Adam:0.1&run=SGD
 
-A run without a learning rate gets the one of a few that suits it best.
+A run without a learning rate gets the one of a few that suits it best.  `tolerance` is the distance
+from a minimum that counts as arrival.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from fastgd import plot
-from fastgd.commands.descents import RATES, Run, contestants, descend, measure, tuned
+from fastgd.commands.descents import RATES, TOLERANCE, Run, contestants, descend, measure, tuned
 from fastgd.core.names import hint
 from fastgd.optimizers import GENERAL
 from fastgd.surfaces import SURFACES, Surface
@@ -34,6 +35,8 @@ BOX = 1000
 FAR = 1e30  # what is farther off than that has diverged
 DRAWABLE = {name: surface for name, surface in SURFACES.items() if surface.dim == 2}
 MAKERS = contestants(GENERAL)
+# What a query has besides its runs.
+ONCE = ("surface", "steps", "start", "noise", "seed", "tolerance")
 # The ends of the scale of learning rates: those of the search for the best.
 LEAST_RATE, MOST_RATE = min(RATES), max(RATES)
 
@@ -60,6 +63,8 @@ class Race(NamedTuple):
         Of the noise, which is the same for all.
     rates : dict of float or None
         The learning rates by the names of contestants; None for the best.
+    tolerance : float
+        The distance from a minimum that counts as arrival.
     """
 
     surface: Surface
@@ -68,6 +73,7 @@ class Race(NamedTuple):
     noise: float
     seed: int
     rates: dict[str, float | None]
+    tolerance: float
 
 
 # ------------------------------------------------------------------------------------- questions
@@ -88,10 +94,8 @@ def parsed(query: str) -> Race:
             if name in rates:
                 raise RefusedError(f"run: {name} is there twice")
             rates[name] = number(rate, f"learning rate of {name}", above=0) if colon else None
-        elif key not in ("surface", "steps", "start", "noise", "seed") or key in texts:
-            raise RefusedError(
-                f"expected surface, steps, start, noise and seed once each, found {key}"
-            )
+        elif key not in ONCE or key in texts:
+            raise RefusedError(f"expected {', '.join(ONCE)} at most once each, found {key}")
         else:
             texts[key] = text
     if not 1 <= len(rates) <= RUNS:
@@ -104,6 +108,7 @@ def parsed(query: str) -> Race:
         number(texts.get("noise", "0"), "noise", most=10.0),
         whole(texts.get("seed", "0"), "seed", 0, 2**32 - 1),
         rates,
+        number(texts.get("tolerance", str(TOLERANCE)), "tolerance", above=0),
     )
 
 
@@ -155,7 +160,7 @@ def point(text: str, surface: Surface) -> tuple[float, ...]:
 # --------------------------------------------------------------------------------------- answers
 
 
-def answer(query: str, tolerance: float) -> dict[str, Any]:
+def answer(query: str) -> dict[str, Any]:
     """The race that a query asks for, run: each optimizer's steps, as fastgd takes them.
 
     Returns
@@ -171,18 +176,16 @@ def answer(query: str, tolerance: float) -> dict[str, Any]:
     runs = []
     for name, rate in race.rates.items():
         try:
-            run = one_run(race, MAKERS[name], rate, noise, tolerance)
+            run = one_run(race, MAKERS[name], rate, noise)
         except (TypeError, ValueError) as error:  # a rate that this optimizer refuses
             raise RefusedError(f"{name}: {error}") from None
         runs.append({"name": name, **as_json(run, race.surface)})
     return {"steps": race.steps, "start": list(race.start), "runs": runs}
 
 
-def one_run(
-    race: Race, make: Callable[..., Any], rate: float | None, noise: Array | None, tolerance: float
-) -> Run:
+def one_run(race: Race, make: Callable[..., Any], rate: float | None, noise: Array | None) -> Run:
     """The descent of one optimizer."""
-    surface, steps, start = race.surface, race.steps, race.start
+    surface, steps, start, tolerance = race.surface, race.steps, race.start, race.tolerance
     if rate is None:
         return tuned(make, surface, steps, tolerance=tolerance, start=start, noise=noise)
     path = descend(make, surface, start, steps, noise=noise, lr=rate)
@@ -237,7 +240,13 @@ def contours(name: str) -> list[str]:
     return bands
 
 
-def begin(surface: Surface, steps: int, names: list[str], rate: float | None) -> str:
+def begin(
+    surface: Surface,
+    steps: int,
+    names: list[str],
+    rate: float | None,
+    tolerance: float = TOLERANCE,
+) -> str:
     """The query that a page begins with."""
     if len(contestants(names)) > RUNS:
         raise RefusedError(f"expected at most {RUNS} optimizers at once; the page offers them all")
@@ -245,4 +254,7 @@ def begin(surface: Surface, steps: int, names: list[str], rate: float | None) ->
         raise RefusedError(f"expected at most {STEPS} steps, found {steps}")
     lr = "" if rate is None else f":{rate:g}"
     runs = [f"run={name.replace(' ', '+')}{lr}" for name in contestants(names)]
-    return "&".join([f"surface={surface.name}", f"steps={steps}", *runs])
+    near = [] if tolerance == TOLERANCE else [f"tolerance={tolerance}"]
+    query = "&".join([f"surface={surface.name}", f"steps={steps}", *near, *runs])
+    parsed(query)  # which refuses a rate or a tolerance too large
+    return query

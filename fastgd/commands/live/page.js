@@ -40,6 +40,7 @@ function parse(query) {
     steps: Number(given.get("steps") ?? 200),
     noise: Number(given.get("noise") ?? 0),
     seed: Number(given.get("seed") ?? 0),
+    tolerance: Number(given.get("tolerance") ?? data.tolerance),
     runs: given.getAll("run").map((text, slot) => {
       const [name, rate] = text.split(":");
       return { name, rate: rate === undefined ? null : Number(rate), slot };
@@ -51,8 +52,15 @@ function query() {
   const runs = state.runs.map((r) => `run=${encodeURIComponent(r.name).replaceAll("%20", "+")}` +
     (r.rate === null ? "" : `:${r.rate}`));
   const noise = state.noise ? [`noise=${state.noise}`, `seed=${state.seed}`] : [];
+  const near = state.tolerance === data.tolerance ? [] : [`tolerance=${state.tolerance}`];
   return [`surface=${state.surface}`, `steps=${state.steps}`, `start=${state.start.join(",")}`,
-    ...noise, ...runs].join("&");
+    ...noise, ...near, ...runs].join("&");
+}
+
+// A query that names no runs, with those that the page begins with.
+function withRuns(query) {
+  if (new URLSearchParams(query).has("run")) return query;
+  return [query, ...data.begin.split("&").filter((part) => part.startsWith("run="))].join("&");
 }
 
 // --------------------------------------------------------------------------------- the server
@@ -146,7 +154,8 @@ async function choose() {
 }
 
 // The race that an address describes; if the server refuses it, the page's own, and why.
-async function begin(text) {
+async function begin(link) {
+  let text = link ? withRuns(link) : data.begin;
   stop();
   busy(1);
   let answer, wrong = null;
@@ -223,7 +232,19 @@ function controls() {
   $("noise").value = state.noise;
   $("noise-now").textContent = digits(state.noise);
   $("again").disabled = !state.noise;
+  $("meaning").textContent = "Height is the value above the lowest minimum, at the step shown. Arrival, of " +
+    `the whole run, is the step from which on it stays within ${digits(state.tolerance)} of a minimum (★; × is ` +
+    "a saddle). Of optimizers that average, the average is shown.";
   rows();
+}
+
+// What a field of numbers has; null, and why in words, if that is none: a browser gives nothing then.
+function entered(id, what) {
+  const input = $(id), { min, max, value } = input;
+  if (value !== "") return Number(value);
+  controls();
+  complain(`${what}: expected a number from ${min} to ${max}; it stays ${input.value}`);
+  return null;
 }
 
 // The table's rows; one that is there already stays, so that a slider keeps the keyboard.
@@ -235,8 +256,7 @@ function rows() {
   if (!same) $("runs").replaceChildren(...wanted);
   for (const [k, run] of state.runs.entries()) {
     const cells = wanted[k], result = found[run.name], slider = cells.querySelector("input");
-    cells.querySelector("th line").setAttribute("style", look(run.slot).style);
-    cells.querySelector("th line").setAttribute("stroke-dasharray", look(run.slot)["stroke-dasharray"]);
+    cells.querySelector("th .swatch").replaceWith(swatch(run));
     cells.querySelector("output").textContent = run.rate === null ? "…" : digits(run.rate);
     if (run.rate !== null) {
       if (document.activeElement !== slider || slider.dataset.rate !== String(run.rate)) {
@@ -246,9 +266,10 @@ function rows() {
     }
     cells.children[3].textContent = !result ? "…" : result.diverged !== null
       ? `diverged at step ${result.diverged}`
-      : result.arrival === null ? "not yet" : `step ${result.arrival}`;
+      : result.arrival === null ? `not in ${ran} steps` : `step ${result.arrival}`;
     cells.querySelector("button").disabled = state.runs.length === 1;
   }
+  $("legend").replaceChildren(...state.runs.map((run) => element("li", {}, swatch(run), run.name)));
   $("count").textContent = `(${state.runs.length} of ${data.optimizers.length}, at most ${data.runs} at once)`;
   for (const box of document.querySelectorAll("#families input")) {
     box.checked = state.runs.some((run) => run.name === box.value);
@@ -256,9 +277,11 @@ function rows() {
   }
 }
 
+const swatch = ({ slot }) => element("svg:svg",
+  { class: "swatch", viewBox: "0 0 34 12", "aria-hidden": "true" },
+  element("svg:line", { class: "line", x1: 1, x2: 33, y1: 6, y2: 6, ...look(slot) }));
+
 function row(run) {
-  const swatch = element("svg:svg", { viewBox: "0 0 34 12", "aria-hidden": "true" },
-    element("svg:line", { class: "line", x1: 1, x2: 33, y1: 6, y2: 6 }));
   const slider = element("input", { type: "range", min: LOW, max: HIGH, step: "0.025",
     "aria-label": `learning rate of ${run.name}` });
   const remove = element("button", { type: "button", "aria-label": `Remove ${run.name}` }, "×");
@@ -271,7 +294,7 @@ function row(run) {
   });
   remove.addEventListener("click", () => toggle(run.name));
   return element("tr", { "data-name": run.name },
-    element("th", { scope: "row" }, swatch, run.name),
+    element("th", { scope: "row" }, swatch(run), run.name),
     element("td", {}, element("div", { class: "rate" }, slider, element("output"))),
     element("td", { class: "number" }), element("td"), element("td", {}, remove));
 }
@@ -312,20 +335,20 @@ function startAt(x, y, replay) {
 function wire() {
   $("surface").replaceChildren(...data.surfaces.map(({ name }) =>
     element("option", { value: name }, name.replaceAll("_", " "))));
-  $("meaning").textContent = "Height is the value above the lowest minimum, at the step shown. " +
-    `Arrival is the step from which on a run stays within ${digits(data.tolerance)} of a minimum (★; × is a ` +
-    "saddle). Of optimizers that average, the average is shown.";
   $("setup").addEventListener("submit", (event) => event.preventDefault());
   $("surface").addEventListener("change", () => {
     const next = data.surfaces.find((s) => s.name === $("surface").value);
     change({ surface: next.name, start: next.start,
       runs: state.runs.map((run) => ({ ...run, rate: null })) }, true);
   });
-  for (const axis of ["x", "y"]) {
-    $(`start-${axis}`).addEventListener("change", () =>
-      change({ start: [$("start-x"), $("start-y")].map((input) => Number(input.value)) }, true));
-  }
-  $("steps").addEventListener("change", () => change({ steps: Number($("steps").value) }));
+  ["x", "y"].forEach((axis, k) => $(`start-${axis}`).addEventListener("change", () => {
+    const value = entered(`start-${axis}`, `start, ${axis}`);
+    if (value !== null) change({ start: state.start.map((old, j) => (j === k ? value : old)) }, true);
+  }));
+  $("steps").addEventListener("change", () => {
+    const steps = entered("steps", "steps");
+    if (steps !== null) change({ steps });
+  });
   $("noise").addEventListener("input", () => change({ noise: Number($("noise").value) }));
   $("again").addEventListener("click", () => change({ seed: state.seed + 1 }));
   $("tune").addEventListener("click", () =>
@@ -348,6 +371,6 @@ function wire() {
     startAt(...by.map((d, k) =>
       state.start[k] + d * part * (surface.domain[k][1] - surface.domain[k][0])), false);
   });
-  addEventListener("hashchange", () => begin(location.hash.slice(1) || data.begin));
+  addEventListener("hashchange", () => begin(location.hash.slice(1)));
   new ResizeObserver(() => { if (map) layOut(); }).observe($("pictures"));
 }
