@@ -322,6 +322,21 @@ def test_killed_and_loaded_amid_missed_steps(tmp_path):
     assert same_bits(again.param_groups[0]["params"][0], tables[1])
 
 
+@pytest.mark.parametrize("name", ["Adagrad", "RMSprop", "Lion", "SGD"])
+@pytest.mark.parametrize("rows", ["exact", "lazy"])
+def test_a_mapped_table_whose_rows_could_not_miss_steps(tmp_path, rows, name):
+    """It has missed none when it is opened by who lets rows catch up."""
+    optimizer = getattr(fastgd, name)
+    with fastgd.Mapped(tmp_path / "table", (4, 2)) as table:
+        optimizer(table, rows=rows, lr=0.1).step(np.ones((4, 2), np.float32))
+    with fastgd.Mapped(tmp_path / "table") as table:
+        opt = optimizer(table, rows="catch_up", lr=0.1)
+        assert (opt.state[0]["row_steps"] == 1).all()
+        kept = table.array.copy()
+        opt.catch_up()
+        assert np.array_equal(table.array, kept)
+
+
 def test_mapped(tmp_path):
     """Tables in files: training goes on amid missed steps, by other numbers than these."""
     expected = np.zeros((500, 4), F4)
