@@ -5,14 +5,17 @@ cdef object Rows = memory_rows.Rows
 
 cdef bint holds_rows(tree) except -1:
     """Whether some gradient of a tree comes by rows."""
-    cdef bint found = False
+    cdef bint found = False, mapping
     if tree is None or cnp.PyArray_CheckExact(tree):
         return False
-    if not isinstance(tree, (list, tuple, Mapping)):
+    # Abstract classes last: asking them takes time and memory.
+    mapping = isinstance(tree, dict) or (
+        not isinstance(tree, (list, tuple, Rows)) and isinstance(tree, Mapping))
+    if not (mapping or isinstance(tree, (list, tuple))):
         return isinstance(tree, Rows)
     Py_EnterRecursiveCall(" while looking for Rows in a tree of gradients")
     try:
-        for child in tree.values() if isinstance(tree, Mapping) else tree:
+        for child in tree.values() if mapping else tree:
             # To leave out most of them here spares a call for each.
             if not cnp.PyArray_CheckExact(child) and holds_rows(child):
                 found = True
