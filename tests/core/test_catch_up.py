@@ -322,6 +322,23 @@ def test_killed_and_loaded_amid_missed_steps(tmp_path):
     assert same_bits(again.param_groups[0]["params"][0], tables[1])
 
 
+@pytest.mark.parametrize("backend", COMPILED)
+def test_dense_steps_that_are_alike_note_what_rows_would_miss(backend):
+    """The same array as the gradient of several steps, with another learning rate amid them."""
+
+    def kept(use):
+        fastgd.set_backend(use)
+        p, g = np.ones((6, 4), F4), np.full((6, 4), 0.5, F4)
+        opt = momentum(p, rows="catch_up")
+        for lr in (0.1, 0.05):
+            opt.lr = lr
+            for _ in range(3):
+                opt.step(g)
+        return [p, *opt.state[0].values()]
+
+    assert all(map(np.array_equal, kept(backend), kept("numpy")))
+
+
 @pytest.mark.parametrize("name", ["Adagrad", "RMSprop", "Lion", "SGD"])
 @pytest.mark.parametrize("rows", ["exact", "lazy"])
 def test_a_mapped_table_whose_rows_could_not_miss_steps(tmp_path, rows, name):
