@@ -65,7 +65,7 @@ fuzz: build
 	FASTGD_FUZZ=100000 $(PYTHON) -m pytest -q tests/core/test_stateful.py
 
 # One change in the kernels or the engine at a time, for each of which a test must go red.
-mutate:
+mutate: build
 	$(PYTHON) tests/tools/mutate.py
 
 # Ten minutes of fastgd.load under atheris (the extra `fuzz`); what fails is kept in crash-….

@@ -3,15 +3,19 @@
 BACKENDS is the list of instruction sets; everything else about the package is in pyproject.toml.
 """
 
+import hashlib
+import multiprocessing
 import os
 import platform
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from glob import glob
 from importlib import import_module
 from pathlib import Path
 
+import Cython
 import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -34,6 +38,9 @@ if os.environ.get("FASTGD_BACKENDS"):
 # The numeric contract: no contraction to FMA, no reassociation, but let square roots vectorise.
 # -ffast-math is not for us: linking with it flips the whole process to flush-to-zero.
 IEEE = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+# Python's own flags may bring -g, which takes a third of the compiler's time and makes modules six
+# times as large; CFLAGS=-g asks for it.
+DEBUG = [] if " -g" in f" {os.environ.get('CFLAGS', '')}" else ["-g0"]
 # Else a header that was taken for another one builds, and fails at import.
 STRICT = ["-Werror=implicit-function-declaration"]
 
@@ -77,7 +84,7 @@ int main(void) { return omp_get_max_threads() == 0; }"""
 SANITIZE = []
 if os.environ.get("FASTGD_SANITIZE"):
     SANITIZE = [f"-fsanitize={os.environ['FASTGD_SANITIZE']}", "-fno-sanitize-recover=all"]
-    SANITIZE += ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-wrapv"]
+    SANITIZE += ["-O1", "-g1", "-fno-omit-frame-pointer", "-fno-wrapv"]
     if "undefined" in os.environ["FASTGD_SANITIZE"]:
         SANITIZE += ["-fsanitize=float-cast-overflow"]
 
@@ -105,9 +112,55 @@ DEPENDS = sorted(
     ]
 )
 
+# Where it is noted what a module beside the sources was made of.
+NOTES = Path("build", f"made-of-{sysconfig.get_config_var('SOABI')}")
+# What it follows from beside sources, flags and versions.  The compiler's own version isn't asked.
+TOLD = ("CC", "CFLAGS", "CPPFLAGS", "LDFLAGS", "LDSHARED", "FASTGD_CC", "FASTGD_OPENMP")
+
+
+def made_of(extension):
+    """A digest of what a module is made of."""
+    versions = sys.version, Cython.__version__, numpy.__version__
+    told = [os.environ.get(name) for name in TOLD]
+    digest = hashlib.sha256(repr((versions, told, SANITIZE)).encode())
+    for file in ["setup.py", *extension.sources, *extension.depends]:
+        digest.update(Path(file).read_bytes())
+    return digest.hexdigest()
+
+
+def unchanged(name, made_of):
+    """Whether a module was noted to be made of the same."""
+    note = NOTES / name
+    return note.exists() and note.read_text() == made_of
+
 
 class BuildExtensions(build_ext):
-    """Build in parallel: with OpenMP, and the backends, that the compiler knows."""
+    """Build in parallel: with OpenMP, and the backends, that the compiler knows.
+
+    Beside the sources, by `make build` and by pip, a module stays if it was made of the same.
+    Times of files don't tell: pip brings a new Cython each time, whose files are new.
+    """
+
+    def run(self):
+        """Build, and note what modules beside the sources were made of."""
+        beside = self.inplace
+        self.kept = UNCHANGED if beside and not self.force else set()
+        self.force = self.force or beside
+        super().run()
+        if beside:
+            NOTES.mkdir(parents=True, exist_ok=True)
+            for extension in self.extensions:
+                (NOTES / extension.name).write_text(MADE_OF[extension.name])
+
+    def build_extension(self, extension):
+        """Build a module, or take the one beside the sources."""
+        there = Path(self.get_ext_filename(extension.name))
+        if extension.name in self.kept and there.exists():
+            self.mkpath(str(Path(self.build_lib, there).parent))
+            self.copy_file(str(there), str(Path(self.build_lib, there)))
+        else:
+            (NOTES / extension.name).unlink(missing_ok=True)
+            super().build_extension(extension)
 
     def build_extensions(self):
         if self.compiler.compiler_type == "msvc":
@@ -175,18 +228,30 @@ def extension(module, sources, flags=()):
         include_dirs=["src_c", "fastgd/include", numpy.get_include()],
         depends=DEPENDS,
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
-        extra_compile_args=[*IEEE, *STRICT, *flags, *SANITIZE],
+        extra_compile_args=[*IEEE, *DEBUG, *STRICT, *flags, *SANITIZE],
         extra_link_args=SANITIZE[:],
     )
 
 
+EXTENSIONS = [extension("_engine", ["src_c/cpu.c"])]
+EXTENSIONS += [extension(f"_{name}", [], flags) for name, flags in BACKENDS.items()]
+EXTENSIONS += [extension(name, []) for name in ("_watch", "c_api", "_series")]
+
+MADE_OF = {each.name: made_of(each) for each in EXTENSIONS}
+UNCHANGED = {name for name, digest in MADE_OF.items() if unchanged(name, digest)}
+ANNOTATE = os.environ.get("FASTGD_ANNOTATE") == "1"
+for name in UNCHANGED:
+    code = Path(*name.split(".")).with_suffix(".c")
+    if code.exists() and not ANNOTATE:
+        code.touch()  # else Cython, which goes by times, would write it anew
+
 setup(
     ext_modules=cythonize(
-        [extension("_engine", ["src_c/cpu.c"])]
-        + [extension(name, []) for name in ("_series", "_watch", "c_api")]
-        + [extension(f"_{name}", [], flags) for name, flags in BACKENDS.items()],
+        EXTENSIONS,
         compiler_directives=DIRECTIVES,
-        annotate=os.environ.get("FASTGD_ANNOTATE") == "1",
+        annotate=ANNOTATE,
+        # Where processes begin as copies: others would run this file again.
+        nthreads=os.cpu_count() if multiprocessing.get_start_method() == "fork" else 0,
     ),
     cmdclass={"build_ext": BuildExtensions},
 )

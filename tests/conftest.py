@@ -22,14 +22,14 @@ collect_ignore = ["support", "tools"]
 if HOW_MUCH == "quick":  # what needs libraries whose import takes longer than many tests
     collect_ignore += ["adapters", "commands", "fastgd_mpi", "fastgd_torch", "plot", "project"]
     collect_ignore_glob = ["*/test_torch_*", "*_torch.py"]
-if (
-    HOW_MUCH != "whole"
-):  # what builds the package once more, counts instructions, clicks through a page
-    collect_ignore += [
-        "commands/test_live_page.py",
-        "project/test_instruction_counts.py",
-        "project/test_new_family.py",
-    ]
+# What builds the package once more, counts instructions, clicks through a page.
+WHOLE = [
+    "commands/test_live_page.py",
+    "project/test_instruction_counts.py",
+    "project/test_new_family.py",
+]
+if HOW_MUCH != "whole":
+    collect_ignore += WHOLE
 # What `make docs` has built, where it has.
 if HOW_MUCH != "whole" or not (ROOT / "build" / "site" / "index.html").exists():
     collect_ignore += ["project/test_site.py"]
@@ -71,6 +71,8 @@ def pytest_collection_modifyitems(items):
             item.add_marker("mpi")
         if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker("browser")
+        if f"{path.parent.name}/{path.name}" in WHOLE:
+            item.add_marker("more")
 
 
 def refuse_skip(report, name):

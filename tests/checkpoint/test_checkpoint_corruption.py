@@ -84,6 +84,7 @@ def test_truncated_at_every_byte(file, target, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.more
 def test_every_flipped_bit_is_found(file, target, tmp_path):
     """In whole runs; in others two bits of each byte, each eighth byte the same ones."""
     data, flipped = file.read_bytes(), tmp_path / "flipped"
@@ -371,6 +372,7 @@ def test_memory_of_a_load(tmp_path):
 # ----------------------------------------------------------------------------------- and chance
 
 
+@pytest.mark.more
 def test_changed_at_random(tmp_path):
     """The fuzzer's changes without its guidance: see tools/fuzz_checkpoint.py."""
     rng = random.Random(0)

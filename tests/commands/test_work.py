@@ -148,6 +148,7 @@ class Terminal:
 
 
 @pytest.mark.slow
+@pytest.mark.more
 @pytest.mark.parametrize("name", by_level(["bytes"], ["bytes"], list(COMMANDS)))
 def test_ctrl_c_at_any_moment(name, tmp_path):
     command, least = COMMANDS[name]

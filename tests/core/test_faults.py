@@ -196,7 +196,11 @@ def steps(times):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="this CPU's system has no /proc")
 @pytest.mark.parametrize(
-    ("run", "times"), [(optimizers, by_level(1000, 3000, 10_000)), (steps, 100_000)]
+    ("run", "times"),
+    [
+        pytest.param(optimizers, by_level(1000, 3000, 10_000), marks=pytest.mark.more),
+        (steps, 100_000),
+    ],
 )
 def test_nothing_leaks(run, times):
     """Thousands of optimizers, and the records of 100,000 steps."""

@@ -139,6 +139,7 @@ def test_metadata_of_too_many_digits(tmp_path):
 # ----------------------------------------------------------------------------------- and chance
 
 
+@pytest.mark.more
 def test_at_random(tmp_path):
     """The fuzzer's inputs without its guidance."""
     rng, fuzzer = random.Random(0), fuzz_arguments.Fuzzer(tmp_path)

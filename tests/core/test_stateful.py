@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -370,5 +371,6 @@ ERRORS = {
 }  # fmt: skip
 
 
+@pytest.mark.more
 def test_random_optimizers_equal_their_numpy_twins():
     run_state_machine_as_test(Machine, settings=SETTINGS)

@@ -82,6 +82,7 @@ def taken(folder):
 
 
 # With more than 2^31 elements in whole runs.
+@pytest.mark.more
 @pytest.mark.skipif(sys.platform != "linux", reason="counts blocks and pages as Linux does")
 def test_only_pages_of_touched_rows_are_read_and_written(tmp_path):
     rows = by_level(10**5, 10**6, 34 * 10**6)

@@ -48,7 +48,7 @@ def in_copy(folder, *words):
         cwd=folder,
         env={
             **os.environ, "PYTHONPATH": str(folder), "FASTGD_BACKENDS": "baseline",
-            "FASTGD_BACKEND": "", "FASTGD_STRICT": "0", "CFLAGS": "-g0", "MPLBACKEND": "agg",
+            "FASTGD_BACKEND": "", "FASTGD_STRICT": "0", "MPLBACKEND": "agg",
             "FASTGD_TESTS": "pairs",
         },
         capture_output=True,

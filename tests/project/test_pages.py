@@ -28,9 +28,9 @@ def pages():
     """The pages with code, by their names; the slow ones in whole runs alone."""
     for file in sorted(DOCS.rglob("*.md")):
         name = file.relative_to(DOCS).as_posix().removesuffix(".md")
-        quick = HOW_MUCH == "whole" or not name.startswith(SLOW)
-        if quick and BLOCK.search(file.read_text()):
-            yield pytest.param(file, id=name)
+        slow = name.startswith(SLOW)
+        if (HOW_MUCH == "whole" or not slow) and BLOCK.search(file.read_text()):
+            yield pytest.param(file, id=name, marks=[pytest.mark.more] if slow else [])
 
 
 @pytest.mark.parametrize("file", list(pages()))

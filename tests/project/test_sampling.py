@@ -44,6 +44,21 @@ def test_a_whole_run_has_the_product(monkeypatch):
     monkeypatch.setattr(sampling, "HOW_MUCH", "whole")
     rows = sampling.sampled({"a": range(3), "b": range(4), "c": range(2)}).args[1]
     assert len({p.values for p in rows}) == 24
+    monkeypatch.setattr(sampling, "HOW_MUCH", "pairs")
+    pairs = sampling.sampled({"a": range(3), "b": range(4), "c": range(2)}).args[1]
+    assert {p.values for p in rows if not p.marks} == {p.values for p in pairs}
+    assert {mark.name for p in rows for mark in p.marks} == {"more"}
+
+
+def test_slow_values_are_more_in_a_whole_run(monkeypatch):
+    found = {}
+    for level in ("pairs", "whole"):
+        monkeypatch.setattr(sampling, "HOW_MUCH", level)
+        axis = sampling.first_of_each(range(12), lambda n: n % 5, slow=True)
+        found[level] = sampling.sampled({"a": axis, "b": range(2)}).args[1]
+    usual = {p.values for p in found["whole"] if not p.marks}
+    assert usual == {p.values for p in found["pairs"]} == {(a, b) for a in range(5) for b in (0, 1)}
+    assert len(found["whole"]) == 24
 
 
 def test_a_whole_run_draws_from_large_products(monkeypatch):

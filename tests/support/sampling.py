@@ -5,6 +5,8 @@
 ``whole``: the product of all axes (`make test-all`), or where that has more than `MOST` rows, every
 pair and `MOST` rows drawn from the product, the same in every run.
 
+What a whole run has beyond pairs is marked `more`: after a run of pairs, ``-m more`` runs the rest.
+
 What isn't chosen is no test at all, rather than a skipped one.  The choice is the same in every
 process, as workers of pytest-xdist have to collect the same tests.
 """
@@ -33,7 +35,10 @@ MOST = 100
 
 
 def by_level(quick: Any, pairs: Any, whole: Any) -> Any:
-    """What this run takes of three: numbers of examples, lists of sizes."""
+    """What this run takes of three: numbers of examples, lists of sizes.
+
+    A test for which a whole run takes more than pairs is to be marked `more`.
+    """
     return {"quick": quick, "pairs": pairs, "whole": whole}[HOW_MUCH]
 
 
@@ -42,12 +47,17 @@ def first_of_each(
 ) -> list[Any]:
     """In a quick run the first thing of each shape, as in all but whole runs if slow; else all."""
     things = list(things)
-    if HOW_MUCH == "whole" or (HOW_MUCH == "pairs" and not slow):
+    if not slow and HOW_MUCH != "quick":
         return things
     firsts: dict[object, Any] = {}
     for thing in things:
         firsts.setdefault(shape(thing), thing)
-    return list(firsts.values())
+    return beyond(things, list(firsts.values())) if HOW_MUCH == "whole" else list(firsts.values())
+
+
+def beyond(things: Iterable[Any], usual: Container[Any]) -> list[Any]:
+    """Values for parametrization, those marked `more` that a run of pairs doesn't have."""
+    return [v if v in usual else pytest.param(v, marks=pytest.mark.more) for v in things]
 
 
 # The rules that treat all elements of a tensor alike, wherever they lie.
@@ -121,11 +131,14 @@ def optimizer_cases(
     found = []
     for name, own in options.items():
         sizes = [len(own), len(common)]
-        rows = product(*map(range, sizes)) if HOW_MUCH == "whole" else covering(sizes, 1)
+        usual = covering(sizes, 1)
         found += [
-            pytest.param(name, {**always, **own[i], **common[j]}, id=f"{name}-{i}-{j}")
-            for i, j in rows
-        ]
+            pytest.param(
+                name, {**always, **own[i], **common[j]}, id=f"{name}-{i}-{j}",
+                marks=[] if (i, j) in usual else [pytest.mark.more],
+            )
+            for i, j in (product(*map(range, sizes)) if HOW_MUCH == "whole" else usual)
+        ]  # fmt: skip
     return first_of_each(found, lambda case: picked_shape(*case.values))
 
 
@@ -138,8 +151,9 @@ def sampled(axes: Mapping[str, Iterable[Any]]) -> pytest.MarkDecorator:
     in a whole product alone: elsewhere one combination has it, so that no pair depends on it.
     """
     choices = [[_param(value, "," in names) for value in values] for names, values in axes.items()]
+    usual = list(_chosen([[p for p in axis if not _more(p)] for axis in choices]))
     if HOW_MUCH != "whole":
-        rows = _chosen(choices)
+        rows: Iterable[Sequence[Any]] = usual
     elif prod(map(len, choices)) <= MOST:
         rows = product(*choices)
     else:
@@ -147,7 +161,10 @@ def sampled(axes: Mapping[str, Iterable[Any]]) -> pytest.MarkDecorator:
     params = [
         pytest.param(
             *(value for p in row for value in p.values),
-            marks=[mark for p in row for mark in p.marks],
+            marks=[
+                *([] if row in usual else [pytest.mark.more]),
+                *(mark for p in row for mark in p.marks),
+            ],
             id="-".join(_id(p) for p in row),
         )
         for row in rows
@@ -228,6 +245,10 @@ def _skipped(param: Any) -> bool:
         mark.name == "skip" or (mark.name == "skipif" and mark.args and mark.args[0])
         for mark in param.marks
     )
+
+
+def _more(param: Any) -> bool:
+    return any(mark.name == "more" for mark in param.marks)
 
 
 def _id(param: Any) -> str:

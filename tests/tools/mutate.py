@@ -220,6 +220,9 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="say what they are, test nothing")
     given = parser.parse_args()
 
+    if missing := [file for file in PLACES if not (ROOT / file).exists()]:
+        print(f"{missing[0]}: expected what the build writes, found no such file: make build")
+        return 1
     mutator, changed = rewritten()
     mutants, known, log = mutator.mutants, explained(), Log(given.resume)
     print(f"{len(mutants)} mutants of {len(mutator.functions)} functions", flush=True)
