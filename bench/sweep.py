@@ -1,6 +1,8 @@
 """A whole training step, against torch's separate calls and the machine's stream.
 
-    python bench/sweep.py [--quick]        needs torch
+    python bench/sweep.py                                       all of it; needs torch
+    python bench/sweep.py --quick                               large arrays, without torch
+    python bench/sweep.py --only "clip + AdamW + average, 32"   what begins so, here the README's
 
 Clipping by the norm of all gradients, AdamW, and the average of the weights: what a loop around
 torch does with clip_grad_norm_, a fused AdamW and AveragedModel.  And adaptive gradient clipping of
@@ -9,7 +11,7 @@ rows, as timm does it.  The stream moves the same bytes.
 
 from __future__ import annotations
 
-import sys
+import argparse
 
 import numpy as np
 import torch
@@ -91,53 +93,59 @@ class Peers:
         return lambda: opt.step(self.grads)
 
 
+def whole(stream, count, size, threads, average):
+    """Clipping, AdamW and perhaps the average."""
+    peers = Peers(count, size)
+    yield "fastgd", peers.fastgd_step(average)
+    if size > 1000:
+        yield "stream", stream.over(count * size, 2 + average, threads, reads=1)
+    yield "torch", peers.torch_step(average)
+
+
 def by_units(stream, count, size, width, threads):
     """Adaptive clipping, which reads gradients and parameters before the step does."""
-    peers, total = Peers(count, size, width), count * size
-    steps = {"fastgd": peers.fastgd_units_step()}
+    peers = Peers(count, size, width)
+    yield "fastgd", peers.fastgd_units_step()
     if size > 1000:
-        steps["stream"] = stream.over(total, 2, threads, reads=2)
-    if "--quick" not in sys.argv:
-        steps["torch"] = peers.torch_units_step()
-    report(f"units + AdamW, {count} × {size // width} × {width}", steps)
+        yield "stream", stream.over(count * size, 2, threads, reads=2)
+    yield "torch", peers.torch_units_step()
 
 
-def main(work):
-    threads = ALL_THREADS
-    shapes = [(32, 1_000_000, threads), (300, 64, 1), (1, 100_000, 1)]
-    if "--quick" in sys.argv:
-        shapes = [(32, 1_000_000, threads)]
-    stream = Stream()
-    work.expect(4 * len(shapes))
-    for count, size, threads in shapes:
+def norms(stream, count, size, threads):
+    """The norm of all gradients."""
+    grads = Peers(count, size).grads
+    tensors = [torch.tensor(g) for g in grads]
+    assert abs(global_norm(grads) / float(torch.nn.utils.get_total_norm(tensors)) - 1) < 1e-4
+    yield "fastgd", lambda: global_norm(grads)
+    yield "read", stream.reading(count * size, threads)
+    yield "torch", lambda: torch.nn.utils.get_total_norm(tensors)
+
+
+def main(work, quick, only):
+    """Print a line for each way to step and shape."""
+    stream, lines = Stream(), {}
+    shapes = [(32, 1_000_000, ALL_THREADS), (300, 64, 1), (1, 100_000, 1)]
+    for count, size, threads in shapes[:1] if quick else shapes:
+        of, given = f"{count} × {size}", (count, size, threads)
+        for words, average in (("clip + AdamW + average", True), ("clip + AdamW", False)):
+            lines[f"{words}, {of}"] = threads, whole(stream, *given, average)
+        width = 1000 if size > 1000 else 8
+        rows = f"{count} × {size // width} × {width}"
+        lines[f"units + AdamW, {rows}"] = threads, by_units(stream, count, size, width, threads)
+        lines[f"norm, {of}"] = threads, norms(stream, *given)
+    chosen = {words: line for words, line in lines.items() if words.startswith(only)}
+    work.expect(len(chosen))
+    for words, (threads, steps) in chosen.items():
         fastgd.set_num_threads(threads)
         torch.set_num_threads(threads)
-        peers, total = Peers(count, size), count * size
-        for average in (True, False):
-            words = f"clip + AdamW{' + average' * average}, {count} × {size}"
-            steps = {"fastgd": peers.fastgd_step(average)}
-            if size > 1000:
-                steps["stream"] = stream.over(total, 2 + average, threads, reads=1)
-            if "--quick" not in sys.argv:
-                steps["torch"] = peers.torch_step(average)
-            report(words, steps)
-            work.advance(words)
-        by_units(stream, count, size, 1000 if size > 1000 else 8, threads)
-        work.advance("units")
-        grads = peers.grads
-        tensors = [torch.tensor(g) for g in grads]
-        assert abs(global_norm(grads) / float(torch.nn.utils.get_total_norm(tensors)) - 1) < 1e-4
-        report(
-            f"norm, {count} × {size}",
-            {
-                "fastgd": lambda grads=grads: global_norm(grads),
-                "read": stream.reading(total, threads),
-                "torch": lambda tensors=tensors: torch.nn.utils.get_total_norm(tensors),
-            },
-        )
-        work.advance("norm")
+        report(words, {name: step for name, step in steps if not (quick and name == "torch")})
+        work.advance(words)
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="large arrays alone, without torch")
+    parser.add_argument("--only", default="", help="lines that begin so")
+    given = parser.parse_args()
     with Work("sweep") as work:
-        main(work)
+        main(work, given.quick, given.only)
