@@ -1,14 +1,13 @@
-"""The step over an optimizer's parameters: their groups, their states, and the plan of both."""
+"""The step over an optimizer's parameters, by the rules that their hyper-parameters pick."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from threading import RLock
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,40 +17,19 @@ from fastgd.core import options as _options
 from fastgd.core import state_dict as _state_dict
 from fastgd.core import storage as _storage
 from fastgd.core.accumulated import Accumulated, Split
-from fastgd.core.contract import Contract, Hyper
-from fastgd.core.groups import Changes, ParamGroup
-from fastgd.core.home import Home
+from fastgd.core.contract import Contract
+from fastgd.core.groups import Changes
 from fastgd.core.iterates import IterateAverage
-from fastgd.core.storage import ROW_MAP, ROW_STEPS, Kind, Piece
-from fastgd.core.trees import Name, Path, Structure, flatten, name_of, unflatten
-from fastgd.kernels import reference
-from fastgd.kernels._engine import HyperRows, Plan, StepRecord, is_parameter
-from fastgd.kernels.memory import checks
+from fastgd.core.layout import LaidOut, Layout
+from fastgd.core.storage import ROW_STEPS
+from fastgd.core.trees import Name
+from fastgd.kernels._engine import StepRecord
 from fastgd.kernels.memory.alloc import aligned_copy
-from fastgd.kernels.memory.checks import shown
-from fastgd.kernels.reference import RULES
-from fastgd.kernels.spec.coded_array import CodedArray, as_coded
-from fastgd.kernels.spec.lines import Axes, Axis
 
 Array = NDArray[Any]
-# The rules of parameters by their shapes.
-Picks = dict[tuple[int, ...], str]
 
 
-class Layout(NamedTuple):
-    """What changes when a parameter follows another rule."""
-
-    state: Mapping[Name, Mapping[str, Array]]
-    rules: list[str]  # of each parameter
-    picks: list[Picks]  # of each group
-    owners: list[tuple[int, str]]  # groups with a rule of theirs, whose coefficients tensors share
-    steps: NDArray[np.int64]  # taken by each parameter
-    plan: Plan
-    configure: Callable[[int, int, float], tuple[Any, ...]]  # what the plan asks, if C doesn't know
-    seen: object  # the latest change of groups that was looked at
-
-
-class Stepper:
+class Stepper(LaidOut):
     """Parameters in groups, their states, and the step that updates them in place.
 
     What `Optimizer`, torch's `Binding` and MPI's `Sharded` each have one of.
@@ -117,11 +95,11 @@ class Stepper:
         self.options = _options.checked(options, kind.__name__, kind.hypers)
         self.storage = _storage.checked(options, kind)
         self.defaults = hyper
-        self.param_groups: tuple[ParamGroup, ...] = ()
-        self.state: Mapping[Name, Mapping[str, Array]] = states or {}
-        self.names: tuple[tuple[Name, ...], ...] = ()
-        self.homes: dict[int, Home] = {}
-        self.copies: list[Array] | None = None
+        self.param_groups = ()
+        self.state = states or {}
+        self.names = ()
+        self.homes = {}
+        self.copies = None
         self.accumulated: Accumulated | None = None
         self.combine: Callable[[Array], object] | None = None
         self.combine_sums: Callable[[Array], object] | None = None
@@ -130,8 +108,8 @@ class Stepper:
         self.perturbed = False
         self.lock = RLock()
         self._first = first
-        self._paths: tuple[Path, ...] = ()  # where each parameter stands in what was given
-        self.structure: Structure = None
+        self._paths = ()
+        self.structure = None
         self._changes = Changes()
         self.seen: object = None
         self._agreed: object = None
@@ -177,225 +155,10 @@ class Stepper:
             if average is not None:
                 average.refuse_swapped(what)
 
-    def params(self) -> dict[Name, Array]:
-        """All parameters by name, in order."""
-        return {
-            name: p
-            for names, group in zip(self.names, self.param_groups, strict=True)
-            for name, p in zip(names, group["params"], strict=True)
-        }
-
-    def labels(self) -> checks.Labels:
-        """What to call each parameter in an error, after ``params``."""
-        return checks.Labels(self._paths)
-
-    def copy_out(self) -> None:
-        """Bring the copies up to date with the parameters."""
-        for out, (name, p) in zip(self.copies or (), self.params().items(), strict=False):
-            reference.copy(as_coded(out), self.storage.parameter(p, self.state[name]))
-
-    def all_copies(self) -> list[Array | None] | None:
-        """Where each parameter is copied to: a parameter with a master is itself such a copy."""
-        params = list(self.params().values())
-        if not any(map(self.storage.has_master, params)):
-            return None if self.copies is None else list(self.copies)
-        if self.copies is not None:
-            raise ValueError("copy_to excludes master=True: the parameter already is the copy")
-        return [p if self.storage.has_master(p) else None for p in params]
-
-    def _take_groups(self, given: Sequence[tuple[Any, Path]]) -> list[Structure]:
-        """Check groups, each with the path to it, and append them; returns their structures."""
-        taken = {name for names in self.names for name in names}
-        structures: list[Structure] = []
-        groups: list[ParamGroup] = []
-        names: list[tuple[Name, ...]] = []
-        paths: list[Path] = []
-        pieces: list[Piece] = []
-        homes: list[Home] = []
-        for group, prefix in given:
-            where = f"params{checks.label(prefix)}"
-            if not isinstance(group, Mapping) or "params" not in group:
-                raise TypeError(
-                    f"{where}: expected a group, a dict with 'params', found {shown(group)}"
-                )
-            structure, leaves = flatten(group["params"])
-            if not leaves and not prefix:
-                raise ValueError(f"{where}: expected at least one parameter, found none")
-            own = [(*prefix, *path) for path, _ in leaves] if prefix else [p for p, _ in leaves]
-            names.append(tuple(map(name_of, own)))
-            for name in names[-1]:
-                if name in taken:
-                    raise ValueError(f"{where}: two parameters are named {name!r}")
-                taken.add(name)
-            arrays = tuple(
-                self._array(leaf, path) for (_, leaf), path in zip(leaves, own, strict=True)
-            )
-            for p, path in zip(arrays, own, strict=True):
-                if p.itemsize == 2:
-                    self.storage.refuse_unchosen(p, f"params{checks.label(path)}")
-            groups.append(
-                ParamGroup(
-                    {"params": arrays, "param_names": tuple(name_of(path) for path, _ in leaves)},
-                    {**self.defaults, **{key: group[key] for key in group if key != "params"}},
-                    {key: self.kind.domains[key] for key in self.defaults},
-                    self.kind.fits,
-                    f"{where}: " if prefix else "",
-                    self._changes,
-                )
-            )
-            structures.append(structure)
-            paths += own
-            pieces += [leaf for _, leaf in leaves if isinstance(leaf, Piece)]
-            homes += [leaf for _, leaf in leaves if isinstance(leaf, Home)]
-        if not paths and not self._paths:
-            raise ValueError("params: expected at least one parameter, found none in any group")
-        self.storage = self.storage.with_pieces(pieces)
-        self.homes = {**self.homes, **{id(home.array): home for home in homes}}
-        self.param_groups += tuple(groups)
-        self.names += tuple(names)
-        self._paths += tuple(paths)
-        return structures
-
-    @staticmethod
-    def _array(leaf: Any, path: Path) -> Array:
-        """The array of a parameter, checked."""
-        given = leaf.array if isinstance(leaf, (Piece, Home)) else leaf
-        if is_parameter(given):
-            return given
-        return checks.check_parameter(given, f"params{checks.label(path)}", checks.ANY)
-
-    def _steps_at_home(self, params: Iterable[Array]) -> NDArray[np.int64]:
-        """The steps that parameters have taken before they came here."""
-        homes = [self.homes.get(id(p)) for p in params]
-        return np.array([0 if home is None else home.step for home in homes], np.int64)
-
     def _mark(self) -> None:
         """Tell the parameters that keep their own states that these are about to be written."""
         for home in self.homes.values():
             home.mark(self)
-
-    # ---------------------------------------------------------------------------------- the plan
-
-    def lay_out(
-        self, hypers: Sequence[Hyper], steps: NDArray[np.int64], grads: object = None
-    ) -> None:
-        """Lay out the states that each group's rule asks for, and resolve all to pointers.
-
-        Changes nothing if it raises.
-        """
-        kind, storage = self.kind, self.storage
-        picks, rules = self._picked(hypers)
-        steps = steps.copy()
-        state: dict[Name, Mapping[str, Array]] = {}
-        params: list[Array | CodedArray] = []
-        arrays: list[tuple[Array | CodedArray, ...]] = []
-        groups: list[int] = []
-        owners: dict[tuple[int, str], int] = {}
-        units: list[Axis | None] = []
-        numbers: list[tuple[Array, ...]] = []
-        missed: list[tuple[Array, Array, ParamGroup] | None] = []
-        axes: list[Axes | None] = []
-        recall = storage.recall()
-        starts = self._starts(hypers, rules, self._shared_numbers(rules))
-        for k, (group, start) in enumerate(zip(self.param_groups, starts, strict=True)):
-            for name, p in zip(self.names[k], group["params"], strict=True):
-                i = len(params)
-                rule = rules[i]
-                if not RULES[rule].shards and storage.is_shard(p):
-                    raise ValueError(
-                        f"params{self.labels()[i]}: expected a whole parameter, as rule {rule} "
-                        "does not step shards, found a shard"
-                    )
-                kinds = recall(p, rule)
-                kept = {**self._kept(name, p, kinds), "step": steps[i, ...]}
-                for key in self._rows_anew(kept, kinds, group):
-                    del kept[key]
-                for key, what in kinds.items():
-                    if key not in kept:
-                        kept |= self._new(what, p, start.get(key, 0.0))
-                        if key == ROW_STEPS and steps[i]:
-                            kept[key].fill(steps[i])
-                        # Schedules go on from the steps taken; a velocity may then start from 0.
-                        if kind.restarts and not group.scheduled and what.role == "state":
-                            steps[i] = 0
-                state[name] = MappingProxyType(kept)
-                arrays.append(tuple([kinds[key].given(kept) for key in RULES[rule].states]))
-                numbers.append(tuple([kept[key] for key in RULES[rule].numbers]))
-                rows = (kept[ROW_STEPS], kept[ROW_MAP], group) if ROW_STEPS in kinds else None
-                missed.append(rows)
-                params.append(storage.given(p, kept))
-                groups.append(k)
-                owners.setdefault((k, rule), len(owners))
-                units.append(storage.units(p, self.options["layout"]))
-                axes.append(storage.axes(p) if RULES[rule].line_states else None)
-        average = self.average
-        all_params = (p for group in self.param_groups for p in group["params"])
-        with_matrices = any(RULES[rule].matrix for rule in set(rules))
-        plan = Plan(
-            self.structure,
-            params,
-            self.labels(),
-            groups,
-            arrays,
-            rules,
-            steps,
-            grads,
-            averages=None if average is None else list(average.averages.values()),
-            average_steps=None if average is None else average.steps,
-            copies=self.all_copies(),
-            clip_by=self.options["clip_by"],
-            nonfinite=self.options["nonfinite"],
-            skipped=self.skipped,
-            seed=storage.seed,
-            units=units,
-            centralized=self._centralized(),
-            numbers=numbers,
-            owners=[owners[key] for key in zip(groups, rules, strict=True)],
-            sizes=[*map(storage.size, self.params().values())] if storage.pieces else None,
-            axes=axes,
-            hyper_rows=self._hyper_rows(),
-            matrices=[*map(storage.matrix, all_params)] if with_matrices else None,
-            shapes=[*map(storage.shaped, self.params().values())] if storage.pieces else None,
-            lazy=self.options["rows"] == "lazy",
-            sparse=kind.sparse,
-            missed=missed if storage.catch_up else None,
-        )
-        plan.first = self._first
-        self.state, self.rules, self.steps = MappingProxyType(state), rules, steps
-        self.picks, self.owners, self.plan = picks, list(owners), plan
-        self.configure = partial(_settings, kind, self.param_groups, self.owners)
-        for name, p in self.params().items() if self.homes else ():
-            if (home := self.homes.get(id(p))) is not None:
-                home.bind(state[name], self)
-        for swapping in (self.average, self.iterates):
-            if swapping is not None:
-                swapping.homes = tuple(self.homes.values())
-
-    def _kept(self, name: Name, p: Array, kinds: Mapping[str, Kind]) -> Mapping[str, Array]:
-        """The states that there are of a parameter."""
-        home = self.homes.get(id(p))
-        if home is None or name in self.state:
-            return self.state.get(name, {})
-        return home.known(kinds, self.kind.restarts)
-
-    def _new(self, kind: Kind, p: Array, start: float) -> dict[str, Array]:
-        """A state that there was none of, where its parameter wants it to be."""
-        home = self.homes.get(id(p))
-        return kind.new(p, start) if home is None else home.new(kind, start)
-
-    def _rows_anew(
-        self, kept: Mapping[str, Array], kinds: Mapping[str, Kind], group: ParamGroup
-    ) -> set[str]:
-        """What was kept of a table's rows, none of which has missed anything, and is made anew.
-
-        That is where the rule has other numbers or none, or steps are counted from new states on.
-        """
-        own = {ROW_STEPS, ROW_MAP} & kept.keys()
-        fitting = {key for key in own & kinds.keys() if kept[key].shape == kinds[key].shape}
-        new = any(what.role == "state" and key not in kept for key, what in kinds.items())
-        if new and self.kind.restarts and not group.scheduled:
-            fitting.discard(ROW_STEPS)
-        return own - fitting
 
     def _refuse_behind(self) -> None:
         """Raise RuntimeError if rows missed steps by another rule than is to be followed now."""
@@ -420,60 +183,6 @@ class Stepper:
             if self.homes:
                 self._mark()
             self.plan.catch_up()
-
-    def _centralized(self) -> list[bool] | None:
-        """Of which parameters the gradients are centralized: those that have weights of inputs."""
-        if not self.options["centralize"]:
-            return None
-        return [len(self.storage.shape(p)) > 1 for p in self.params().values()]
-
-    def _shared_numbers(self, rules: list[str]) -> dict[str, float]:
-        """The numbers that all parameters have alike, as those have them that were stepped."""
-        keys = {key for rule in set(rules) for key in RULES[rule].shared}
-        entries = self.state.values() if keys else ()
-        return {key: float(entry[key]) for entry in entries for key in keys & entry.keys()}
-
-    def _starts(
-        self, hypers: Sequence[Hyper], rules: list[str], known: Mapping[str, float]
-    ) -> list[dict[str, float]]:
-        """What each group's states start from; shared numbers, unless known, as in the first."""
-        keys = {key for rule in set(rules) for key in RULES[rule].shared}
-        first = self.kind.initial(hypers[0]) if keys else {}
-        shared = {**{key: first[key] for key in keys & first.keys()}, **known}
-        return [{**self.kind.initial(h), **shared} for h in hypers]
-
-    def _hyper_rows(self) -> HyperRows | None:
-        """The groups' hyper-parameters for C, if it works out what `configure` does."""
-        kind = self.kind
-        if (translation := kind.in_c()) is None:
-            return None
-        return HyperRows(self.param_groups, *translation, kind.decoupled, kind.own_decay)
-
-    def _picked(self, hypers: Sequence[Hyper]) -> tuple[list[Picks], list[str]]:
-        """The rules that groups' hyper-parameters pick: by shapes, and of each parameter."""
-        shapes = [[self.storage.shape(p) for p in group["params"]] for group in self.param_groups]
-        picks = [self._pick(h, dict.fromkeys(own)) for h, own in zip(hypers, shapes, strict=True)]
-        return picks, [pick[k] for pick, own in zip(picks, shapes, strict=True) for k in own]
-
-    def _pick(self, h: Hyper, shapes: Iterable[tuple[int, ...]]) -> Picks:
-        """The rule for parameters of each of these shapes, by a group's hyper-parameters."""
-        found = {}
-        for shape in shapes:
-            try:
-                found[shape] = self.kind.rule(h, shape)
-            except ValueError as error:
-                raise ValueError(f"{self._label_of(shape)}: {error}") from None
-        return found
-
-    def _label_of(self, shape: tuple[int, ...]) -> str:
-        """What to call the first parameter of a shape in an error."""
-        shapes = [self.storage.shape(p) for group in self.param_groups for p in group["params"]]
-        return f"params{self.labels()[shapes.index(shape)]}"
-
-    def bound(self) -> object:
-        """The bound gradients in the structure of the parameters, or None."""
-        held = self.plan.bound
-        return None if held is None else unflatten(self.structure, iter(held))
 
     def add_group(self, group: Mapping[str, Any], grads: object, copy_to: object) -> None:
         """Do what `Optimizer.add_param_group` says."""
@@ -755,21 +464,6 @@ class Stepper:
             for name, p in self.params().items()
         }
         self.lay_out(self.param_groups, self.steps, grads)
-
-
-def _settings(
-    kind: type[Contract],
-    groups: Sequence[ParamGroup],
-    owners: Sequence[tuple[int, str]],
-    owner: int,
-    t: int,
-    unscale: float,
-) -> tuple[Any, ...]:
-    """What the engine asks of an owner for a parameter's t-th step, if C doesn't know."""
-    k, rule = owners[owner]
-    group = groups[k]
-    h = group.at(t - 1) if group.scheduled else group
-    return kind.settings(rule, h, t, unscale)
 
 
 def _inverse(value: float, name: str) -> float:

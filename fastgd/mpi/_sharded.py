@@ -15,8 +15,8 @@ from fastgd.core import domains
 from fastgd.core import storage as _storage
 from fastgd.core.ema import EMA
 from fastgd.core.groups import ParamGroup, not_an_attribute
+from fastgd.core.layout import Layout
 from fastgd.core.optimizer import Optimizer
-from fastgd.core.stepper import Layout
 from fastgd.core.trees import Name, unflatten
 from fastgd.kernels._engine import StepRecord
 from fastgd.kernels.memory.checks import shown
