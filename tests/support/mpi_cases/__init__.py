@@ -1,0 +1,1 @@
+"""What ranks do, case by case; `mpi_ranks.py` runs one."""
