@@ -48,3 +48,50 @@ def test_no_backend_is_named_for_flags_that_were_ignored(tmp_path):
     assert "no OpenMP here" in done.stdout
     assert done.stdout.split()[-5:] == ["_engine", "_baseline", "_watch", "c_api", "_series"]
     assert "_x86_64_v4" in run_python(PROBES, CC="gcc", FASTGD_BACKENDS="").stdout.split()
+
+
+# Runs setup.py as `make build` does, but that modules are files of a word, and prints what is built.
+BUILDS = r"""
+import pathlib, runpy, setuptools, setuptools.command.build_ext, Cython.Build
+Cython.Build.cythonize = lambda extensions, **options: extensions
+
+def build(self, extension):
+    file = pathlib.Path(self.get_ext_fullpath(extension.name))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("built")
+    os.write(1, extension.name.rpartition(".")[2].encode() + b"\n")  # whole lines, from threads
+
+setuptools.command.build_ext.build_ext.build_extension = build
+whole = setuptools.setup
+setuptools.setup = lambda **given: whole(
+    script_name="setup.py", script_args=["-q", "build_ext", "--inplace"], **given)
+runpy.run_path("setup.py")
+"""
+
+
+@pytest.mark.slow
+def test_modules_are_built_anew_that_are_made_of_something_else(tmp_path):
+    for name in ("fastgd", "src_c"):
+        ignored = shutil.ignore_patterns("*.so", "*.c" if name == "fastgd" else "", "__pycache__")
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path / name)
+
+    code = f"import os\nos.chdir({str(tmp_path)!r})\n{BUILDS}"
+
+    def built(openmp="1"):
+        done = run_python(code, FASTGD_BACKENDS="baseline", FASTGD_OPENMP=openmp)
+        assert done.returncode == 0, done.stderr
+        return sorted(line for line in done.stdout.splitlines() if " " not in line)
+
+    kernels = tmp_path / "fastgd" / "kernels"
+    everything = ["_baseline", "_engine", "_series", "_watch", "c_api"]
+    assert built() == everything
+    with (kernels / "_watch.pyx").open("a") as file:
+        file.write("# something else\n")
+    next(kernels.glob("_series.*.so")).unlink()
+    assert built() == ["_series", "_watch"]
+    assert built(openmp="0") == everything
+    with (tmp_path / "src_c" / "numeric.h").open("a") as file:
+        file.write("/* something else */\n")
+    assert built(openmp="0") == everything
