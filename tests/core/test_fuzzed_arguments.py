@@ -35,6 +35,7 @@ CASES = {
     "an endless average": (lambda: EMA(endless(list)), ValueError, NESTED),
     "an endless norm": (lambda: global_norm(endless(list)), ValueError, NESTED),
     "a deep norm": (lambda: global_norm(deep(5000)), ValueError, NESTED),
+    "endless gradients": (lambda: fastgd.SGD([W]).accumulate(endless(list)), ValueError, "grads: nested without end"),
     "endless rows": (lambda: fastgd.Rows(endless(list), np.ones((1, 2))), TypeError, r"indices: expected one axis of integers \("),
     "ragged rows": (lambda: fastgd.Rows([[0], [1, 2]], np.ones((2, 2))), TypeError, r"indices: expected one axis of integers \("),
     "step of a function": (lambda: sgd(W, W.copy(), step=1.0), TypeError, "step: expected an integer, found 1.0"),
