@@ -136,9 +136,13 @@ def test_what_fails_follows_no_new_rule(call, tmp_path):
 def test_files_of_too_many_digits(tmp_path):
     with pytest.raises(ValueError, match=r'^metadata\["n"\]: expected a number in fewer digits'):
         fastgd.save(tmp_path / "x", params=[W], metadata={"n": DIGITS})
-    with pytest.raises(TypeError, match=r'^metadata\["n"\]: expected numbers, .* found set somethi'):
+    with pytest.raises(
+        TypeError, match=r'^metadata\["n"\]: expected numbers, .* found set somethi'
+    ):
         fastgd.save(tmp_path / "x", params=[W], metadata={"n": {DIGITS}})
-    with pytest.raises(TypeError, match=r"^params\[1\]: expected a dict with 'params', found someth"):
+    with pytest.raises(
+        TypeError, match=r"^params\[1\]: expected a dict with 'params', found someth"
+    ):
         fastgd.save(tmp_path / "x", params=[{"params": W}, DIGITS])
     assert not list(tmp_path.iterdir())
 
