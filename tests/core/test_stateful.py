@@ -127,9 +127,10 @@ class Machine(RuleBasedStateMachine):
     # ------------------------------------------------------------------------------------- steps
 
     @precondition(lambda self: self.twins)
-    @rule(kinds=kinds, seed=seeds)
-    def step(self, kinds, seed):
-        self.both(lambda twin: twin.opt.step(twin.grads(kinds, seed)))
+    @rule(data=st.data(), seed=seeds)
+    def step(self, data, seed):
+        some = data.draw(row_kinds if self.has_tables else kinds)
+        self.both(lambda twin: twin.opt.step(twin.grads(some, seed)))
 
     @precondition(lambda self: self.twins)
     @rule(kinds=any_kinds, seed=seeds, scale=scales)
@@ -183,8 +184,9 @@ class Machine(RuleBasedStateMachine):
         self.both(lambda twin: twin.opt.accumulate(twin.grads(kinds, seed), weight))
 
     @precondition(lambda self: self.catches_up)
-    @rule()
-    def catch_up(self):
+    @rule(kinds=row_kinds, seed=seeds, count=st.integers(0, 4))
+    def catch_up(self, kinds, seed, count):
+        self.steps_by_rows(kinds, seed, count, 1.0)
         if self.both(lambda twin: twin.opt.catch_up()):
             for entry in self.twins[1].opt.state.values():
                 assert (entry.get("row_steps", entry["step"]) == entry["step"]).all()
@@ -192,15 +194,14 @@ class Machine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.twins)
     @rule(
-        kinds=kinds | row_kinds,
         seed=seeds,
         steps=st.integers(1, 5),
         change=st.deferred(lambda: st.sampled_from([*IN_GRADIENTS, *OTHER_CHANGES])),
         data=st.data(),
     )
-    def steps_that_are_alike(self, kinds, seed, steps, change, data):
+    def steps_that_are_alike(self, seed, steps, change, data):
         """The same gradients several times, then something else, and again the same."""
-        self.give(kinds, seed)
+        self.give(data.draw(kinds | row_kinds if self.has_tables else kinds), seed)
         if self.steps_of_given(1 + steps):
             k = data.draw(st.integers(0, sum(1 for _ in leaves_of(self.twins[0].trees)) - 1))
             if change in IN_GRADIENTS:
