@@ -18,7 +18,8 @@ text        a character-level language model of two million parameters on Python
             the loss on a tenth of it that was held out
 quadratic   least squares with a condition number of 10^4, in NumPy
 
-With ``--brief``: a row for each optimizer, of these differences alone.
+With ``--brief``: a row for each optimizer, of these differences alone, and no second moments.
+Optimizers that store no state in fewer bits are left out, if they aren't asked for.
 
 With ``--log`` each run is a line of that file as soon as it ends, and those in it aren't run again.
 """
@@ -44,7 +45,7 @@ from fastgd.commands.train import SETTINGS
 from fastgd.commands.work import Work
 from fastgd.core.storage import saved_as
 from fastgd.kernels.reference import RULES
-from fastgd.optimizers import GENERAL
+from fastgd.optimizers import OPTIMIZERS
 
 F32 = np.float32
 # Where the defaults are too slow or too cautious.
@@ -175,6 +176,30 @@ def text(seed):
 
 PROBLEMS = {"digits": digits, "text": text, "quadratic": quadratic}
 
+
+def made(problem, name, params, storage, **more):
+    """An optimizer with the settings that a problem wants."""
+    options = OTHERWISE.get(problem, {}).get(name, TUNED.get(name, SETTINGS.get(name, {})))
+    return OPTIMIZERS[name](params, **{**options, **STORAGES[storage], **more})
+
+
+@functools.cache
+def storages(problem, name):
+    """float32, and all else that an optimizer takes, and stores a state in."""
+    found, full = ["float32"], None
+    for storage in STORAGES:
+        try:
+            opt = made(problem, name, [np.zeros((5, 3), F32), np.zeros(5, F32)], storage)
+        except ValueError:
+            continue
+        dtypes = [a.dtype for entry in opt.state.values() for a in entry.values()]
+        if full is None:
+            full = dtypes
+        elif dtypes != full:
+            found.append(storage)
+    return found
+
+
 # -------------------------------------------------------------------------------------- the runs
 
 
@@ -200,16 +225,14 @@ def moments(opt, exact):
     return [v.sum() / w.sum(), float(np.mean((v > 2 * w) | (v < w / 2)))]
 
 
-def run(job):
+def run(job, with_moments=True):
     """One line of the log."""
     problem, seed, name, storage, steps = job
     fastgd.set_num_threads(1)
     params, gradients, loss = PROBLEMS[problem](seed)
-    options = OTHERWISE.get(problem, {}).get(name, TUNED.get(name, SETTINGS.get(name, {})))
-    opt = getattr(fastgd, name)(params, **options, **STORAGES[storage])
-    opts = [opt]
-    if STORAGES[storage]:
-        opts.append(getattr(fastgd, name)(copied(params), **{**options, "lr": 0.0}))
+    opts = [made(problem, name, params, storage)]
+    if STORAGES[storage] and with_moments:
+        opts.append(made(problem, name, copied(params), "float32", lr=0.0))
     with np.errstate(all="ignore"):
         for _ in range(steps):
             found = gradients()
@@ -291,7 +314,7 @@ def brief(problems, names, of):
         for problem in problems:
             full, *less = of(problem, name).values()
             row.append(f"{np.mean([line['loss'] for line in full]):.4f}")
-            row += [percent(lines, full) for lines in less]
+            row += [percent(lines, full) if lines else "–" for lines in less]
         print("| " + " | ".join(row) + " |")
 
 
@@ -299,17 +322,24 @@ def main(work):
     """Print a line for each problem, optimizer and storage."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--problem", choices=list(PROBLEMS), nargs="+", default=list(PROBLEMS))
-    names = [name for name in GENERAL if name != "SGD"]  # which has no states by default
-    parser.add_argument("--optimizer", choices=list(GENERAL), nargs="+", default=names)
+    parser.add_argument("--optimizer", choices=list(OPTIMIZERS), nargs="+", default=None)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread each")
     parser.add_argument("--log", type=Path, default=None)
     parser.add_argument("--brief", action="store_true", help="a row of a table for each")
     given = parser.parse_args()
+    names = given.optimizer or [
+        name for name in OPTIMIZERS if any(len(storages(p, name)) > 1 for p in given.problem)
+    ]
     # All of a seed before the next, so that an interrupted log compares what it has.
-    order = itertools.product(given.problem, range(given.seeds), given.optimizer, STORAGES)
-    lines = measured(work, [(*job, given.steps) for job in order], given.workers, given.log)
+    jobs = [
+        (problem, seed, name, storage, given.steps)
+        for problem, seed, name in itertools.product(given.problem, range(given.seeds), names)
+        for storage in storages(problem, name)
+    ]
+    each = functools.partial(run, with_moments=not given.brief)
+    lines = measured(work, jobs, given.workers, given.log, each)
 
     def of(problem, name):
         return {
@@ -319,12 +349,14 @@ def main(work):
         }  # fmt: skip
 
     if given.brief:
-        brief(given.problem, given.optimizer, of)
+        brief(given.problem, names, of)
         return
-    for problem, name in itertools.product(given.problem, given.optimizer):
+    for problem, name in itertools.product(given.problem, names):
         full, *less = of(problem, name).items()
         print(f"{problem}, {name}: float32 {words(full[1])}")
         for storage, found in less:
+            if not found:
+                continue
             print(f"    {storage:<9}{compared(found, full[1])}; {words(found)}")
 
 

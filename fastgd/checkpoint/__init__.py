@@ -294,7 +294,7 @@ def _parameters(opt: Optimizer | None, params: object) -> list[Named]:
     ):
         for k, group in enumerate(params):
             if not isinstance(group, Mapping) or "params" not in group:
-                found = reprlib.repr(group)
+                found = checks.shown(group)
                 raise TypeError(f"params[{k}]: expected a dict with 'params', found {found}")
         return [_named(group["params"], (k,)) for k, group in enumerate(params)]
     return [_named(params, ())]

@@ -164,7 +164,7 @@ def _pack(
     elif isinstance(value, Mapping):
         _pack_dict(value, path, name, arrays, text)
     else:
-        found = f"{type(value).__name__} {reprlib.repr(value)}"
+        found = f"{type(value).__name__} {checks.shown(value)}"
         raise TypeError(
             f"{_where(path)}: expected numbers, strings, arrays, or dicts and lists of these, "
             f"found {found}"

@@ -36,7 +36,11 @@ class Split:
         self.rows: dict[int, Rows] = {}
         self._structure, self._grads = structure, grads
         self.rest = grads
-        if has_rows(grads):
+        try:
+            found = has_rows(grads)
+        except RecursionError:
+            raise ValueError("grads: nested without end (do they contain themselves?)") from None
+        if found:
             self.rest = self._walk(structure, grads, count())
 
     @cached_property

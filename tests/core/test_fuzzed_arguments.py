@@ -35,6 +35,9 @@ CASES = {
     "an endless average": (lambda: EMA(endless(list)), ValueError, NESTED),
     "an endless norm": (lambda: global_norm(endless(list)), ValueError, NESTED),
     "a deep norm": (lambda: global_norm(deep(5000)), ValueError, NESTED),
+    "endless gradients": (lambda: fastgd.SGD([W]).accumulate(endless(list)), ValueError, "grads: nested without end"),
+    "endless rows": (lambda: fastgd.Rows(endless(list), np.ones((1, 2))), TypeError, r"indices: expected one axis of integers \("),
+    "ragged rows": (lambda: fastgd.Rows([[0], [1, 2]], np.ones((2, 2))), TypeError, r"indices: expected one axis of integers \("),
     "step of a function": (lambda: sgd(W, W.copy(), step=1.0), TypeError, "step: expected an integer, found 1.0"),
     "step 0": (lambda: adam(W, W.copy(), W, W, step=0), ValueError, "step: expected a number from 1 to .* found 0"),
     "step 2^53": (lambda: sgd(W, W.copy(), step=2**53), ValueError, "step: expected a number from 1 to"),
@@ -130,9 +133,17 @@ def test_what_fails_follows_no_new_rule(call, tmp_path):
     assert "grad_avg" not in opt.state[0]
 
 
-def test_metadata_of_too_many_digits(tmp_path):
+def test_files_of_too_many_digits(tmp_path):
     with pytest.raises(ValueError, match=r'^metadata\["n"\]: expected a number in fewer digits'):
         fastgd.save(tmp_path / "x", params=[W], metadata={"n": DIGITS})
+    with pytest.raises(
+        TypeError, match=r'^metadata\["n"\]: expected numbers, .* found set somethi'
+    ):
+        fastgd.save(tmp_path / "x", params=[W], metadata={"n": {DIGITS}})
+    with pytest.raises(
+        TypeError, match=r"^params\[1\]: expected a dict with 'params', found someth"
+    ):
+        fastgd.save(tmp_path / "x", params=[{"params": W}, DIGITS])
     assert not list(tmp_path.iterdir())
 
 

@@ -2,7 +2,8 @@
 
 Hypothesis draws an optimizer with its options, and then what is done to it; a twin on the NumPy
 backend gets the same.  After every operation all arrays, counts and hyper-parameters agree to the
-bit, and so do return values and errors; whatever raised has changed nothing.
+bit, and so do return values and errors; whatever raised has changed nothing.  So do those of rules
+with products of matrices (Muon, SOAP), whose bits may differ between machines, but not on one.
 
 ``make fuzz`` runs it with 100,000 examples: as many as FASTGD_FUZZ says, from new seeds each time.
 """
@@ -10,7 +11,6 @@ bit, and so do return values and errors; whatever raised has changed nothing.
 from __future__ import annotations
 
 import os
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -26,13 +26,33 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from support.sampling import by_level
-from support.stateful_pairs import KINDS, SCALES, WRONG, Cycle, Leaf, Spec, Twin, available, outcome
+from support.stateful_draws import (
+    any_kinds,
+    hypers_of,
+    keys_of,
+    kinds,
+    row_kinds,
+    scales,
+    seeds,
+    specs,
+    trees,
+    trees_with_tables,
+    values_of,
+    wrong_kinds,
+    wrong_row_kinds,
+)
+from support.stateful_pairs import (
+    IN_GRADIENTS,
+    KINDS,
+    SCALES,
+    Twin,
+    available,
+    leaves_of,
+    outcome,
+)
 
 import fastgd
-from fastgd.core.domains import SCHEDULABLE
-from fastgd.core.options import CLIP_BY, HYPER, NONFINITE
-from fastgd.kernels.spec.units import LAYOUTS
-from fastgd.optimizers import GENERAL, OPTIMIZERS
+from fastgd.optimizers import OPTIMIZERS
 
 EXAMPLES = int(os.environ.get("FASTGD_FUZZ", "0"))
 SETTINGS = settings(
@@ -43,122 +63,6 @@ SETTINGS = settings(
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
-
-# -------------------------------------------------------------------------------- hyper-parameters
-
-# What a hyper-parameter may be is found by asking its domain, so that an optimizer which is new
-# needs no line here.
-CANDIDATES = (0.0, 1e-8, 1e-3, 0.1, 0.5, 0.9, 0.999, 1.0, 2.5, 1e5, 1e30, False, True, None,
-              (0.9, 0.999), (0.0, 0.5), (0.999, 0.0), (0.5, 1.25), (0.9, 0.5, 0.99), (0.0, 0.0, 0.0),
-              -1.0, 1e300, np.nan, "0.1", (0.9,), [1, 2, 3])  # fmt: skip
-
-
-@cache
-def accepted(domain):
-    """The candidates that a domain takes, and those that it refuses."""
-    fine, refused = [], []
-    for value in CANDIDATES:
-        try:
-            domain(value, "value")
-            fine.append(value)
-        except (TypeError, ValueError):
-            refused.append(value)
-    assert fine
-    return fine, refused
-
-
-@cache
-def values_of(domain, wrong=True):
-    """Values of a hyper-parameter: mostly numbers, some schedules, some that are refused."""
-    fine, refused = accepted(domain)
-    usual = [v for v in fine if not isinstance(v, float) or v <= 2.5]
-    values = st.sampled_from(usual) | st.sampled_from(usual) | st.sampled_from(fine)
-    if domain in SCHEDULABLE:
-        some = st.lists(st.sampled_from([*usual, *usual, *refused[: int(wrong)], "error"]),
-                        min_size=1, max_size=3)  # fmt: skip
-        values |= st.builds(Cycle, st.lists(st.sampled_from(usual), min_size=1).map(tuple))
-        values |= st.builds(Cycle, some.map(tuple))
-    return values | st.sampled_from(refused) if wrong else values
-
-
-@cache
-def hypers_of(name, wrong=False):
-    """Some of an optimizer's hyper-parameters."""
-    domains = OPTIMIZERS[name].domains
-    own = {key: values_of(domain, wrong) for key, domain in domains.items() if key not in HYPER}
-    own = {key: values for key, values in own.items() if key in keys_of(name)}
-    limits = st.sampled_from([None, 1e-3, 0.5, 10.0, Cycle((0.5, None, 2.0))])
-    return st.fixed_dictionaries({}, optional={**own, **dict.fromkeys(HYPER, limits)})
-
-
-@cache
-def keys_of(name):
-    return OPTIMIZERS[name](np.zeros(1)).defaults
-
-
-# ------------------------------------------------------------------------------------- structures
-
-# Around vectors, tiles and aligned chunks; a size beyond one chunk is dear, and rare.
-EDGES = (0, 1, 2, 3, 7, 8, 15, 16, 17, 33, 255, 256, 257, 1023, 1024, 1025)
-sizes = st.integers(0, 40) | st.sampled_from(EDGES)
-rare = st.integers(0, 30).flatmap(
-    lambda k: st.sampled_from((32767, 32769, 40_000, 65_537)) if k == 30 else sizes
-)
-shapes = st.one_of(
-    st.just(()), st.tuples(rare), st.tuples(st.integers(0, 5), st.integers(0, 20)), st.tuples(sizes)
-)
-leaves = st.builds(
-    Leaf, shapes, st.sampled_from(["float32", "float64"]), st.sampled_from("CCF"), st.integers(0, 9)
-)
-keys = st.sampled_from(["W", "b", "c"])
-trees = st.recursive(
-    leaves,
-    lambda inner: (
-        st.lists(inner, min_size=1, max_size=3)
-        | st.dictionaries(keys, inner, min_size=1, max_size=3)
-    ),
-    max_leaves=4,
-)
-averages = st.one_of(
-    st.none(),
-    st.sampled_from([0.0, 0.9]),
-    st.fixed_dictionaries(
-        {"decay": st.sampled_from([0.5, 0.99])},
-        optional={"bias_correction": st.just(False), "warmup": st.just(True)},
-    ),
-)
-options = st.fixed_dictionaries(
-    {},
-    optional={
-        "clip_by": st.sampled_from(CLIP_BY),
-        "nonfinite": st.sampled_from(NONFINITE),
-        "centralize": st.booleans(),
-        "layout": st.sampled_from(LAYOUTS),
-        "zero_grads": st.booleans(),
-    },
-)
-
-
-@st.composite
-def specs(draw):
-    name = draw(st.sampled_from(sorted(GENERAL)))
-    grouped = draw(st.booleans())
-    some = draw(st.lists(trees, min_size=1, max_size=3 if grouped else 1))
-    wrong = draw(st.integers(0, 9)) == 9
-    hypers = [draw(hypers_of(name, wrong)), *(draw(hypers_of(name)) for _ in some)]
-    return Spec(
-        name, tuple(some), grouped, tuple(hypers), draw(options), draw(averages),
-        draw(st.sampled_from([None, "float32", "bfloat16"])), draw(st.booleans()),
-    )  # fmt: skip
-
-
-kinds = st.lists(st.sampled_from(list(SCALES)), min_size=1, max_size=3)
-any_kinds = st.lists(st.sampled_from([*SCALES, *KINDS]), min_size=1, max_size=4)
-wrong_kinds = st.lists(st.sampled_from(["normal", "none", *WRONG]), min_size=1, max_size=3)
-seeds = st.integers(0, 50)
-scales = st.sampled_from([1.0, 1.0, 2.0, 1024.0, -0.5, 1e-3, 1e-30, 1e40, 0.0])
-
-# ------------------------------------------------------------------------------------ the machine
 
 
 def follow(twin):
@@ -181,6 +85,15 @@ class Machine(RuleBasedStateMachine):
             self.twins = made
             self.saved = []
             self.seen = self.compare()
+
+    @property
+    def has_tables(self):
+        """Whether gradients by rows were thought of when the optimizers were made."""
+        return self.twins and "rows" in self.twins[0].spec.options
+
+    @property
+    def catches_up(self):
+        return self.twins and self.twins[0].opt.options["rows"] == "catch_up"
 
     def on(self, backend, call):
         fastgd.set_backend(backend or self.backend)
@@ -215,9 +128,10 @@ class Machine(RuleBasedStateMachine):
     # ------------------------------------------------------------------------------------- steps
 
     @precondition(lambda self: self.twins)
-    @rule(kinds=kinds, seed=seeds)
-    def step(self, kinds, seed):
-        self.both(lambda twin: twin.opt.step(twin.grads(kinds, seed)))
+    @rule(data=st.data(), seed=seeds)
+    def step(self, data, seed):
+        some = data.draw(row_kinds if self.has_tables else kinds)
+        self.both(lambda twin: twin.opt.step(twin.grads(some, seed)))
 
     @precondition(lambda self: self.twins)
     @rule(kinds=any_kinds, seed=seeds, scale=scales)
@@ -247,6 +161,69 @@ class Machine(RuleBasedStateMachine):
         after = self.compare()
         assert first[0] == "returned" or after == self.seen
         self.seen = after
+
+    @precondition(lambda self: self.has_tables)
+    @rule(kinds=row_kinds, seed=seeds, count=st.integers(1, 4), scale=scales)
+    def steps_by_rows(self, kinds, seed, count, scale):
+        """Rows that have no gradient stay as they are, where they don't catch up."""
+        for k in range(count):
+            self.give(kinds, seed + k)
+            before = self.seen
+            if not self.both(lambda twin: twin.opt.step(twin.given, grad_scale=scale)):
+                break
+            if not self.catches_up:
+                assert not self.twins[0].moved_others(before)
+
+    @precondition(lambda self: self.has_tables)
+    @rule(kinds=wrong_row_kinds, seed=seeds)
+    def step_by_rows_that_is_refused(self, kinds, seed):
+        self.both(lambda twin: twin.opt.step(twin.grads(kinds, seed)))
+
+    @precondition(lambda self: self.has_tables)
+    @rule(kinds=row_kinds, seed=seeds, weight=st.sampled_from([1.0, 0.25, 0.0, 1e300]))
+    def accumulate_rows(self, kinds, seed, weight):
+        self.both(lambda twin: twin.opt.accumulate(twin.grads(kinds, seed), weight))
+
+    @precondition(lambda self: self.catches_up)
+    @rule(kinds=row_kinds, seed=seeds, count=st.integers(0, 4))
+    def catch_up(self, kinds, seed, count):
+        self.steps_by_rows(kinds, seed, count, 1.0)
+        if self.both(lambda twin: twin.opt.catch_up()):
+            for entry in self.twins[1].opt.state.values():
+                assert (entry.get("row_steps", entry["step"]) == entry["step"]).all()
+            self.kept(lambda twin: twin.opt.catch_up())
+
+    @precondition(lambda self: self.twins)
+    @rule(
+        seed=seeds,
+        steps=st.integers(1, 5),
+        change=st.deferred(lambda: st.sampled_from([*IN_GRADIENTS, *OTHER_CHANGES])),
+        data=st.data(),
+    )
+    def steps_that_are_alike(self, seed, steps, change, data):
+        """The same gradients several times, then something else, and again the same."""
+        self.give(data.draw(kinds | row_kinds if self.has_tables else kinds), seed)
+        if self.steps_of_given(1 + steps):
+            k = data.draw(st.integers(0, sum(1 for _ in leaves_of(self.twins[0].trees)) - 1))
+            if change in IN_GRADIENTS:
+                for twin in self.twins:
+                    twin.change_given(k, change, seed)
+            else:
+                OTHER_CHANGES[change](self, k, data)
+            if self.twins:
+                self.steps_of_given(1 + steps)
+
+    def give(self, kinds, seed):
+        for twin in self.twins:
+            twin.given = twin.grads(kinds, seed)
+
+    def steps_of_given(self, count, **how):
+        return all(self.both(lambda twin: twin.opt.step(twin.given, **how)) for _ in range(count))
+
+    def resize(self, k, data):
+        """As a parameter's memory is elsewhere then, nothing can be done any more."""
+        self.both(lambda twin: twin.resized_step(k))
+        self.twins = None
 
     @precondition(lambda self: self.twins)
     @rule(kinds=any_kinds, seed=seeds, weight=st.sampled_from([1.0, 3, 0.25, 0.0, 1e300]))
@@ -280,8 +257,9 @@ class Machine(RuleBasedStateMachine):
         self.kept(lambda twin: twin.opt.lr)
 
     @precondition(lambda self: self.twins and len(self.twins[0].trees) < 4)
-    @rule(tree=trees, data=st.data())
-    def add_group(self, tree, data):
+    @rule(data=st.data())
+    def add_group(self, data):
+        tree = data.draw(trees_with_tables if self.has_tables else trees)
         hyper = data.draw(hypers_of(self.twins[0].spec.name, wrong=True))
         self.both(lambda twin: twin.add(tree, hyper))
 
@@ -365,6 +343,19 @@ class Machine(RuleBasedStateMachine):
         fastgd.set_num_threads(None)
 
 
+# What may be done between steps that are alike, with the k-th parameter if with one.
+OTHER_CHANGES = {
+    "lr": lambda m, k, data: m.both(lambda twin: setattr(twin.opt, "lr", 0.0625)),
+    "hyper-parameter": lambda m, k, data: m.change(data, k),
+    "step count": lambda m, k, data: m.both(lambda twin: twin.count_up(k)),
+    "scale": lambda m, k, data: m.steps_of_given(1, grad_scale=2.0),
+    "bound": lambda m, k, data: m.bound_step("normal", k),
+    "load": lambda m, k, data: m.both(lambda twin: twin.opt.load_state_dict(twin.opt.state_dict())),
+    "average": lambda m, k, data: m.twins[0].opt.average and m.swap(["normal"], k),
+    "backend": lambda m, k, data: m.run_on(data.draw(st.sampled_from(available())), 1 + k % 3),
+    "shape": lambda m, k, data: m.kept(lambda twin: twin.reshaped_step(k)),
+    "size": lambda m, k, data: m.resize(k, data),
+}
 ERRORS = {
     "TypeError", "ValueError", "KeyError", "RuntimeError", "FloatingPointError",
     "LookupError",  # of a schedule

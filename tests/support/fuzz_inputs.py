@@ -220,8 +220,8 @@ class Draws:
         keys = ["W", "b", "a.b", 0, 1, (1, 2), None, "params", "é\ud800", 0.5, ""]
         return {self.one_of(keys): self.tree(depth + 2) for _ in range(count)}
 
-    def like(self, tree, dtype=None, form=None, depth=0):
-        """Arrays as in a tree; not always."""
+    def like(self, tree, dtype=None, form=None, depth=0, rows=None):
+        """Arrays as in a tree, some of them by rows if asked; not always."""
         if depth > 20:
             return None
         if depth and self.flip(24):
@@ -229,12 +229,16 @@ class Draws:
         if isinstance(tree, dict):
             tree = tree["params"] if "params" in tree and depth < 2 else tree
         if isinstance(tree, dict):
-            return {key: self.like(child, dtype, None, depth + 1) for key, child in tree.items()}
+            return {
+                key: self.like(child, dtype, None, depth + 1, rows) for key, child in tree.items()
+            }
         if isinstance(tree, (list, tuple)):
-            found = [self.like(child, dtype, None, depth + 1) for child in tree]
+            found = [self.like(child, dtype, None, depth + 1, rows) for child in tree]
             more = len(form) - len(found) if isinstance(form, list) else 0
             return found + [None] * more
         if isinstance(tree, np.ndarray):
+            if rows is not None and tree.ndim > 1 and self.flip(2):
+                return rows(tree)
             if self.flip(6):
                 return None if self.flip(2) else self.leaf(None, tree.shape)
             kind = dtype or (tree.dtype if tree.dtype.kind == "f" else "f4")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import fastgd
+from fastgd import Rows
 from fastgd.averages import EMA
 from fastgd.core.storage import kept_by
 from fastgd.optimizers import OPTIMIZERS
@@ -45,6 +46,8 @@ SCALES = {"normal": 1.0, "small": 1e-3, "zeros": 0.0, "large": 1e4, "tiny": 1e-4
 SPECIAL = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
 WRONG = ("dtype", "shape", "strided", "string", "itself")
 KINDS = (*SCALES, *SPECIAL, "none")
+BY_ROWS = ("rows", "row", "no rows", "rows of others' dtype", "rows with nan")
+WRONG_ROWS = ("row beyond", "row before", "rows of another length", "rows of a vector")
 
 
 def made(leaf: Leaf, kind: str = "normal") -> np.ndarray:
@@ -59,6 +62,54 @@ def made(leaf: Leaf, kind: str = "normal") -> np.ndarray:
     return x
 
 
+def by_rows(leaf: Leaf, kind: str) -> Any:
+    """A gradient of a leaf by rows, each of which may come several times; of a vector, an array."""
+    if len(leaf.shape) < 2 and kind != "rows of a vector":
+        return made(leaf)
+    n, rest = (*leaf.shape, 1)[0], leaf.shape[1:] or (1,)
+    rng = np.random.default_rng(leaf.seed)
+    k = {"row": min(n, 1), "no rows": 0}.get(kind, int(rng.integers(0, 2 * n + 1)))
+    indices = rng.integers(0, n, k) if k else np.zeros(0, np.int64)
+    if kind in ("row beyond", "row before"):
+        k, indices = k + 1, np.append(indices, n if kind == "row beyond" else -1)
+    if kind == "rows of another length":
+        rest = (*rest, 2)
+    values = made(
+        Leaf((k, *rest), leaf.dtype, "C", leaf.seed), "nan" if "nan" in kind else "normal"
+    )
+    if kind == "rows of others' dtype":
+        values = values.astype(["f2", "f4", "f8"][leaf.seed % 3])
+    return Rows(indices.astype(["i4", "i8"][leaf.seed % 2]), values)
+
+
+def other(leaf: Leaf, g: Any) -> Any:
+    """A gradient of the same kind, in memory of its own."""
+    if g is None:
+        return None
+    if isinstance(g, Rows):
+        return by_rows(leaf, "rows")
+    return made(leaf._replace(dtype=g.dtype.str))
+
+
+def written(leaf: Leaf, g: Any) -> Any:
+    """The same memory, with other numbers in it."""
+    if g is not None:
+        array = g.values if isinstance(g, Rows) else g
+        array[...] = 0.375
+    return g
+
+
+# What may become of one gradient between steps that are alike but for it.
+IN_GRADIENTS: dict[str, Callable[[Leaf, Any], Any]] = {
+    "array": other,
+    "content": written,
+    "none": lambda leaf, g: None,
+    "rows": lambda leaf, g: by_rows(leaf, "rows"),
+    "dtype": lambda leaf, g: made(leaf).astype("f4" if leaf.dtype == "float64" else "f8"),
+    "not finite": lambda leaf, g: made(leaf, "nan"),
+}
+
+
 def mapped(tree: Any, function: Callable[[Leaf], Any]) -> Any:
     """A tree of leaves with a function of each in its place."""
     if isinstance(tree, Leaf):
@@ -68,12 +119,26 @@ def mapped(tree: Any, function: Callable[[Leaf], Any]) -> Any:
     return [mapped(child, function) for child in tree]
 
 
-def leaves_of(tree: Any) -> Iterator[Leaf]:
-    if isinstance(tree, Leaf):
-        yield tree
-    else:
+def replaced(tree: Any, k: int, value: Callable[[Any], Any]) -> Any:
+    """A tree of gradients with a function of the k-th in its place, all others being the same."""
+    count = iter(range(1 << 30))
+
+    def walked(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: walked(child) for key, child in node.items()}
+        if isinstance(node, list):
+            return [walked(child) for child in node]
+        return value(node) if next(count) == k else node
+
+    return walked(tree)
+
+
+def leaves_of(tree: Any) -> Iterator[Any]:
+    if isinstance(tree, (dict, list)):
         for child in tree.values() if isinstance(tree, dict) else tree:
             yield from leaves_of(child)
+    else:
+        yield tree
 
 
 class Spec(NamedTuple):
@@ -96,12 +161,13 @@ class Twin:
         self.spec = spec
         self.trees = list(spec.trees)
         self.grouped = spec.grouped
+        self.given: Any = None  # gradients, for several steps
         params = [mapped(tree, made) for tree in self.trees]
         given: dict[str, Any] = {**spec.hypers[0], **spec.options}
         if spec.average is not None:
             given["average"] = spec.average
             if isinstance(spec.average, dict):
-                flat = [x for tree in params for x in _arrays(tree)]
+                flat = [x for tree in params for x in leaves_of(tree)]
                 given["average"] = EMA(flat, **spec.average)
         if spec.copies:
             given["copy_to"] = self.in_form([mapped(tree, _blank) for tree in self.trees])
@@ -139,6 +205,8 @@ class Twin:
                 "string": lambda: "gradient",
                 "itself": lambda: p,
             }
+            if kind in BY_ROWS or kind in WRONG_ROWS:
+                return by_rows(leaf, kind)
             return wrong[kind]() if kind in wrong else x
 
         grads = self.in_form([mapped(tree, one) for tree in self.trees])
@@ -180,6 +248,52 @@ class Twin:
         self.opt = new
         assert self.snapshot() == before
 
+    def change_given(self, k: int, change: str, seed: int) -> None:
+        """Put something else in the place of the k-th of the gradients that are given."""
+        leaf = [*leaves_of(self.trees)][k]._replace(seed=seed + 7)
+        self.given = replaced(self.given, k, lambda g: IN_GRADIENTS[change](leaf, g))
+
+    def moved_others(self, before: dict[Any, Any]) -> list[Any]:
+        """What of parameters, states and copies has other rows without a gradient than before."""
+        moved, after = [], self.snapshot()
+        pairs = zip(leaves_of(self.given), leaves_of(self.trees), strict=True)
+        for i, (g, leaf) in enumerate(pairs):
+            if not isinstance(g, Rows):
+                continue
+            n = leaf.shape[0]
+            still = np.delete(np.arange(n), g.indices)
+            for key in after:
+                if key[0] not in ("param", "state", "copy") or key[1] != i:
+                    continue
+                if n and after[key][1][:1] == (n,):  # and no number, as a step count
+                    a, b = (np.frombuffer(x[key][2], "u1").reshape(n, -1) for x in (before, after))
+                    moved += [key] if (a[still] != b[still]).any() else []
+        return moved
+
+    def param(self, k: int) -> np.ndarray:
+        """The k-th parameter."""
+        return [p for group in self.opt.param_groups for p in group["params"]][k]
+
+    def count_up(self, k: int) -> None:
+        """Say of a parameter that it has taken one more step."""
+        [*self.opt.state.values()][k]["step"][...] += 1
+
+    def reshaped_step(self, k: int) -> Any:
+        """A step, which is refused, while a parameter has another shape."""
+        p = self.param(k)
+        shape = p.shape
+        p.resize((1, *shape), refcheck=False)
+        try:
+            return outcome(lambda: self.opt.step(self.given))
+        finally:
+            p.resize(shape, refcheck=False)
+
+    def resized_step(self, k: int) -> Any:
+        """A step, which is refused, after a parameter was given other memory."""
+        p = self.param(k)
+        p.resize((p.size + 1000,), refcheck=False)
+        return outcome(lambda: self.opt.step(self.given))
+
     # ------------------------------------------------------------------------------ what it is
 
     def snapshot(self) -> dict[Any, Any]:
@@ -214,14 +328,6 @@ class Twin:
         return {("state", i, key) for i, rule in enumerate(rules) for key in kept_by(rule)}
 
 
-def _arrays(tree: Any) -> Iterator[np.ndarray]:
-    if isinstance(tree, np.ndarray):
-        yield tree
-    else:
-        for child in tree.values() if isinstance(tree, dict) else tree:
-            yield from _arrays(child)
-
-
 def _blank(leaf: Leaf) -> np.ndarray:
     return np.zeros(leaf.shape, np.float32, order=leaf.order)
 
@@ -229,7 +335,8 @@ def _blank(leaf: Leaf) -> np.ndarray:
 def bits(a: np.ndarray) -> tuple[str, tuple[int, ...], bytes]:
     """Dtype, shape and bits of an array, all NaNs counting as the same."""
     a = np.array(a)
-    if a.dtype == np.uint16:
+    if a.dtype.name in ("uint16", "bfloat16"):
+        a = a.view(np.uint16)
         a[(a & 0x7FFF) > 0x7F80] = 0x7FC0
     elif a.dtype.kind == "f":
         a[np.isnan(a)] = np.nan

@@ -49,7 +49,7 @@ OPTIMIZERS = tuple(fastgd.optimizers.OPTIMIZERS)
 HYPERS = dict.fromkeys(
     key for kind in fastgd.optimizers.OPTIMIZERS.values() for key in kind.domains
 )
-OPTIONS = ("clip_by", "nonfinite", "zero_grads", "state_dtype", "master", "rounding", "min_8bit_size",
+OPTIONS = ("clip_by", "nonfinite", "zero_grads", "rows", "state_dtype", "master", "rounding", "min_8bit_size",
            "seed", "average", "clip_norm", "clip_value", "clip_ratio", "centralize",
            "layout")  # fmt: skip
 FINE = {
@@ -59,6 +59,7 @@ FINE = {
     "seed": (7,), "average": (0.9, 0.0), "betas": ((0.9, 0.99),), "nesterov": (True,),
     "amsgrad": (True,), "centered": (True,), "maximize": (True,), "bias_correction": (True,),
     "initial_accumulator_value": (0.5,), "centralize": (True,), "layout": ("in_out",),
+    "rows": ("lazy", "catch_up"), "precondition_frequency": (1, 2), "max_precond_dim": (2, 300),
 }  # fmt: skip
 FINE |= {
     key: (not h.default,)
@@ -79,7 +80,7 @@ ALLOWED += (np.exceptions.AxisError, fastgd.CheckpointError, FileNotFoundError, 
 NAMES = {"params", "grads", "state", "state_dict", "copy_to", "metadata", "path", "opt", "step", "grad_scale",
          "grad_scale times weight", "weight", "averages", "average", "swapped", "update", "backend", "n", "p", "g",
          "sum", "out", "x", "axis", "initial", "beta", "window", "arrays", "shape", "dtype", "layout", "seed",
-         "accumulate() needs gradients", "step() needs gradients", "add_param_group", "a parameter group always",
+         "accumulate() needs gradients", "step() needs gradients", "catch_up", "indices", "values", "add_param_group", "a parameter group always",
          *OPTIMIZERS, *map(str.lower, OPTIMIZERS), *OPTIONS, *HYPERS, *NUMBERS, *STATES}  # fmt: skip
 PYTHONS = re.compile(r"[\w.<>]+\(\) (got|missing|takes)|.* object is not|.* argument")
 
@@ -191,6 +192,10 @@ class Fuzzer:
         cls = getattr(fastgd, draws.one_of(OPTIMIZERS))
         tree = draws.tree()
         given = {k: v for k, v in self.hypers(cls).items() if isinstance(k, str)}
+        if draws.flip(3):
+            given["rows"] = draws.one_of(FINE["rows"])
+        if "max_precond_dim" in cls.domains:
+            given.setdefault("max_precond_dim", 300)  # as bases of longer axes take seconds
         if draws.flip(4):
             tree = [{"params": tree, **{k: v for k, v in self.hypers(cls).items() if k in cls.domains}},
                     {"params": draws.tree(), **self.hypers(cls, 1)}]  # fmt: skip
@@ -204,13 +209,24 @@ class Fuzzer:
         if not fine:
             return
         self.opt, self.tree, self.saved = opt, tree, []
-        calls = [self.step, self.step, self.accumulate, self.add, self.load, self.set, self.set_lr, self.save,
+        calls = [self.step, self.step, self.accumulate, self.catch_up, self.add, self.load, self.set, self.set_lr, self.save,
                  self.file_and_back, self.copied, self.minimize, self.swapped, self.write]  # fmt: skip
         for _ in range(draws.below(7)):
             draws.one_of(calls)()
 
     def grads(self):
-        return self.draws.like(self.tree, form=self.opt.stepper.structure)
+        return self.draws.like(self.tree, form=self.opt.stepper.structure, rows=self.rows)
+
+    def rows(self, table):
+        """A gradient of a table by rows, or none where its arguments are refused."""
+        draws = self.draws
+        indices = draws.one_of([[0], [1, 0, 1], [], [1], [0, 0], [7], [-1]])
+        values = draws.array((len(indices), *table.shape[1:]), draws.one_of(["f4", "f8", "f2"]))
+        indices, values = draws.perhaps_odd(indices, 12), draws.perhaps_odd(values, 12)
+        return self.attempt(fastgd.Rows, indices, values)[1]
+
+    def catch_up(self):
+        self.attempt(self.opt.catch_up)
 
     def ema(self, tree):
         d = self.draws

@@ -99,7 +99,10 @@ class Rows:
 def _as_indices(obj: object, name: str) -> Array:
     """Indices as int32 or int64, native, aligned and contiguous; a copy if need be."""
     if isinstance(obj, (list, tuple)):
-        obj = np.asarray(obj, None if obj else np.int64)
+        try:
+            obj = np.asarray(obj, None if obj else np.int64)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"{name}: expected one axis of integers ({error})") from None
     a = checks.as_array(obj, name, "np.int64")
     if a.ndim != 1:
         raise ValueError(f"{name}: expected one axis, found shape {a.shape}")
