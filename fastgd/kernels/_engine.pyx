@@ -74,7 +74,7 @@ def raised(double x, double n):
 
 
 def logarithm(double x):
-    """The natural logarithm of x, with the same bits everywhere: `elementary.logarithm`, compiled."""
+    """ln x, with the same bits everywhere: `elementary.logarithm`, compiled."""
     cdef double result = fastgd_logarithm(x)
     return result if isfinite(result) else elementary.logarithm(x)
 
