@@ -132,7 +132,8 @@ def ewma(
     -----
     From a NaN on, the average of its series is NaN, unless `ignore_na` or `times` says otherwise.
     Averages are worked out in float64 and rounded to the dtype of `x`, so that a level stays where
-    it is however near β is to 1.
+    it is however near β is to 1.  With `times`, powers of β are NumPy's, whose last bit may
+    differ between processors.
 
     Examples
     --------

@@ -32,7 +32,7 @@ import thinc.optimizers as theirs
 from numpy.typing import NDArray
 from thinc.config import registry
 
-from fastgd.kernels._engine import Plan
+from fastgd.kernels._engine import Plan, raised
 from fastgd.kernels.reference import RULES
 from fastgd.optimizers import OPTIMIZERS
 
@@ -136,7 +136,7 @@ class Optimizer(theirs.Optimizer):
             coefficients = OPTIMIZERS["RAdam"].coefficients(hyper, t + 1)
         elif beta1 > 0 and beta2 > 0:
             rule = "adam"
-            size = alpha * factor * sqrt(1.0 - beta2**t) / (1.0 - beta1**t)
+            size = alpha * factor * sqrt(1.0 - raised(beta2, t)) / (1.0 - raised(beta1, t))
             coefficients = (
                 size,
                 beta1,

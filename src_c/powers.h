@@ -167,12 +167,13 @@ static inline double fastgd_raised(double x, double n)
 {
     const int whole = floor(n) == n;
     double result;
-    if (x == 0 || !isfinite(x) || !(fabs(n) < 0x1p53) || (x < 0 && !whole))
+    if (x == 0 || !isfinite(x) || !isfinite(n) || (x < 0 && !whole))
         return pow(x, n);
     if (n == 0)
         return 1.0;
     if (whole) {
-        result = fastgd_rounded(fastgd_whole_power(fabs(x), (uint64_t)fabs(n)));
+        /* Beyond 2⁶³ all but those of 1 are 0 or infinite. */
+        result = fastgd_rounded(fastgd_whole_power(fabs(x), (uint64_t)fmin(fabs(n), 0x1p63)));
         if (n < 0)
             result = 1.0 / result;
     } else {

@@ -117,7 +117,7 @@ class Differences:
             slope = (rise_a / a * b - rise_b / b * a) / (b - a)
             least = 8 * self._precision[k] * max(abs(f), abs(f + rise_a))
             if change:
-                least = 2 * abs((rise_a / a - rise_b / b) / (a - b)) * taken**2
+                least = 2 * abs((rise_a / a - rise_b / b) / (a - b)) * taken * taken
             if abs(slope * taken) > least:
                 self._precision[k] = precision
                 return slope

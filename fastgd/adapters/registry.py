@@ -8,6 +8,7 @@ from math import sqrt
 
 from fastgd.core.names import hint
 from fastgd.core.optimizer import Optimizer
+from fastgd.kernels._engine import raised
 from fastgd.optimizers import GENERAL
 
 
@@ -66,4 +67,4 @@ class RawRootEps:
     def __call__(self, step: int) -> float:
         """ε of a step, counted from 0."""
         beta2 = self.beta2(step) if callable(self.beta2) else self.beta2
-        return self.eps / sqrt(1.0 - beta2 ** (step + 1))
+        return self.eps / sqrt(1.0 - raised(beta2, step + 1))

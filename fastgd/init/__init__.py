@@ -9,7 +9,9 @@ instances, with a gain for the nonlinearity and n from the weights' shape.
 
 Every function either allocates an array of a shape, or fills the array ``out``; float32 is drawn as
 float32.  Seeds are integers or a NumPy Generator.  **Give all layers of a model the same
-Generator**: layers of the same shape and the same integer seed begin equal.
+Generator**: layers of the same shape and the same integer seed begin equal.  Draws are NumPy's, and
+the same on every machine, but for normal values beyond 3.65 standard deviations: these are made by
+the C library's logarithm, whose last bit may differ.
 
 The meaning of the axes depends on `layout`:
 

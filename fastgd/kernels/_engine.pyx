@@ -27,7 +27,7 @@ from fastgd.kernels._types cimport *
 from fastgd.kernels import reference
 from fastgd.kernels.memory import buffers, checks, rows as memory_rows
 from fastgd.kernels.spec import codecs, coded_array, lines
-from fastgd.kernels.spec import catch_up as catch_up_spec, powers, rows as rows_spec
+from fastgd.kernels.spec import catch_up as catch_up_spec, elementary, powers, rows as rows_spec
 from fastgd.kernels.spec.matrices import as_matrix, matrix_of, renewed
 from fastgd.kernels.spec.registry import DENOMINATOR, PAIRS
 
@@ -71,6 +71,18 @@ def raised(double x, double n):
     """The n-th power of x, with the same bits everywhere: `powers.raised`, compiled."""
     cdef double result = fastgd_raised(x, n)
     return result if isfinite(result) else powers.raised(x, n)
+
+
+def logarithm(double x):
+    """ln x, with the same bits everywhere: `elementary.logarithm`, compiled."""
+    cdef double result = fastgd_logarithm(x)
+    return result if isfinite(result) else elementary.logarithm(x)
+
+
+def cospi(double x):
+    """cos πx, with the same bits everywhere: `elementary.cospi`, compiled."""
+    cdef double result = fastgd_cospi(x)
+    return result if isfinite(result) else elementary.cospi(x)
 
 
 # What a norm is that of, and what to do with gradients that aren't finite.

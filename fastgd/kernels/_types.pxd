@@ -29,6 +29,10 @@ cdef extern from "numeric.h" nogil:
 cdef extern from "powers.h" nogil:
     double fastgd_raised(double, double)
 
+cdef extern from "elementary.h" nogil:
+    double fastgd_logarithm(double)
+    double fastgd_cospi(double)
+
 # The stages of a step.  SCALE to DECOUPLED_DECAY come before the rule, CENTRALIZE before these and
 # SCALE_UNITS in the place of SCALE; the next three after it.  CODED says that some array is not
 # stored in the type that is computed with.

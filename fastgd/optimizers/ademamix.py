@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from math import log, sqrt
+from math import sqrt
 
 import numpy as np
 
 from fastgd.core.contract import Hyper, hyper
 from fastgd.core.domains import duration, nonnegative, three_fractions
 from fastgd.core.optimizer import Optimizer
-from fastgd.kernels._engine import raised
+from fastgd.kernels._engine import logarithm, raised
 from fastgd.kernels.spec.registry import Array, Scalar, Squares, rule
 
 
@@ -80,8 +80,8 @@ class AdEMAMix(Optimizer):
         if along < 1.0:
             # By half-lives, less one step each; 10⁻⁸ as in the author's code, lest β₁ = 0 has none,
             # but where they would make 1 of β.
-            first = log(0.5) / log(beta1 + (1e-8 if beta1 < 0.9999999 else 0.0)) - 1.0
-            last = log(0.5) / log(beta3 + (1e-8 if beta3 < 0.9999999 else 0.0)) - 1.0
+            first = logarithm(0.5) / logarithm(beta1 + (1e-8 if beta1 < 0.9999999 else 0.0)) - 1.0
+            last = logarithm(0.5) / logarithm(beta3 + (1e-8 if beta3 < 0.9999999 else 0.0)) - 1.0
             slow = raised(0.5, 1.0 / ((1.0 - along) * first + along * last + 1.0))
         else:
             slow = beta3

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from math import log, sqrt
+from math import sqrt
 
 import numpy as np
 
 from fastgd.core.contract import Hyper, hyper
 from fastgd.core.domains import flag, nonnegative, proper_fraction, proper_fractions, start
 from fastgd.core.optimizer import Optimizer
-from fastgd.kernels._engine import raised
+from fastgd.kernels._engine import logarithm, raised
 from fastgd.kernels.spec.registry import Array, FullWidth, Number, Scalar, Squares, rule, sets
 
 
@@ -97,8 +97,8 @@ class SGDScheduleFree(Optimizer):
             alpha,
             h["momentum"],
             # No power overflows: weights beyond 10¹⁵⁰ count as that.
-            raised(alpha, power) if alpha <= 1.0 or power * log(alpha) < 345.0 else 1e150,
-            raised(t, r) if r * log(t) < 345.0 else 1e150,
+            raised(alpha, power) if alpha <= 1.0 or power * logarithm(alpha) < 345.0 else 1e150,
+            raised(t, r) if r * logarithm(t) < 345.0 else 1e150,
             1.0 if t == 1 else 0.0,
         )
 
@@ -173,8 +173,8 @@ class AdamWScheduleFree(Optimizer):
             alpha,
             beta1,
             # No power overflows: weights beyond 10¹⁵⁰ count as that.
-            raised(alpha, power) if alpha <= 1.0 or power * log(alpha) < 345.0 else 1e150,
-            raised(t, r) if r * log(t) < 345.0 else 1e150,
+            raised(alpha, power) if alpha <= 1.0 or power * logarithm(alpha) < 345.0 else 1e150,
+            raised(t, r) if r * logarithm(t) < 345.0 else 1e150,
             1.0 if t == 1 else 0.0,
             beta2,
             1.0 - beta2,
@@ -261,8 +261,8 @@ class RAdamScheduleFree(Optimizer):
             alpha,
             beta1,
             # No power overflows: weights beyond 10¹⁵⁰ count as that.
-            raised(alpha, power) if alpha <= 1.0 or power * log(alpha) < 345.0 else 1e150,
-            raised(t, r) if r * log(t) < 345.0 else 1e150,
+            raised(alpha, power) if alpha <= 1.0 or power * logarithm(alpha) < 345.0 else 1e150,
+            raised(t, r) if r * logarithm(t) < 345.0 else 1e150,
             1.0 if t == 1 else 0.0,
             beta2,
             1.0 - beta2,

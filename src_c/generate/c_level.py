@@ -19,9 +19,10 @@ from typing import NamedTuple
 from generate.families import DENOMINATOR, SIZES, Arithmetic, Family, Optimizer, Rule, Sweep
 
 FLOATS = {"f32": "float", "f64": "double"}
-# What coefficients may call, by the same name in Python's math and in C's; and what of ours.
-CALLS = ("exp", "fabs", "fmod", "log", "sqrt")
-OURS = ("raised",)
+# What coefficients may call, by the same name in Python's math and in C's: what IEEE 754 leaves no
+# choice in; and what of ours.
+CALLS = ("fabs", "fmod", "sqrt")
+OURS = ("logarithm", "raised")
 
 
 class Function(NamedTuple):
@@ -150,7 +151,8 @@ class UntranslatableError(Exception):
 class Translator(ast.NodeTransformer):
     """Python's arithmetic of floats as C's: hyper-parameters become arguments.
 
-    Not ``**``, whose bits differ between C libraries: `raised` has the same ones everywhere.
+    Not ``**`` nor ``log``, whose bits differ between C libraries: `raised` and `logarithm` have
+    the same ones everywhere.
     """
 
     def __init__(self, names: dict[str, list[str]]) -> None:
@@ -184,7 +186,8 @@ class Translator(ast.NodeTransformer):
     def visit_Call(self, node: ast.Call) -> ast.AST:
         name = ast.unparse(node.func).removeprefix("math.").removeprefix("np.")
         if name not in CALLS + OURS or node.keywords:
-            raise UntranslatableError(f"line {node.lineno}: {ast.unparse(node)}")
+            instead = ": say logarithm(x)" if name == "log" else ""
+            raise UntranslatableError(f"line {node.lineno}: {ast.unparse(node)}{instead}")
         called = ast.Name(f"fastgd_{name}" if name in OURS else name)
         return ast.Call(called, [self.visit(a) for a in node.args], [])
 

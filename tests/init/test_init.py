@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fastgd import init
+from fastgd.init import draws
 
 F32, F64 = np.float32, np.float64
 DENSE, CONV = (80, 500), (3, 3, 40, 60)  # in, out; kernel, in, out
@@ -109,6 +110,12 @@ def test_truncated_normal(bounds, dtype):
     x = np.sort(z)
     f = np.clip((cdf("normal", x) - cdf("normal", low)) / mass, 0, 1)
     assert np.abs(np.arange(len(x)) / len(x) - f).max() < 1.95 / math.sqrt(len(x))
+
+
+def test_what_truncation_at_two_narrows_to():
+    density = math.exp(-2.0) / math.sqrt(2 * math.pi)
+    variance = 1 - 4 * density / math.erf(math.sqrt(2))
+    assert pytest.approx(math.sqrt(variance), rel=1e-15) == draws.NARROWED
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])

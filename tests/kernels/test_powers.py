@@ -1,4 +1,4 @@
-"""Powers, and with them coefficients, have the same bits everywhere."""
+"""Powers, and with them coefficients and schedules, have the same bits everywhere."""
 
 from __future__ import annotations
 
@@ -37,6 +37,18 @@ def test_whole_powers_are_the_nearest_floats(beta):
     decimal.getcontext().prec = 60
     for t in (100_003, 999_983, 10**6):
         assert _engine.raised(beta, t) == float(decimal.Decimal(beta) ** t)
+
+
+def test_powers_beyond_what_floats_count_to():
+    """Step counts never get there; exponents of schedules may."""
+    beta = math.nextafter(1, 0)
+    decimal.getcontext().prec = 60
+    for n in (2**53, 2**53 + 2, 2**60, 2**62):
+        exact = float((decimal.Decimal(beta).ln() * n).exp())
+        assert _engine.raised(beta, n) == exact == powers.raised(beta, n)
+    assert (_engine.raised(beta, 2.0**63), _engine.raised(beta, 1e300)) == (0.0, 0.0)
+    assert (_engine.raised(-1.0, 1e300), powers.raised(-1.0, 1e300)) == (1.0, 1.0)
+    assert outcome(_engine.raised, beta, -1e300) is OverflowError
 
 
 def test_powers_in_any_order():
@@ -80,17 +92,29 @@ def test_compiled_powers_are_the_specified_ones_and_those_of_c_within_a_place(x,
         assert found == usual
 
 
-# Prints a digest of coefficients and of a schedule, and of the C library's own powers of 0.9.
-COEFFICIENTS = """
-import hashlib, fastgd
-words, own = hashlib.sha256(), [(0.9**t).hex() for t in range(400)]
+# Prints a digest of coefficients, schedules and weights, and of what the C library has for 0.9^t and cosines.
+NUMBERS = """
+import hashlib, math, fastgd
+from fastgd import init, schedules
+words = hashlib.sha256()
+def note(value):
+    words.update(repr(value).encode())
 for name in sorted(fastgd.optimizers.__all__):
     cls = getattr(fastgd, name)
     h = {key: declared.default for key, declared in cls.hypers.items()}
+    if name == "AdEMAMix":
+        h |= {"alpha_warmup": 30_000, "beta3_warmup": 30_000}
     for t in (*range(1, 1000, 9), 348, 20_011):
-        words.update(repr(cls.coefficients(h, t)).encode())
-schedule = fastgd.schedules.Exponential(0.1, 0.9)
-words.update(repr([schedule(t) for t in range(400)]).encode())
+        note(cls.coefficients(h, t))
+steps = [*range(400), *range(21_175, 1_000_000, 1861), 28_995, 48_423, 52_866, 54_179]
+for schedule in (
+    schedules.Exponential(0.1, 0.9), schedules.Polynomial(0.1, 10**6, 0.9), schedules.Cosine(0.1, 10**6, 1e-3),
+    schedules.CosineRestarts(0.1, 300, 2), schedules.OneCycle(0.1, 10**6), schedules.InverseSqrt(0.1, 7),
+):
+    note([schedule(t) for t in steps])
+for distribution in ("uniform", "truncated_normal"):
+    note(init.kaiming((30, 50), gain="leaky_relu", distribution=distribution, seed=0).tolist())
+own = [(0.9**t, math.cos(math.pi * t / 10**6)) for t in steps]
 print(words.hexdigest(), hashlib.sha256(repr(own).encode()).hexdigest())
 """
 
@@ -99,10 +123,10 @@ print(words.hexdigest(), hashlib.sha256(repr(own).encode()).hexdigest())
     platform.libc_ver()[0] != "glibc" or platform.machine() != "x86_64",
     reason="this CPU's C library has no such switch",
 )
-def test_coefficients_do_not_depend_on_the_c_library():
-    """With and without FMA: so it is glibc's own power of 0.9 that differs, at t = 348."""
-    here = run_python(COEFFICIENTS)
+def test_numbers_do_not_depend_on_the_c_library():
+    """With and without FMA: so glibc's own powers differ, of 0.9 at t = 348, and its cosines."""
+    here = run_python(NUMBERS)
     flags = "glibc.cpu.hwcaps=-FMA,-AVX2_Usable,-AVX2,-FMA4"
-    there = run_python(COEFFICIENTS, GLIBC_TUNABLES=flags, FASTGD_BACKEND="baseline")
+    there = run_python(NUMBERS, GLIBC_TUNABLES=flags, FASTGD_BACKEND="baseline")
     assert not here.stderr + there.stderr
     assert here.stdout.split()[0] == there.stdout.split()[0]

@@ -20,6 +20,6 @@ def test_other_platforms_are_refused_before_anything_is_made(given, tmp_path):
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
     *problem, usage = done.stderr.splitlines()
-    assert usage.endswith("python3.12|python3.13|…|clang|aarch64 [pytest arguments]")
+    assert usage.endswith("python3.12|python3.13|python3.13t|…|clang|aarch64 [pytest arguments]")
     assert [line.rpartition(": ")[2] for line in problem] == given
     assert not folder.exists()

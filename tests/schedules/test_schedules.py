@@ -93,7 +93,7 @@ def test_ends_are_exact():
         assert Linear(a, b, 7)(0) == a
         assert Linear(a, b, 7)(7) == b
         assert Interpolated([0, 3], [a, b])(3) == b
-        assert Cosine(a, 7, b)(7) == b
+        assert [Cosine(a, 7, b)(t) for t in (0, 7)] == [a, b]
 
 
 WRONG = [

@@ -3,8 +3,8 @@
 ``x**n`` of Python and C is ``pow`` of the C library, whose last bit differs from one library to the
 next, and between processors in the same one.  Coefficients of steps are made of powers, as βᵗ; so
 they come from integers here, by a fixed sequence of multiplications, each of 128 bits and cut off.
-That leaves some 2⁻¹²⁰ of relative error where the exponent is an integer, before the result is
-rounded to a float: the nearest one, but for one time in 10¹⁸.
+That leaves n·2⁻¹²⁶ of relative error where the exponent n is an integer, before the result is
+rounded to a float: for a million the nearest one, but for one time in 10¹⁵.
 
 Any other power is 2^(n·log₂ x).  The digits of the logarithm come one by one, 64 after the point,
 each from a square: the n-th digit of log₂ v says whether v^(2ⁿ) has passed the next power of two.
@@ -39,8 +39,8 @@ def roots_of_two() -> list[int]:
 def raised(x: float, n: float) -> float:
     """The n-th power of x.
 
-    Powers of 0, of what is not finite, and by what is not finite or 2⁵³ at least, are those of the
-    C library.
+    Powers of 0, of what is not finite, and by what is not finite, are those of the C library, where
+    none is rounded.
 
     Raises
     ------
@@ -54,7 +54,7 @@ def raised(x: float, n: float) -> float:
     """
     x, n = float(x), float(n)
     whole = n.is_integer()
-    if x == 0 or not (math.isfinite(x) and abs(n) < 2**53) or (x < 0 and not whole):
+    if x == 0 or not (math.isfinite(x) and math.isfinite(n)) or (x < 0 and not whole):
         return math.pow(x, n) if x or n >= 0 else 1.0 / x
     if n == 0:
         return 1.0
