@@ -176,9 +176,9 @@ def set_tuning(mode: str) -> None:
     mode : {"on", "off", "prefetch", "no-prefetch", "fine-prefetch"}
         ``"on"``: steps try out what is faster here.  ``"off"``: they do what they do where nothing
         is known, which is to prefetch where arrays don't stay in cache, and to take all threads for
-        32,768 elements and more; so it is where there is no clock, too.  ``"prefetch"`` and ``"no-prefetch"`` pin it to either there, and
-        ``"fine-prefetch"`` to smaller portions, where loops leave that open; threads are taken as
-        by ``"off"``.
+        32,768 elements and more; so it is where there is no clock, too.  ``"prefetch"`` and
+        ``"no-prefetch"`` pin prefetching to either there, and ``"fine-prefetch"`` to smaller
+        portions, where loops leave that open; threads are taken as by ``"off"``.
 
     Raises
     ------

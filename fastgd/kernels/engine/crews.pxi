@@ -3,8 +3,8 @@
 #
 # What it takes to wake threads follows less from the processor than from what happens between
 # steps.  Two threads are worth it from some 8,000 elements on where steps follow each other while
-# threads still spin, from some 130,000 where they have gone to sleep, and at no size where another
-# program has the second core: then a step waits until the thread gets its turn, 5 or 10 ms.
+# threads still spin, from some 130,000 where they have gone to sleep, and from far more, if at all,
+# where another program has the second core, as a step waits until each thread had its turn.
 #
 # So whole steps are timed, the norms before them too: two on one thread, two on all, the other way
 # round, and so on.  Of each two the second counts, as the first finds the arrays in other cores'
@@ -20,8 +20,8 @@ cdef enum:
 cdef Py_ssize_t CREW_FROM = PARALLEL_FROM // 4
 # and from so many on they mostly are, so that the first look can wait until it is cheap,
 cdef Py_ssize_t CREW_TO = PARALLEL_FROM * 8
-# which is after so many times what the fastest step took.
-cdef double AHEAD = 4096
+# which is after so many times what the fastest step took, for each thread.
+cdef double AHEAD = 2048
 cdef Py_ssize_t LEAST_PAIRS_OF_STEPS = 8
 cdef Py_ssize_t MOST_PAIRS_OF_STEPS = 64
 # Evidence is gathered anew at the latest after so many times as long as it took.
@@ -36,15 +36,15 @@ cdef double pretended_steps[2]
 cdef void size_up(Crew* crew, Layout layout) noexcept:
     """Note whether it is found out for a plan how many threads its steps take.
 
-    Not where many tensors are small, and below the limit anyway, which would pay for being timed.
+    Not where one chunk is most of it, nor where many tensors are small and all are below the
+    limit: these would pay for being timed.
     """
-    cdef Py_ssize_t elements = 0
-    cdef const Chunk* last
-    if layout.n_chunks:
-        last = &layout.chunks[layout.n_chunks - 1]
-        elements = last.before + last.n
-    crew.tuned = (layout.n_chunks > 1 and layout.n_matrices == 0 and layout.missed is None
-                  and elements >= CREW_FROM
+    cdef Py_ssize_t elements = 0, largest = 0, k
+    for k in range(layout.n_chunks):
+        elements += layout.chunks[k].n
+        largest = max(largest, layout.chunks[k].n)
+    crew.tuned = (elements >= CREW_FROM and largest <= elements * 3 // 4
+                  and layout.n_matrices == 0 and layout.missed is None
                   and (elements >= PARALLEL_FROM or elements // layout.n >= TUNED_FROM))
     crew.large = elements > CREW_TO or layout.prefetch
     while elements > 1:
@@ -150,7 +150,7 @@ cdef void rest_from(Kind* kind, double took, double now) noexcept:
     kind.tried += took
     if kind.left == 0 or took < kind.left:
         kind.left = took       # the fastest so far
-    if kind.tried > AHEAD * kind.left:
+    if kind.tried > AHEAD * <double> (kind.ways >> 56 & 15) * kind.left:
         begin_trial(kind)
 
 
@@ -181,6 +181,7 @@ cdef class ThreadsChooser:
     cdef double now
 
     def __cinit__(self, bint together=True, bint large=False):
+        self.kind.ways = <cnp.uint64_t> 2 << 56
         begin_crew(&self.kind, together, large)
 
     def begin(self):
