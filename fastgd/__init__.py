@@ -17,6 +17,7 @@ from fastgd.core.optimizer import Optimizer
 from fastgd.core.options import Options
 from fastgd.kernels import (
     Tuned,
+    TunedThreads,
     available_backends,
     get_backend,
     get_num_threads,
@@ -25,6 +26,7 @@ from fastgd.kernels import (
     set_num_threads,
     set_tuning,
     show_config,
+    threads_record,
     tuning_record,
 )
 from fastgd.kernels._engine import StepRecord
@@ -41,6 +43,7 @@ __all__ = [
     "Rows",
     "StepRecord",
     "Tuned",
+    "TunedThreads",
     "available_backends",
     "averages",
     "checkpoint",
@@ -59,6 +62,7 @@ __all__ = [
     "set_tuning",
     "show_config",
     "surfaces",
+    "threads_record",
     "tuning_record",
 ]
 __all__ += optimizers.__all__

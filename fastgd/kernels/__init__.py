@@ -19,10 +19,18 @@ import numpy as np
 from fastgd._version import __version__
 from fastgd.kernels import _engine, quota, tuning
 from fastgd.kernels.memory.checks import shown
-from fastgd.kernels.tuning import Tuned, get_tuning, set_tuning, tuning_record
+from fastgd.kernels.tuning import (
+    Tuned,
+    TunedThreads,
+    get_tuning,
+    set_tuning,
+    threads_record,
+    tuning_record,
+)
 
 __all__ = [
     "Tuned",
+    "TunedThreads",
     "available_backends",
     "get_backend",
     "get_num_threads",
@@ -31,6 +39,7 @@ __all__ = [
     "set_num_threads",
     "set_tuning",
     "show_config",
+    "threads_record",
     "tuning_record",
 ]
 
@@ -134,7 +143,8 @@ def get_num_threads() -> int:
 def set_num_threads(n: int | None) -> None:
     """Use at most `n` threads for a step; None follows OpenMP's own limit again.
 
-    Results do not depend on it, to the bit.  Steps of fewer than 32,768 elements use one thread.
+    Results do not depend on it, to the bit.  Steps of fewer than 32,768 elements use one thread,
+    and larger ones all, unless they find that it is faster otherwise: see `threads_record`.
 
     Raises
     ------
@@ -180,7 +190,7 @@ def show_config() -> None:
 
     See Also
     --------
-    set_tuning, tuning_record
+    set_tuning, tuning_record, threads_record
     """
     level = _engine.x86_64_level()
     print(f"fastgd {__version__}, NumPy {np.__version__}")

@@ -114,6 +114,7 @@ include "engine/backend.pxi"
 include "engine/group_steps.pxi"
 include "engine/hyper_rows.pxi"
 include "engine/tuning.pxi"
+include "engine/crews.pxi"
 include "engine/sweep.pxi"
 include "engine/rows.pxi"
 include "engine/row_sweep.pxi"
@@ -222,6 +223,8 @@ cdef class Plan:
     cdef Owners owners
     cdef readonly HyperRows hyper_rows
     cdef StepArgs args
+    cdef Crew crew
+    cdef Py_ssize_t parallel_from    # the elements from which on this step uses threads
     cdef Py_ssize_t elements    # that this step works on
     cdef Cohort* cohorts        # of this step, one for each of the group steps
     cdef Py_ssize_t n_cohorts
@@ -264,6 +267,8 @@ cdef class Plan:
                 or self.expected == NULL):
             raise MemoryError
         self.args.codings, self.args.prefetch = self.layout.codings, self.layout.prefetch
+        self.parallel_from = PARALLEL_FROM
+        size_up(&self.crew, self.layout)
 
     def __dealloc__(self):
         free(self.group_steps)
@@ -380,6 +385,9 @@ cdef class Plan:
         self.args.loops = &backend.loops
         configured, clips, units = self.configure(backend, configure, unscale, zero, settled)
         norms = clips or self.nonfinite != PROPAGATE or combine is not None
+        if self.crew.tuned:
+            self.choose_threads(backend, norms or units,
+                                combine is not None or combine_sums is not None)
         if norms or units or self.layout.n_centralized:
             self.norms.measure(backend, self.group_steps, norms, units)
         if norms:
@@ -431,6 +439,8 @@ cdef class Plan:
                 self.settle_rows(backend, True)
             if backend.compiled:
                 self.sweep(combine_sums)
+                if self.crew.kind != NULL:
+                    note_step(&self.crew, self.elements)
                 self.settled = not self.gradients.has_rows
             else:
                 step_by_reference(self.layout, self.gradients, arrays, configured, average,
@@ -615,13 +625,22 @@ cdef class Plan:
             for i in range(cnp.PyArray_SIZE(self.average_steps)):
                 averages[i] += 1
 
+    cdef void choose_threads(self, Backend backend, bint norms, bint waits) noexcept:
+        """Note whether this step takes one thread or several, where that is tuned."""
+        self.crew.kind = NULL
+        self.parallel_from = PARALLEL_FROM
+        # What waits for other processes, or is done to few rows, says nothing of it.
+        if backend.compiled and not waits and not self.gradients.has_rows and most_threads() > 1:
+            self.parallel_from = begin_step(&self.crew, self.layout, self.group_steps, norms)
+        self.norms.parallel_from = self.parallel_from
+
     cdef int sweep(self, combine_sums) except -1:
         """The sweeps over all tensors, and what is worked out before each."""
         cdef Py_ssize_t k
         self.args.at_once = combine_sums is None
         if self.layout.prefetch:
             tune(self.layout, self.group_steps, &self.args,
-                 threads_for(self.elements, self.layout.n_chunks) > 1)
+                 threads_from(self.parallel_from, self.elements, self.layout.n_chunks) > 1)
         for k in range(self.layout.n_batches):
             self.sweep_batch(&self.layout.batches[k], combine_sums)
         if self.gradients.has_rows:
@@ -794,7 +813,7 @@ cdef class Plan:
         """One sweep over the chunks of some tensors."""
         cdef Chunk* chunks = self.layout.chunks + batch.chunk
         cdef Py_ssize_t n = batch.chunk_end - batch.chunk, k
-        cdef Py_ssize_t threads = threads_for(elements, n)
+        cdef Py_ssize_t threads = threads_from(self.parallel_from, elements, n)
         cdef Tensor* tensors = self.layout.tensors
         cdef Shares shares
         if tensors[batch.tensor].info.matrix != NULL:
@@ -824,7 +843,7 @@ cdef class Plan:
         cdef const LinePiece* pieces = self.layout.pieces + batch.piece
         cdef Tensor* tensors = self.layout.tensors
         cdef Py_ssize_t n = batch.piece_end - batch.piece, k
-        cdef Py_ssize_t threads = threads_for(self.elements_in(batch), n)
+        cdef Py_ssize_t threads = threads_from(self.parallel_from, self.elements_in(batch), n)
         with nogil:
             if threads <= 1:
                 for k in range(n):

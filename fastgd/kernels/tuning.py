@@ -7,6 +7,12 @@ alternate pieces of their own work, and keep the faster one; then smaller portio
 leave these open.  Each kind of loops (rule, storage, stages, backend) has a choice of its own, and
 so has each size of what is stepped, in powers of four.  Some 10⁷ elements decide; a hundred times
 as many later they look again, as another program may use the memory now.
+
+Likewise whether a step takes one thread or all that it may: that follows from what happens between
+steps, as threads that went to sleep have to be woken, and from whether another program has the
+processors.  Steps of 8,192 elements and more are timed on one and on all by turns.  Where trying is
+dear, as in large steps, the first look waits until it is a small part of what was done.
+
 All optimizers of a process share what is known; a forked child takes it along.
 """
 
@@ -98,6 +104,62 @@ class Tuned(NamedTuple):
         return f"{', '.join(words)}: {choice}" + f" ({why})" * bool(why)
 
 
+class TunedThreads(NamedTuple):
+    """What is known of steps of one kind and size: whether one thread or all are faster.
+
+    Attributes
+    ----------
+    rule, backend : str
+        Whose loops the first tensor takes.
+    params, grads : str
+        The formats that these are stored in.
+    states : tuple of str
+        The same of the states.
+    norms : bool
+        Whether norms are measured before.
+    elements : tuple of int
+        From how many elements on, and below how many, all tensors have.
+    most : int
+        How many threads a step may use; 15 stands for more, too.
+    together : bool
+        The choice: whether steps take all of these, or one.
+    trying : bool
+        Whether the other is being tried, for the first time or once again.
+    looks : int
+        How often there was a verdict.
+    pairs : int
+        How many pairs of steps the last verdict followed from.
+    gain : float
+        The time on one thread over that on all: above 1 these are faster.  1.0 without a verdict.
+        Single pairs count as at most 1.67.
+    """
+
+    rule: str
+    backend: str
+    params: str
+    grads: str
+    states: tuple[str, ...]
+    norms: bool
+    elements: tuple[int, int]
+    most: int
+    together: bool
+    trying: bool
+    looks: int
+    pairs: int
+    gain: float
+
+    def __str__(self) -> str:
+        """One line, as `show_config` prints it."""
+        stored = "/".join(dict.fromkeys([self.params, self.grads, *self.states]))
+        low, high = self.elements
+        words = [self.rule, stored, *["norms"] * self.norms, f"{low:,} to {high:,} elements"]
+        choice = f"{self.most} threads" if self.together else "one thread"
+        if self.trying:
+            choice += ", trying others"
+        why = f" (one takes {self.gain:.2f} of the time, {self.pairs} pairs)" if self.looks else ""
+        return f"{', '.join(words)}: {choice}{why}"
+
+
 def get_tuning() -> str:
     """How steps are tuned: what `set_tuning` or ``FASTGD_TUNE`` said, else ``"on"``."""
     return _mode
@@ -113,9 +175,10 @@ def set_tuning(mode: str) -> None:
     ----------
     mode : {"on", "off", "prefetch", "no-prefetch", "fine-prefetch"}
         ``"on"``: steps try out what is faster here.  ``"off"``: they do what they do where nothing
-        is known, which is to prefetch where arrays don't stay in cache; so it is where there is no
-        clock, too.  ``"prefetch"`` and ``"no-prefetch"`` pin it to either there, and
-        ``"fine-prefetch"`` to smaller portions, where loops leave that open.
+        is known, which is to prefetch where arrays don't stay in cache, and to take all threads for
+        32,768 elements and more; so it is where there is no clock, too.  ``"prefetch"`` and
+        ``"no-prefetch"`` pin prefetching to either there, and ``"fine-prefetch"`` to smaller
+        portions, where loops leave that open; threads are taken as by ``"off"``.
 
     Raises
     ------
@@ -162,6 +225,29 @@ def tuning_record() -> list[Tuned]:
     return record
 
 
+def threads_record() -> list[TunedThreads]:
+    """What steps of this process have found of threads, a `TunedThreads` for each kind and size.
+
+    There is nothing to find where steps may use but one thread: `set_num_threads` is a limit.
+
+    Examples
+    --------
+    >>> import numpy as np, fastgd
+    >>> fastgd.set_num_threads(2)
+    >>> p = np.zeros(100_000, np.float32)
+    >>> _ = fastgd.Adam(p).step(np.ones_like(p))
+    >>> all(steps.most > 1 for steps in fastgd.threads_record())
+    True
+    >>> fastgd.set_num_threads(None)
+    """
+    record = []
+    for rule, loop, p, g, states, norms, magnitude, *rest, gain in _engine.steps_records():
+        elements = (2**magnitude, 2 ** (magnitude + 1))
+        steps = (rule, _backend_of(rule, loop), p, g, tuple(states), norms, elements)
+        record.append(TunedThreads._make((*steps, *rest, (1 + gain) / (1 - gain))))
+    return record
+
+
 def show() -> None:
     """Print mode and record."""
     clock = _engine.clock_name()
@@ -169,7 +255,7 @@ def show() -> None:
         print("tuning     off: there is no clock")
         return
     print(f"tuning     {_mode}" + f", by the {clock}" * (_mode == "on"))
-    for kind in tuning_record():
+    for kind in [*tuning_record(), *threads_record()]:
         print(f"           {kind}")
 
 

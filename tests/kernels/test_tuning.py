@@ -20,11 +20,13 @@ needs_clock = pytest.mark.skipif(not _engine.clock_name(), reason="this CPU has 
 
 @pytest.fixture(autouse=True)
 def nothing_known():
-    """Begin with nothing known; leave the clock real."""
+    """Begin with nothing known, and threads not in question; leave the clock real."""
     _engine.forget_tuning()
+    _engine.pretend_steps(1, 1)
     fastgd.set_tuning("on")
     yield
     _engine.pretend(0, 0)
+    _engine.pretend_steps(0, 0)
     _engine.forget_tuning()
 
 

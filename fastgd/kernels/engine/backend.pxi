@@ -161,11 +161,22 @@ def get_num_threads():
     return _num_threads or usual_threads()
 
 
-cdef inline Py_ssize_t threads_for(Py_ssize_t elements, Py_ssize_t chunks) noexcept:
-    """How many threads are worth waking."""
-    if elements < PARALLEL_FROM or _forked:
+cdef inline int most_threads() noexcept:
+    """How many threads a step may use."""
+    return 1 if _forked else _num_threads or usual_threads()
+
+
+cdef inline Py_ssize_t threads_from(Py_ssize_t parallel_from, Py_ssize_t elements,
+                                    Py_ssize_t chunks) noexcept:
+    """How many threads to wake if they are worth it from so many elements on."""
+    if elements < parallel_from:
         return 1
-    return min(_num_threads or usual_threads(), chunks)
+    return min(most_threads(), chunks)
+
+
+cdef inline Py_ssize_t threads_for(Py_ssize_t elements, Py_ssize_t chunks) noexcept:
+    """The same where nothing is known of that."""
+    return threads_from(PARALLEL_FROM, elements, chunks)
 
 
 cdef struct Shares:

@@ -83,16 +83,32 @@ cdef struct Kind:
     int rival                  # what it is tried against,
     int rivals                 # and what it is to be tried against after that, as bits
     bint trying                # whether evidence is being gathered
+    Py_ssize_t least           # pairs that a verdict takes,
+    Py_ssize_t most            # and after which there is one at the latest
     Py_ssize_t pairs           # of runs by choice and rival, one after the other,
     double total               # and the sum of their differences,
     double squares             # and of the squares of these
     double waiting[2]          # the rate of a run without a partner, of the choice and the rival
-    double tried               # elements since evidence is being gathered,
+    double tried               # elements since evidence is being gathered, or ticks of steps,
     double left                # and those left until it is gathered again
+    double until               # or until when it is not, in ticks
     int looks                  # how often there was a verdict
     Py_ssize_t last_pairs      # what the last one was based on,
     double gain                # what prefetching gains by it, as a difference,
     double finer               # and what doing so in smaller portions does
+
+# Whether the steps of a plan take one thread or all, and what that is found out by.
+cdef struct Crew:
+    bint tuned                 # whether the plan is one for which it is found out,
+    bint large                 # and one of those that are in no hurry to
+    int magnitude              # of its elements, as a power of two
+    Kind* kind                 # of this step, or NULL: nothing is found out,
+    int policy                 # its choice when the step began,
+    int rival                  # what that was tried against,
+    bint trying                # if it was,
+    int takes                  # and which of them the step took
+    unsigned int turn          # steps that were tried
+    cnp.uint64_t start         # when the step began
 
 # A tensor of the layout, and what this step does with it.
 cdef struct Tensor:

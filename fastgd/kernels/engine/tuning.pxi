@@ -12,7 +12,7 @@
 # difference of their times for an element, bounded, so that an interrupt in the middle of a run
 # weighs no more than a clear win.  All plans of the process share what is known.
 #
-# Evidence may be lost without harm, so that nobody waits for the lock: who doesn't get it goes on.
+# Whole steps are kinds, too: see crews.pxi.  Evidence may be lost without harm, so that nobody waits for the lock: who doesn't get it goes on.
 
 cdef extern from "ticks.h" nogil:
     const char* FASTGD_CLOCK
@@ -53,6 +53,9 @@ cdef double MARGIN = 0.005
 # for half of them that costs 0.3 %.
 cdef double REST = 128
 
+# Where `ways` says that a kind is one of whole steps.
+cdef cnp.uint64_t OF_STEPS = <cnp.uint64_t> 1 << 61
+
 cdef Kind kinds[256]
 cdef int n_kinds = 0
 cdef int tuning_lock = 0
@@ -66,17 +69,16 @@ cdef inline int portion(int policy) noexcept nogil:
     return 0 if policy == OFF else STRIDE if policy == FINE else HALF_TILE
 
 
-cdef int verdict(int policy, int rival, Py_ssize_t pairs, double total,
-                 double squares) noexcept nogil:
-    """Which of two policies, by the evidence; or TRY, where that is thin.  Ties keep the first."""
+cdef int verdict(const Kind* kind) noexcept nogil:
+    """Which of two policies, by the evidence; or TRY, where that is thin.  Ties keep the choice."""
     cdef double mean, error
-    if pairs < LEAST_PAIRS:
+    if kind.pairs < kind.least:
         return TRY
-    mean = total / pairs
-    error = sqrt(max(squares / pairs - mean * mean, 0.0) / pairs)
+    mean = kind.total / kind.pairs
+    error = sqrt(max(kind.squares / kind.pairs - mean * mean, 0.0) / kind.pairs)
     if fabs(mean) > MARGIN + 4 * error:
-        return policy if mean > 0 else rival
-    return TRY if pairs < MOST_PAIRS else policy
+        return kind.policy if mean > 0 else kind.rival
+    return TRY if kind.pairs < kind.most else kind.policy
 
 
 cdef void begin_pairs(Kind* kind) noexcept nogil:
@@ -158,7 +160,7 @@ cdef void judge(Kind* kind, const Kind* evidence) noexcept nogil:
     for k in range(2):
         if evidence.waiting[k] != 0.0:
             add_run(kind, k, evidence.waiting[k])
-    found = verdict(kind.policy, kind.rival, kind.pairs, kind.total, kind.squares)
+    found = verdict(kind)
     if found != TRY:
         settle_pairs(kind, found)
 
@@ -252,6 +254,7 @@ cdef Kind* find_kind(const void* rule, const RuleInfo* info, cnp.uint64_t ways,
     kind = &kinds[n_kinds]
     memset(kind, 0, sizeof(kind[0]))
     kind.rule, kind.info, kind.ways, kind.policy, kind.all = rule, info, ways, ON, policies
+    kind.least, kind.most = LEAST_PAIRS, MOST_PAIRS
     begin_trial(kind)
     n_kinds += 1
     return kind
@@ -325,23 +328,28 @@ def pretend(double off, double on, double fine=1e3):
     pretended[0], pretended[1], pretended[2] = off, on, fine
 
 
-cdef tuple record_of(const Kind* kind):
-    """What is known of a kind, as plain values; see `tuning.Tuned`."""
+cdef tuple names_of(const Kind* kind):
+    """The rule of a kind, its loop, the codecs of parameter and gradient, and those of states."""
     cdef RuleRow row
-    cdef cnp.uint64_t ways = kind.ways
     names = [row.rule.name for row in [*_rows.values(), *_replaced]
              if row is not None and &row.info == kind.info]
-    codec_names = [CODEC_NAMES[ways >> shift & 15] for shift in range(0, 32, 4)]
+    codec_names = [CODEC_NAMES[kind.ways >> shift & 15] for shift in range(0, 32, 4)]
     return (names[0], <size_t> kind.rule, codec_names[0], codec_names[1],
-            codec_names[2:2 + kind.info.n_states][::-1], ways >> 32 & 0xffff, ways >> 48 & 0xff,
-            bool(ways >> 60), portion(kind.policy), bool(kind.trying), kind.looks, kind.last_pairs,
-            kind.gain, kind.finer)
+            codec_names[2:2 + kind.info.n_states][::-1])
+
+
+cdef tuple record_of(const Kind* kind):
+    """What is known of a kind, as plain values; see `tuning.Tuned`."""
+    cdef cnp.uint64_t ways = kind.ways
+    return (*names_of(kind), ways >> 32 & 0xffff, ways >> 48 & 0xff, bool(ways >> 60),
+            portion(kind.policy), bool(kind.trying), kind.looks, kind.last_pairs, kind.gain,
+            kind.finer)
 
 
 def tuning_records():
     """What is known of each kind of loops."""
     cdef int k
-    return [record_of(&kinds[k]) for k in range(n_kinds)]
+    return [record_of(&kinds[k]) for k in range(n_kinds) if not kinds[k].ways & OF_STEPS]
 
 
 @cython.final
@@ -352,6 +360,7 @@ cdef class Chooser:
 
     def __cinit__(self, int policy=ON, int policies=1 << OFF | 1 << ON):
         self.kind.policy, self.kind.all = policy, policies
+        self.kind.least, self.kind.most = LEAST_PAIRS, MOST_PAIRS
         begin_trial(&self.kind)
 
     def run(self, int policy, double rate):

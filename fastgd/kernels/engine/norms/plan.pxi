@@ -30,10 +30,12 @@ cdef class PlanNorms:
     cdef Sum* sums              # of each tensor's gradient, then of each group's, then of all
     cdef Py_ssize_t n_sums
     cdef bint by_units          # whether there is room for what is known of all units
+    cdef Py_ssize_t parallel_from    # the elements from which on this step uses threads
 
     def __cinit__(self, Layout layout, Gradients gradients):
         self.layout, self.gradients = layout, gradients
         self.n_sums = layout.n + layout.n_groups + 1
+        self.parallel_from = PARALLEL_FROM
 
     def __dealloc__(self):
         self.release()
@@ -124,7 +126,7 @@ cdef class PlanNorms:
                 whole = self.parameter(i)
                 n += cut_sum_chunks(self.chunks + n, &whole, backend.compiled)
                 elements += whole.n
-        add_up_chunks(backend, self.chunks, n, elements, Summand(1.0, True))
+        add_up_chunks(backend, self.chunks, n, elements, Summand(1.0, True), self.parallel_from)
         self.add_up_units(backend)
 
     cdef bint are_few(self, Backend backend, bint units) noexcept:
@@ -185,7 +187,7 @@ cdef class PlanNorms:
                 whole.means = NULL
                 n += cut_sum_chunks(self.chunks + n, &whole, backend.compiled)
                 elements += whole.n
-        add_up_chunks(backend, self.chunks, n, elements, Summand(1.0, False))
+        add_up_chunks(backend, self.chunks, n, elements, Summand(1.0, False), self.parallel_from)
         for i in range(self.layout.n):
             if self.tensors[i].means == NULL:
                 continue
@@ -215,7 +217,7 @@ cdef class PlanNorms:
         if not backend.compiled:
             for k in range(n):
                 one = chunk_of_row(t, k)
-                add_up_chunks(backend, &one, 1, one.n, Summand(1.0, True))
+                add_up_chunks(backend, &one, 1, one.n, Summand(1.0, True), PARALLEL_FROM)
             return 0
         with nogil:
             if threads <= 1:

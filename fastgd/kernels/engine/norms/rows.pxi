@@ -33,5 +33,5 @@ cdef int sum_of_table_row(Backend backend, const Tensor* t, const SumChunk* whol
     cdef SumChunk one = slice_of(whole, row_at(t.rows, k) * length, length)
     one.units = Axis(max(length, 1), 1)
     one.totals = t.rows.totals + k * n_blocks(length)
-    add_up_chunks(backend, &one, 1, length, Summand(1.0, True))
+    add_up_chunks(backend, &one, 1, length, Summand(1.0, True), PARALLEL_FROM)
     sum_of_unit(backend, &one, 0, True, total)

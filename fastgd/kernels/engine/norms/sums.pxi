@@ -99,9 +99,9 @@ cdef void add_up_pieces(SumChunk* chunks, Py_ssize_t n, Summand of, const Loops*
 
 
 cdef int add_up_chunks(Backend backend, SumChunk* chunks, Py_ssize_t n, Py_ssize_t elements,
-                       Summand of) except -1:
-    """Fill in the totals of chunks."""
-    cdef Py_ssize_t k, threads = threads_for(elements, n)
+                       Summand of, Py_ssize_t parallel_from) except -1:
+    """Fill in the totals of chunks, by several threads if there are so many elements."""
+    cdef Py_ssize_t k, threads = threads_from(parallel_from, elements, n)
     cdef const Loops* loops = &backend.loops
     cdef Shares shares
     if not backend.compiled:
@@ -173,10 +173,10 @@ cdef double scaled_sum_of(Backend backend, const SumChunk* whole, Py_ssize_t k,
     if whole.units.stride == 1:
         own = slice_of(whole, k * length, length)
         own.totals += k * n_unit_blocks(&whole.units)
-        add_up_chunks(backend, &own, 1, length, Summand(SMALL, squares))
+        add_up_chunks(backend, &own, 1, length, Summand(SMALL, squares), PARALLEL_FROM)
         return sum_of_totals(&own, 0)
     own.at, own.n, own.times = k, 1, length
-    add_up_chunks(backend, &own, 1, length, Summand(SMALL, squares))
+    add_up_chunks(backend, &own, 1, length, Summand(SMALL, squares), PARALLEL_FROM)
     return sum_of_totals(&own, k)
 
 

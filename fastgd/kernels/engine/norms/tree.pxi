@@ -86,7 +86,8 @@ cdef class TreeNorm:
             raise MemoryError
         for k in range(self.n):
             self.chunks[k].totals = self.totals + k
-        add_up_chunks(backend, self.chunks, self.n, self.elements, Summand(1.0, True))
+        add_up_chunks(backend, self.chunks, self.n, self.elements, Summand(1.0, True),
+                      PARALLEL_FROM)
         k = 0
         for x in self.arrays:
             whole = whole_array(x, self.totals + k)
