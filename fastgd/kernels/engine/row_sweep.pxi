@@ -139,14 +139,17 @@ cdef inline void run_rows_of_numbers(real* p, const Tensor* t, const real* c,
     cdef int j
     for k in range(start, min(start + ROWS_AHEAD, end)):
         prefetch_row(t, k)
-    if start < end:
+    if ROWS_TRIED & 1 and start < end:
         next_seen = see_row[real](t, c, own, loops, start)
     for k in range(start, end):
         if k + ROWS_AHEAD < end:
             prefetch_row(t, k + ROWS_AHEAD)
-        seen = next_seen
-        if k + 1 < end:
-            next_seen = see_row[real](t, c, own, loops, k + 1)
+        if ROWS_TRIED & 1:
+            seen = next_seen
+            if k + 1 < end:
+                next_seen = see_row[real](t, c, own, loops, k + 1)
+        else:
+            seen = see_row[real](t, c, own, loops, k)
         row, g, at = row_of_step(t, k), <const real*> gradient_of_row(t, k), 0
         if real is float:
             (<fill_f32> loops.fill[0])(tile, seen, min(<Py_ssize_t> TILE, length))
