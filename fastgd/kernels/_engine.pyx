@@ -673,13 +673,10 @@ cdef class Plan:
         cdef const Coding* coding = &self.layout.codings[i]
         cdef Py_ssize_t n = t.rows.n, threads = threads_for(n * t.rows.length, n), k
         cdef bint zero = t.flags & ZERO_GRADIENT != 0
-        cdef RowSet own = self.gradients.row_sets[i]
         t.flags &= ~ZERO_GRADIENT    # as values may be read where they are, and in part
         if t.own != NULL:
             begin_own(t, self.group_steps)
             settle_own(t)
-        if ROWS_TRIED & 2 and t.rows.given and t.flags & SCALE_UNITS == 0 and not own.ascending:
-            own.order_by_place(t.rows.given)
         if t.rows.length:
             with nogil:
                 if threads <= 1:

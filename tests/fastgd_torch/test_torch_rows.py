@@ -286,7 +286,8 @@ def test_rows_catch_up_before_they_are_looked_up(in_backward):
     models = [nn.Embedding(20, 6, sparse=sparse, dtype=torch.float64) for sparse in (True, False)]
     models[0].load_state_dict(models[1].state_dict())
     options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}
-    opts = [SGD(m.parameters(), **options, rows=r) for m, r in zip(models, ("catch_up", "exact"))]
+    kinds = zip(models, ("catch_up", "exact"), strict=True)
+    opts = [SGD(model.parameters(), **options, rows=rows) for model, rows in kinds]
     p = models[0].weight
     opts[0].catch_up({p: torch.tensor([3])})  # of which nothing is left
     handle = step_in_backward(models[0], opts[0]) if in_backward else None

@@ -105,56 +105,37 @@ cdef inline real number_of_row(real* state, double mean, const GroupStep* own,
     return seen
 
 
-cdef inline real see_row(const Tensor* t, const real* c, const GroupStep* own, const Loops* loops,
-                         Py_ssize_t k) noexcept nogil:
-    """Update the number of the k-th row; returns what the sweep sees of it."""
-    cdef const real* g = <const real*> gradient_of_row(t, k)
-    cdef Py_ssize_t at = 0, m, length = t.row_length
-    cdef double total = 0.0
-    while at < length:
-        m = min(<Py_ssize_t> BLOCK, length - at)
-        if real is float:
-            total += (<sum_f32> loops.sum_of_squares[0])(g + at, m, 1.0)
-        else:
-            total += (<sum_f64> loops.sum_of_squares[1])(g + at, m, 1.0)
-        at += m
-    return number_of_row[real](<real*> t.s[t.info.entries] + row_of_step(t, k),
-                               total / <double> length, own, c)
-
-
 cdef inline void run_rows_of_numbers(real* p, const Tensor* t, const real* c,
                                      const GroupStep* own, const Loops* loops, Py_ssize_t start,
                                      Py_ssize_t end) noexcept nogil:
-    """The same of a rule that has a number for each row.
-
-    Numbers are worked out a row ahead, as they take a root and a division one after the other, for
-    which the row itself would wait.
-    """
+    """The same of a rule that has a number for each row."""
     cdef Scratch scratch
     cdef real* s[MAX_STATES]
     cdef real* tile = <real*> scratch.tile[0]
     cdef Py_ssize_t k, m, at, row, length = t.row_length, entries = t.info.entries
     cdef const real* g
-    cdef real seen, next_seen = 0
+    cdef double total
+    cdef real seen
     cdef int j
     for k in range(start, min(start + ROWS_AHEAD, end)):
         prefetch_row(t, k)
-    if ROWS_TRIED & 1 and start < end:
-        next_seen = see_row[real](t, c, own, loops, start)
     for k in range(start, end):
         if k + ROWS_AHEAD < end:
             prefetch_row(t, k + ROWS_AHEAD)
-        if ROWS_TRIED & 1:
-            seen = next_seen
-            if k + 1 < end:
-                next_seen = see_row[real](t, c, own, loops, k + 1)
-        else:
-            seen = see_row[real](t, c, own, loops, k)
-        row, g, at = row_of_step(t, k), <const real*> gradient_of_row(t, k), 0
+        row, g, total, at = row_of_step(t, k), <const real*> gradient_of_row(t, k), 0.0, 0
+        while at < length:
+            m = min(<Py_ssize_t> BLOCK, length - at)
+            if real is float:
+                total += (<sum_f32> loops.sum_of_squares[0])(g + at, m, 1.0)
+            else:
+                total += (<sum_f64> loops.sum_of_squares[1])(g + at, m, 1.0)
+            at += m
+        seen = number_of_row[real](<real*> t.s[entries] + row, total / <double> length, own, c)
         if real is float:
             (<fill_f32> loops.fill[0])(tile, seen, min(<Py_ssize_t> TILE, length))
         else:
             (<fill_f64> loops.fill[1])(tile, seen, min(<Py_ssize_t> TILE, length))
+        at = 0
         while at < length:
             m = min(<Py_ssize_t> TILE, length - at)
             for j in range(t.n_states):

@@ -9,13 +9,6 @@ cdef enum:
 # So many rows ahead of the one in work, memory is prefetched.
 cdef Py_ssize_t ROWS_AHEAD = 8
 
-cdef int ROWS_TRIED = 255
-
-def set_try(int x, int ahead=8):
-    global ROWS_TRIED, ROWS_AHEAD
-    ROWS_TRIED = x
-    ROWS_AHEAD = ahead
-
 
 @cython.final
 cdef class RowSet:
@@ -28,7 +21,6 @@ cdef class RowSet:
     cdef Py_ssize_t capacity    # of entries,
     cdef Py_ssize_t sums_size   # and bytes of sums
     cdef Py_ssize_t units_size  # doubles of totals, norms and factors
-    cdef bint ascending         # whether indices come sorted
     cdef object held            # what owns the memory of the values
     cdef char* wiped            # what zero_grads zeroes,
     cdef Py_ssize_t wiped_size  # and so many bytes
@@ -55,7 +47,7 @@ cdef class RowSet:
         own.values, own.given = cnp.PyArray_BYTES(values), k
         self.wiped, self.wiped_size = cnp.PyArray_BYTES(values), cnp.PyArray_NBYTES(values)
         self.held = None
-        bad = self.sorted(rows.indices, n)
+        bad = self.make_entries(rows.indices, n)
         if bad >= 0:
             return bad
         if length == 0:
@@ -68,7 +60,7 @@ cdef class RowSet:
 
     cdef Py_ssize_t take_distinct(self, cnp.ndarray indices, Py_ssize_t n) except -2:
         """The same of indices that come without values."""
-        cdef Py_ssize_t bad = self.sorted(indices, n), i
+        cdef Py_ssize_t bad = self.make_entries(indices, n), i
         cdef cnp.uint64_t* entries = self.view.entries
         if bad < 0:
             for i in range(cnp.PyArray_SIZE(indices)):
@@ -78,13 +70,13 @@ cdef class RowSet:
             self.view.entries, self.spare = self.spare, entries
         return bad
 
-    cdef Py_ssize_t sorted(self, cnp.ndarray indices, Py_ssize_t n) except -2:
-        """Make sorted entries of indices; returns as `take`."""
+    cdef Py_ssize_t make_entries(self, cnp.ndarray indices, Py_ssize_t n) except -2:
+        """Make entries of indices, and sort them; returns as `take`."""
         cdef Py_ssize_t k = cnp.PyArray_DIM(indices, 0), bad
         cdef Py_ssize_t slices = min(threads_for(k, k), <Py_ssize_t> MOST_SLICES)
         cdef RowList* own = &self.view
         cdef int key_bits = bits_for(max(n - 1, 0)), passes, width
-        cdef bint wide = cnp.PyArray_TYPE(indices) != <int> cnp.NPY_INT32
+        cdef bint ascending = True, wide = cnp.PyArray_TYPE(indices) != <int> cnp.NPY_INT32
         cdef const void* data = cnp.PyArray_DATA(indices)
         own.bits, own.n = bits_for(2 * k), 0
         if own.bits + key_bits > 64:
@@ -97,11 +89,11 @@ cdef class RowSet:
         with nogil:
             if wide:
                 bad = enter[cnp.int64_t](own, self.places, <const cnp.int64_t*> data, k, n, slices,
-                                         width, &self.ascending)
+                                         width, &ascending)
             else:
                 bad = enter[cnp.int32_t](own, self.places, <const cnp.int32_t*> data, k, n, slices,
-                                         width, &self.ascending)
-            if bad < 0 and not self.ascending:
+                                         width, &ascending)
+            if bad < 0 and not ascending:
                 self.sort(k, key_bits, passes, slices)
         return bad
 
@@ -217,30 +209,6 @@ cdef class RowSet:
                                 slots[j], is_double, codec, loops)
         other = self.spare
         self.spare, own.entries = own.entries, other
-
-    cdef void order_by_place(self, Py_ssize_t k) noexcept nogil:
-        """Let rows come in the order of their values, of `k` that were given; then sums.
-
-        What lies side by side is read faster than what doesn't, as rows of the table do not anyhow.
-        """
-        cdef RowList* own = &self.view
-        cdef cnp.uint64_t* entries = own.entries
-        cdef cnp.uint64_t* out = self.spare
-        cdef cnp.uint64_t none = <cnp.uint64_t> -1, mask = own.mask
-        cdef Py_ssize_t i, place, n = 0
-        memset(out, 255, k * sizeof(cnp.uint64_t))
-        for i in range(own.n):
-            place = <Py_ssize_t> (entries[i] & mask)
-            if place < k:
-                out[place] = entries[i]
-        for i in range(k):
-            out[n] = out[i]
-            n += out[i] != none
-        for i in range(own.n):
-            if <Py_ssize_t> (entries[i] & mask) >= k:
-                out[n] = entries[i]
-                n += 1
-        own.entries, self.spare = out, entries
 
     cdef int take_summed(self, rows, int is_double) except -1:
         """The same by the specification."""
