@@ -175,17 +175,28 @@ class Optimizer(Contract):
         """
         return self.stepper.step(grads, grad_scale)
 
-    def catch_up(self) -> None:
-        """Do to all rows of tables what they missed, with ``rows="catch_up"``.
+    def catch_up(self, rows: object = None) -> None:
+        """Do to rows of tables what they missed, with ``rows="catch_up"``: to all, or to some.
 
-        Afterwards tables and states are those of dense steps with zeros for what had no gradient,
-        up to rounding.  Call it before tables are evaluated, or saved by themselves.  It reads all
-        of each table that has missed anything; nothing is to be done for other parameters.
+        Afterwards these rows and their states are those of dense steps with zeros for what had no
+        gradient, up to rounding.  Call it for the rows that a forward pass is about to look up; or
+        for all before tables are evaluated, or saved by themselves, which reads all of each table
+        that has missed anything.  Nothing is to be done for other parameters.
+
+        Parameters
+        ----------
+        rows : tree of arrays of int32 or int64, or of `fastgd.Rows`, optional
+            Which rows, in the form of the parameters as gradients are, None in the place of
+            parameters of which none are to.  Indices may come in any shape and order, several times
+            each.  By default all rows of all tables.
 
         Raises
         ------
         ValueError
-            If the optimizer was made with other ``rows``.
+            If the optimizer was made with other ``rows``; if they are nested differently, indices
+            are out of range, or a parameter has no rows that catch up.  Nothing was changed then.
+        TypeError
+            If there is something else in the place of indices.
         RuntimeError
             While averages are swapped in.
 
@@ -201,8 +212,12 @@ class Optimizer(Contract):
         >>> opt.catch_up()
         >>> table.ravel()
         array([0.25, 0.25, 0.25, 0.25])
+        >>> _ = opt.step(fastgd.Rows([1], np.zeros((1, 1))))
+        >>> opt.catch_up([0, 3])
+        >>> table.ravel()
+        array([0.125, 0.125, 0.25 , 0.125])
         """
-        self.stepper.catch_up()
+        self.stepper.catch_up(rows)
 
     def accumulate(self, grads: object = None, weight: float = 1.0) -> None:
         """Add gradients to those that the next ``step()`` takes, all tensors in one call.
@@ -223,7 +238,8 @@ class Optimizer(Contract):
         Raises
         ------
         TypeError, ValueError
-            If a gradient doesn't fit; nothing was changed then.
+            If a gradient doesn't fit, or is `fastgd.Rows` that no step by the hyper-parameters of
+            now takes; nothing was changed then.
 
         Examples
         --------

@@ -63,9 +63,9 @@ class Options(TypedDict, total=False):
         What gradients by rows (`fastgd.Rows`) may leave undone.  "exact": nothing; a step raises
         ValueError where rows without a gradient would move, by momentum or decay.  "lazy": these
         wait for their next gradient, and decay acts on the rows that have one.  "catch_up": what a
-        row misses is made up for before its next gradient, and by ``opt.catch_up()``, where that
-        has a closed form; a count of steps for each row is kept, and hyper-parameters have to be
-        numbers; see ``docs/rows.md``.
+        row misses is made up for before its next gradient, and by ``opt.catch_up()``, of all rows
+        or of those that are about to be looked up, where that has a closed form; a count of steps
+        for each row is kept, and hyper-parameters have to be numbers; see ``docs/rows.md``.
     state_dtype : {"float32", "float64", "bfloat16", "float16", "8bit"} or dict by state
         How states are stored; by default in the compute dtype, float64 for float64 parameters, else
         float32.  States in fewer bits are rounded stochastically, so that small changes add up.

@@ -22,9 +22,11 @@ from fastgd.core.groups import Changes
 from fastgd.core.iterates import IterateAverage
 from fastgd.core.layout import LaidOut, Layout
 from fastgd.core.storage import ROW_STEPS
-from fastgd.core.trees import Name
+from fastgd.core.trees import Name, leaves_as
 from fastgd.kernels._engine import StepRecord
+from fastgd.kernels.memory import checks
 from fastgd.kernels.memory.alloc import aligned_copy
+from fastgd.kernels.memory.rows import Rows, rows_to_catch_up
 
 Array = NDArray[Any]
 
@@ -168,10 +170,10 @@ class Stepper(LaidOut):
             if before != now and (entry.get(ROW_STEPS, entry["step"]) != entry["step"]).any():
                 raise RuntimeError(
                     f"params{self.labels()[i]}: rows missed steps by rule {before}: call "
-                    f"catch_up() before steps are by rule {now}"
+                    f"catch_up() before steps are by rule {now}, or set back what picks it"
                 )
 
-    def catch_up(self) -> None:
+    def catch_up(self, rows: object = None) -> None:
         """Do what `Optimizer.catch_up` says."""
         with self.lock:
             self.refuse_elsewhere("catch_up")
@@ -180,9 +182,18 @@ class Stepper(LaidOut):
                     'catch_up: expected an optimizer that was made with rows="catch_up", found '
                     f'rows="{self.options["rows"]}"'
                 )
+            some = None if rows is None else self._rows_given(rows)
             if self.homes:
                 self._mark()
-            self.plan.catch_up()
+            self.plan.catch_up(some)
+
+    def _rows_given(self, rows: object) -> list[Rows | Array | None]:
+        """The rows of each parameter that are to catch up, whose indices are not looked at yet."""
+        given = leaves_as(self.structure, rows)
+        if given is None:
+            checks.refuse_structure(self.structure, rows, "rows")
+        leaves = zip(given, self.labels(), strict=True)
+        return [a if a is None else rows_to_catch_up(a, f"rows{label}") for a, label in leaves]
 
     def add_group(self, group: Mapping[str, Any], grads: object, copy_to: object) -> None:
         """Do what `Optimizer.add_param_group` says."""
@@ -360,6 +371,9 @@ class Stepper(LaidOut):
             if not math.isfinite(pending.weight[0] + weight):
                 raise ValueError(f"weight: expected finite sums, found {weight} on top")
             if weight:
+                if split.rows:
+                    with self.following(keep=False):
+                        self.plan.refuse_rows(split.rows, self.configure)
                 pending.add(split, weight)
             self.accumulated = pending
 

@@ -72,6 +72,27 @@ def unflatten(structure: Structure, leaves: Iterator[Any]) -> Any:
     return next(leaves)
 
 
+def leaves_as(structure: Structure, tree: Any) -> list[Any] | None:
+    """What stands in a tree where a structure has leaves, in order; None if it is another."""
+    if structure is None:
+        return [tree]
+    if isinstance(structure, dict):
+        if not isinstance(tree, Mapping) or tree.keys() != structure.keys():
+            return None
+        pairs = [(own, tree[key]) for key, own in structure.items()]
+    else:
+        if not isinstance(tree, (list, tuple)) or len(tree) != len(structure):
+            return None
+        pairs = list(zip(structure, tree, strict=True))
+    found = []
+    for own, inner in pairs:
+        leaves = leaves_as(own, inner)
+        if leaves is None:
+            return None
+        found += leaves
+    return found
+
+
 def name_of(path: Path) -> Name:
     """The name of a leaf: its index in a list, else its keys joined by dots."""
     if not path:

@@ -116,6 +116,7 @@ include "engine/hyper_rows.pxi"
 include "engine/tuning.pxi"
 include "engine/crews.pxi"
 include "engine/sweep.pxi"
+include "engine/row_sort.pxi"
 include "engine/rows.pxi"
 include "engine/row_sweep.pxi"
 include "engine/lines.pxi"
@@ -436,7 +437,7 @@ cdef class Plan:
                 (<double*> cnp.PyArray_DATA(tally))[0] += amount
             self.count_up(average is not None)
             if self.layout.missed is not None:
-                self.settle_rows(backend, True)
+                self.settle_rows(backend, True, None)
             if backend.compiled:
                 self.sweep(combine_sums)
                 if self.crew.kind != NULL:
@@ -543,7 +544,7 @@ cdef class Plan:
             if t.missed != NULL:
                 self.look_ahead(i, backend, configure)
             if t.rows != NULL:
-                self.check_rows(i, group_step)
+                self.check_rows(i, group_step, t.rows.length)
             t.n_units = 1
             t.units = Axis(t.n, 1)
             if t.centralized or group_step.clip_ratio != INFINITY:
@@ -670,8 +671,12 @@ cdef class Plan:
             share_numbers(self.layout)
         self.run_threads(batch, False)
 
-    cdef int check_rows(self, Py_ssize_t i, const GroupStep* group_step) except -1:
-        """Refuse a gradient by rows where the step needs all of its parameter, or all rows."""
+    cdef int check_rows(self, Py_ssize_t i, const GroupStep* group_step,
+                        Py_ssize_t length) except -1:
+        """Refuse a gradient by rows where the step needs all of its parameter, or all rows.
+
+        These have so many elements.
+        """
         cdef Tensor* t = &self.layout.tensors[i]
         cdef Py_ssize_t per = 1
         cdef int j
@@ -681,14 +686,14 @@ cdef class Plan:
             reference.RULES[self.layout.rules[i]], f"grads{self.layout.labels[i]}", self.lazy,
             self.sparse, group_step.stages.flags & (L2_DECAY | DECOUPLED_DECAY) != 0,
             group_step.stages.flags & L2_DECAY != 0,
-            t.average != NULL, t.rows.length % per == 0)
+            t.average != NULL, length % per == 0)
         if self.layout.missed is not None:
             memory_rows.check_catch_up(
                 reference.RULES[self.layout.rules[i]], f"grads{self.layout.labels[i]}",
                 None if t.missed == NULL else (<Missed> self.layout.missed[i]).why,
                 not isinf(group_step.clip_ratio))
         if t.centralized or (t.n and not isinf(group_step.clip_ratio)
-                             and (t.own_units.length != t.rows.length or t.own_units.stride != 1)):
+                             and (t.own_units.length != length or t.own_units.stride != 1)):
             memory_rows.refuse_units(f"grads{self.layout.labels[i]}", t.centralized)
         if self.counts[i] == 0 and "first" in reference.RULES[self.layout.rules[i]].coefficients:
             memory_rows.check_start(self.layout.params[i], f"grads{self.layout.labels[i]}")
@@ -724,11 +729,12 @@ cdef class Plan:
         missed.ready(self.counts[i])
         missed.look_ahead(self.owners, self.layout.tensors[i].owner, configure)
 
-    cdef int settle_rows(self, Backend backend, bint stepping) except -1:
+    cdef int settle_rows(self, Backend backend, bint stepping, list some) except -1:
         """Let rows catch up with what they missed of the steps before.
 
         In a step by rows those of the gradient will do so one by one, unless steps are no longer
-        what they were; here it is all rows, also where the gradient is an array.
+        what they were; here it is all rows, also where the gradient is an array.  Or it is some
+        rows of each table, where no step is taken.
         """
         cdef Py_ssize_t i
         cdef int k
@@ -737,7 +743,8 @@ cdef class Plan:
         cdef cnp.int64_t taken
         for i in range(self.layout.n):
             t = &self.layout.tensors[i]
-            if t.missed == NULL or (stepping and t.g == NULL):
+            if (t.missed == NULL or (stepping and t.g == NULL)
+                    or (some is not None and some[i] is None)):
                 continue
             missed, taken = self.layout.missed[i], self.counts[i] - stepping
             t.missed.taken = <cnp.uint32_t> taken
@@ -745,7 +752,8 @@ cdef class Plan:
                 t.missed.key[k] = fastgd_random_key(
                     self.seed, taken, self.first + i + (<cnp.uint64_t> k << 40))
             if not (stepping and t.rows != NULL) or missed.changes():
-                catch_up_table(self.layout, missed, i, backend, &self.args)
+                catch_up_table(self.layout, missed, i, None if some is None else some[i], backend,
+                               &self.args)
             if stepping:
                 missed.adopt()
 
@@ -759,25 +767,35 @@ cdef class Plan:
                 missed = self.layout.missed[i]
                 missed.set_counts(self.counts[i])
 
-    def catch_up(self):
-        """Let all rows of all tables catch up with what they missed.
+    def catch_up(self, list rows=None):
+        """Let rows of tables catch up with what they missed.
+
+        Parameters
+        ----------
+        rows : list of (Rows, ndarray of int32 or int64, or None), optional
+            For each parameter which of its rows, or None for none of them; by default all rows of
+            all tables.
 
         Raises
         ------
         ValueError
-            If arrays are no longer where they were.
+            If arrays are no longer where they were, or a parameter has no such rows.
         RuntimeError
             If called from within a step.
         """
         cdef Backend backend = backend_in_use()
+        cdef list some = None
         cdef Py_ssize_t i
         cdef Missed missed
         if self.busy:
             raise RuntimeError("catch_up() was called from within a step of the same optimizer")
         self.refuse_torn()
+        self.layout.check_unmoved()
+        if rows is not None:
+            some = [None if rows[i] is None else self.take_distinct(i, rows[i])
+                    for i in range(self.layout.n)]
         if self.layout.missed is None:
             return
-        self.layout.check_unmoved()
         self.args.loops = &backend.loops
         for i in range(self.layout.n):
             if self.layout.tensors[i].missed != NULL:
@@ -785,7 +803,39 @@ cdef class Plan:
                 missed.use(backend)
                 missed.ready(self.counts[i])
         self.wrote = True
-        self.settle_rows(backend, False)
+        self.settle_rows(backend, False, some)
+
+    cdef RowSet take_distinct(self, Py_ssize_t i, rows):
+        """Some rows of a parameter, which are checked."""
+        cdef str name = f"rows{self.layout.labels[i]}"
+        cdef tuple shape = self.layout.shape_of(i)
+        cdef RowSet own = RowSet()
+        cdef Py_ssize_t bad
+        memory_rows.check_catching_up(rows, shape, self.layout.is_in_rows(i, shape),
+                                      reference.RULES[self.layout.rules[i]], name)
+        indices = rows.indices if type(rows) is Rows else rows
+        bad = own.take_distinct(indices, shape[0])
+        if bad >= 0:
+            memory_rows.refuse_index(indices, bad, shape[0], name)
+        return own
+
+    def refuse_rows(self, tables, configure):
+        """Raise ValueError if no step by the hyper-parameters of now takes gradients by rows.
+
+        `tables` are the numbers of their parameters; `configure` is as for `step`.
+        """
+        cdef Backend backend = backend_in_use()
+        cdef GroupStep step
+        cdef Tensor* t
+        cdef Py_ssize_t i
+        self.owners.use(backend)
+        for i in tables:
+            t = &self.layout.tensors[i]
+            self.owners.make(&step, t.owner, self.counts[i], configure, 1.0)
+            if t.missed != NULL:
+                self.look_ahead(i, backend, configure)
+            shape = self.layout.shape_of(i)
+            self.check_rows(i, &step, t.n // max(shape[0], 1) if len(shape) else 0)
 
     cdef void run_threads(self, const Batch* batch, bint first) noexcept:
         """One sweep over the chunks of some tensors, but for those with gradients by rows."""

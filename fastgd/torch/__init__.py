@@ -29,8 +29,9 @@ What a step does:
 - It takes the sparse gradients of ``nn.Embedding(sparse=True)`` and ``EmbeddingBag`` as
   `fastgd.Rows`, uncoalesced, in the memory where they are (values that autograd has not laid out
   are copied), and steps their rows alone: see ``rows`` in `fastgd.Options`.  With
-  ``rows="catch_up"``, ``opt.catch_up()`` does to all rows what they missed; ``"row_steps"`` in
-  their state is a tensor of `torch.uint32`.
+  ``rows="catch_up"``, ``opt.catch_up()`` does to all rows what they missed, and
+  ``opt.catch_up({embedding.weight: words})`` to those that a forward pass is about to look up;
+  ``"row_steps"`` in their state is a tensor of `torch.uint32`.
 - It has the same bits as fastgd's optimizer on arrays, on any number of threads:
   `fastgd.set_num_threads`, or as many as OpenMP takes (`torch.set_num_threads` is for torch's own).
 

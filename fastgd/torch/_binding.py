@@ -339,14 +339,25 @@ class Binding:
         each = iter([self._as_given(n, a) for n, a in enumerate(self._gradients())])
         return [[next(each) for _ in own] for own in self._arrays]
 
-    def catch_up(self, groups: list[dict[str, Any]], state: State) -> bool:
-        """Let all rows catch up; False if all has to be bound again first."""
+    def catch_up(
+        self, groups: list[dict[str, Any]], state: State, rows: Mapping[Any, Array] | None
+    ) -> bool:
+        """Let rows catch up, all or these; False if all has to be bound again first."""
         if self._watch.read(groups, state) is None:
             return False
         self._watch.tick(skipped=True)  # lets go of gradients
         self._follow_masters()
-        self.stepper.catch_up()
-        self.changed()
+        if rows is None:
+            self.stepper.catch_up()
+            self.changed()
+            return True
+        some: list[list[Array | None]] = [[None] * len(own) for own in self._arrays]
+        for k, section in enumerate(self._sections):
+            for i, p in enumerate(section.params):
+                some[k][i] = rows.get(p)
+        self.stepper.catch_up(some)
+        torch.autograd.graph.increment_version([*rows])
+        self._note_masters()
         return True
 
     def _as_given(self, n: int, g: Any) -> Any:

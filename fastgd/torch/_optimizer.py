@@ -287,16 +287,26 @@ class Optimizer(torch.optim.Optimizer):
         sections = [Section(k, group, 0, group["params"]) for k, group in enumerate(groups)]
         return Binding(self._setup(), sections, self.state)
 
-    def catch_up(self) -> None:
-        """Do to all rows of tables what they missed, with ``rows="catch_up"``.
+    def catch_up(self, rows: Mapping[Any, Any] | None = None) -> None:
+        """Do to rows of tables what they missed, with ``rows="catch_up"``: to all, or to some.
 
-        Afterwards tables and states are those of dense steps with zeros for what had no gradient,
-        up to rounding.  Call it before tables are evaluated, or saved by themselves.
+        Afterwards these rows and their states are those of dense steps with zeros for what had no
+        gradient, up to rounding.  Call it for the rows that a forward pass is about to look up; or
+        for all before tables are evaluated, or saved by themselves.
+
+        Parameters
+        ----------
+        rows : dict of Tensor of int32 or int64, optional
+            The indices of rows by their parameter, in any shape and order, as a layer is given
+            them: ``{embedding.weight: words}``.  By default all rows of all tables.
 
         Raises
         ------
         ValueError
-            If the optimizer was made with other ``rows``.
+            If the optimizer was made with other ``rows``; if it has no such parameter, indices are
+            out of range, or a parameter has no rows that catch up.  Nothing was changed then.
+        TypeError
+            If there is something else in the place of indices.
         RuntimeError
             While averages are swapped in.
         """
@@ -307,12 +317,16 @@ class Optimizer(torch.optim.Optimizer):
                     'catch_up: expected an optimizer that was made with rows="catch_up", found '
                     f'rows="{self.options.given.get("rows", "exact")}"'
                 )
+            some = None if rows is None else _tensors.indices_of(rows, self.param_groups)
             if not self.state:
                 return
-            if self._binding is None or not self._binding.catch_up(self.param_groups, self.state):
+            for _ in range(2):
+                if self._binding is not None and self._binding.catch_up(
+                    self.param_groups, self.state, some
+                ):
+                    return
                 self._binding = self._bound()
-                if not self._binding.catch_up(self.param_groups, self.state):
-                    raise RuntimeError("params: changed while they were read")
+            raise RuntimeError("params: changed while they were read")
 
     def gradients(self) -> tuple[Binding, list[list[Any]]]:
         """Parameters bound, as they will be in the next step, and the arrays of their gradients."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from fastgd.kernels import _watch
-from fastgd.kernels.memory.rows import Rows
+from fastgd.kernels.memory.rows import Rows, rows_to_catch_up
 from fastgd.kernels.spec.units import units_of
 
 # DLPack's table of C functions, through which data pointers are read.
@@ -152,6 +152,28 @@ def rows(g: Any, p: Any, name: str) -> Rows:
         values = values.view(torch.int16)
         return Rows(indices.numpy(), values.numpy().view(np.uint16))
     return Rows(indices.numpy(), values.numpy())
+
+
+def indices_of(rows: Any, groups: Iterable[Mapping[str, Any]]) -> dict[Any, Any]:
+    """The indices of rows by parameter as arrays, checked but for whether there are such rows."""
+    if not isinstance(rows, Mapping):
+        raise TypeError(
+            f"rows: expected a dict of indices by parameter, found {type(rows).__name__}"
+        )
+    names = {p: f"rows[{k}][{i}]" for k, g in enumerate(groups) for i, p in enumerate(g["params"])}
+    found = {}
+    for p, indices in rows.items():
+        if not isinstance(p, torch.Tensor) or p not in names:
+            raise ValueError("rows: expected parameters of the optimizer as keys, found another")
+        if not isinstance(indices, torch.Tensor):
+            raise TypeError(f"{names[p]}: expected a tensor, found {type(indices).__name__}")
+        if indices.device.type != "cpu" or indices.layout is not torch.strided:
+            raise TypeError(
+                f"{names[p]}: expected a dense tensor in CPU memory, found {indices.layout} on "
+                f"{indices.device}"
+            )
+        found[p] = rows_to_catch_up(indices.detach().numpy(), names[p])
+    return found
 
 
 def refuse_gradient(g: Any, p: Any, name: str) -> NoReturn:

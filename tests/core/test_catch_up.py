@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 from support.helpers import COMPILED, same_bits
+from support.tables import BF16, F4, F8, LENGTH, N, draws, momentum, table_of, whole
 
 import fastgd
 from fastgd import Rows
@@ -15,8 +16,6 @@ from fastgd.kernels.spec import catch_up as spec
 from fastgd.optimizers import OPTIMIZERS
 
 BACKENDS = [name for name in fastgd.available_backends() if name != "numpy"]
-F4, F8, BF16 = np.float32, np.float64, np.uint16
-N, LENGTH = 40, 5
 
 CASES = [
     (fastgd.SGD, {"weight_decay": 0.1}),
@@ -39,25 +38,6 @@ CASES = [
     (fastgd.RowWiseAdagrad, {"lr_decay": 0.1}),
 ]
 IDS = [f"{cls.__name__}-{'-'.join(options)}" for cls, options in CASES]
-
-
-def draws(steps, seed=0, n=N, length=LENGTH, dtype=F8):
-    """Gradients by rows, most of which miss most steps."""
-    rng = np.random.default_rng(seed)
-    for _ in range(steps):
-        k = rng.integers(0, 4)
-        yield Rows(rng.integers(0, n, k), rng.standard_normal((k, length)).astype(dtype))
-
-
-def whole(rows, shape, dtype=F8):
-    g = np.zeros(shape, dtype)
-    np.add.at(g, rows.indices, rows.values.astype(dtype))
-    return g
-
-
-def table_of(dtype=F8, shape=(N, LENGTH), seed=1):
-    x = np.random.default_rng(seed).standard_normal(shape)
-    return (x.astype(F4).view(np.uint32) >> 16).astype(BF16) if dtype is BF16 else x.astype(dtype)
 
 
 def arrays(opt, table):
@@ -209,10 +189,6 @@ def test_every_rule_says_whether_rows_can_catch_up():
 
 
 # ------------------------------------------------------------------------------- what is in between
-
-
-def momentum(table, **options):
-    return fastgd.SGD(table, **{"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1, **options})
 
 
 @pytest.mark.parametrize("backend", ["numpy", *COMPILED])

@@ -277,3 +277,43 @@ def test_adam_asks_what_is_meant():
     with pytest.raises(ValueError, match=re.escape('rows="lazy"')):
         Adam(model.parameters()).step()
     Adam(model.parameters(), rows="lazy").step()
+
+
+@pytest.mark.parametrize("in_backward", [False, True])
+def test_rows_catch_up_before_they_are_looked_up(in_backward):
+    """Then gradients are those of dense steps, whose loss follows from all rows as they are."""
+    torch.manual_seed(0)
+    models = [nn.Embedding(20, 6, sparse=sparse, dtype=torch.float64) for sparse in (True, False)]
+    models[0].load_state_dict(models[1].state_dict())
+    options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}
+    kinds = zip(models, ("catch_up", "exact"), strict=True)
+    opts = [SGD(model.parameters(), **options, rows=rows) for model, rows in kinds]
+    p = models[0].weight
+    opts[0].catch_up({p: torch.tensor([3])})  # of which nothing is left
+    handle = step_in_backward(models[0], opts[0]) if in_backward else None
+    make = torch.Generator().manual_seed(0)
+    for _ in range(25):
+        words = torch.randint(0, 20, (2, 2), generator=make)
+        opts[0].catch_up({p: words})
+        for model, opt in zip(models, opts, strict=True):
+            opt.zero_grad()
+            (model(words) - 1).square().sum().backward()
+            opt.step()
+    torch.testing.assert_close(p[words], models[1].weight[words], rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(p, models[1].weight)
+    before, version = p.detach().clone(), p._version
+    for rows, error, said in (
+        ({p: torch.tensor([1, 20])}, ValueError, r"rows\[0\]\[0\]: expected indices from 0 to"),
+        ({p: torch.tensor([1.0])}, TypeError, r"rows\[0\]\[0\]: expected dtype int32 or int64"),
+        ({p: [1]}, TypeError, r"rows\[0\]\[0\]: expected a tensor, found list"),
+        ({models[1].weight: words}, ValueError, "expected parameters of the optimizer as keys"),
+        (words, TypeError, "expected a dict of indices by parameter, found Tensor"),
+    ):
+        with pytest.raises(error, match=said):
+            opts[0].catch_up(rows)
+    assert torch.equal(p, before)
+    assert p._version == version
+    opts[0].catch_up()
+    torch.testing.assert_close(p, models[1].weight, rtol=1e-12, atol=1e-12)
+    if handle is not None:
+        handle.remove()

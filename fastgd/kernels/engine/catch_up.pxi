@@ -8,6 +8,9 @@ cdef enum:
 # So many rows catch up, and are then stepped while they are in cache.
 cdef Py_ssize_t ROWS_AT_ONCE = 32
 
+# So many counts ahead of the one that is written, memory is prefetched.
+cdef Py_ssize_t COUNTS_AHEAD = 32
+
 # A step by which what depends on their number shows.
 cdef cnp.int64_t LATE = 1 << 20
 
@@ -240,19 +243,23 @@ cdef inline void take_numbers(GroupStep* step, const MissedRows* m,
         step.c32[j] = <float> step.c64[j]
 
 
-cdef void catch_up_rows(const Tensor* t, const Coding* coding, const StepArgs* step, bint all_rows,
-                        Py_ssize_t start, Py_ssize_t end, Py_ssize_t last) noexcept nogil:
-    """Do to some rows what they missed: those of the gradient, which are to be stepped, or of all.
+cdef void catch_up_rows(const Tensor* t, const Coding* coding, const StepArgs* step,
+                        const RowList* rows, Py_ssize_t start, Py_ssize_t end,
+                        Py_ssize_t last) noexcept nogil:
+    """Do to some rows what they missed: of these, or of all where they are NULL.
 
-    The thread goes on with rows up to `last`, which are prefetched.
+    Those of the gradient are to be stepped then.  The thread goes on with rows up to `last`, which
+    are prefetched.
     """
     cdef RowView view
     cdef GroupStep own
     cdef double room[2 * MOST_NUMBERS]
     cdef MissedRows* m = t.missed
-    cdef cnp.uint32_t taken = m.taken, missed, now = m.taken + (not all_rows)
+    cdef bint stepping = rows != NULL and rows == t.rows
+    cdef bint copies = not stepping and t.copy != NULL
+    cdef cnp.uint32_t taken = m.taken, missed, now = m.taken + stepping
     cdef Py_ssize_t k, row
-    cdef bint staged = t.coded or (all_rows and t.copy != NULL)
+    cdef bint staged = t.coded or copies
     view.tensor, view.coding, view.step = t[0], coding[0], step[0]
     view.step.codings, view.step.prefetch, view.step.each = &view.coding, False, False
     view.chunk = Chunk(0, 0, t.row_length, 0)
@@ -262,13 +269,13 @@ cdef void catch_up_rows(const Tensor* t, const Coding* coding, const StepArgs* s
     view.tensor.info, view.tensor.n_states = own.info, m.n_states
     view.tensor.fusable = view.tensor.fusable_in_tile = 0
     view.tensor.n, view.tensor.factor, view.tensor.g_codec = t.row_length, 1.0, t.is_double
-    view.tensor.flags = (CODED if t.coded else 0) | (COPY if all_rows and t.copy != NULL else 0)
+    view.tensor.flags = (CODED if t.coded else 0) | (COPY if copies else 0)
     for k in range(t.n_words):
         view.coding.key[k] = m.key[k]
     for k in range(start, end):
         if k + ROWS_AHEAD < last:
-            prefetch_missed(t, k + ROWS_AHEAD, all_rows)
-        row = k if all_rows else row_at(t.rows, k)
+            prefetch_missed(t, rows, k + ROWS_AHEAD)
+        row = k if rows == NULL else row_at(rows, k)
         # A table that was torn may have rows that are ahead.
         missed = taken - m.counts[row] if m.counts[row] < taken else 0
         if missed and m.moves:
@@ -281,13 +288,17 @@ cdef void catch_up_rows(const Tensor* t, const Coding* coding, const StepArgs* s
         m.counts[row] = now
 
 
-cdef inline void prefetch_missed(const Tensor* t, Py_ssize_t k, bint all_rows) noexcept nogil:
+cdef inline void prefetch_missed(const Tensor* t, const RowList* rows,
+                                 Py_ssize_t k) noexcept nogil:
     """Prefetch a row that will catch up; a sweep over all of the table is found out by itself."""
     cdef Py_ssize_t row
-    if not all_rows:
-        row = row_at(t.rows, k)
+    if rows != NULL:
+        row = row_at(rows, k)
         fastgd_prefetch(<const char*> &t.missed.counts[row], sizeof(cnp.uint32_t))
-        prefetch_row(t, k)
+        if rows == t.rows:
+            prefetch_row(t, k)
+        elif t.row_length <= SHORT_ROW:
+            prefetch_own(t, row)
 
 
 cdef inline void look_at(RowView* view, const Tensor* t, const Coding* coding,
@@ -321,11 +332,28 @@ cdef void run_missed_rows(const Tensor* t, const Coding* coding, const GroupStep
                           const StepArgs* step, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
     """Let some of the rows of a gradient catch up, and step them while they are in cache."""
     cdef Py_ssize_t stop
+    if not t.missed.moves:
+        count_as(t.missed, t.rows, start, end, t.missed.taken + 1)
+        run_rows(t, coding, group_steps, step, start, end)
+        return
     while start < end:
         stop = min(start + ROWS_AT_ONCE, end)
-        catch_up_rows(t, coding, step, False, start, stop, end)
+        catch_up_rows(t, coding, step, t.rows, start, stop, end)
         run_rows(t, coding, group_steps, step, start, stop)
         start = stop
+
+
+cdef void count_as(const MissedRows* m, const RowList* rows, Py_ssize_t start, Py_ssize_t end,
+                   cnp.uint32_t taken) noexcept nogil:
+    """Let some rows have taken so many steps, of which nothing changes those that missed them."""
+    cdef Py_ssize_t k
+    for k in range(start, min(start + COUNTS_AHEAD, end)):
+        fastgd_prefetch(<const char*> &m.counts[row_at(rows, k)], sizeof(cnp.uint32_t))
+    for k in range(start, end):
+        if k + COUNTS_AHEAD < end:
+            fastgd_prefetch(<const char*> &m.counts[row_at(rows, k + COUNTS_AHEAD)],
+                            sizeof(cnp.uint32_t))
+        m.counts[row_at(rows, k)] = taken
 
 
 cdef inline void step_rows(const Tensor* t, const Coding* coding, const GroupStep* group_steps,
@@ -337,28 +365,35 @@ cdef inline void step_rows(const Tensor* t, const Coding* coding, const GroupSte
         run_rows(t, coding, group_steps, step, start, end)
 
 
-cdef int catch_up_table(Layout layout, Missed missed, Py_ssize_t i, Backend backend,
+cdef int catch_up_table(Layout layout, Missed missed, Py_ssize_t i, RowSet some, Backend backend,
                         const StepArgs* step) except -1:
-    """Let all rows of a table catch up."""
+    """Let rows of a table catch up: some, or all where these are None."""
     cdef Tensor* t = &layout.tensors[i]
     cdef const Coding* coding = &layout.codings[i]
+    cdef const RowList* rows = NULL
     cdef Py_ssize_t n = missed.view.n, threads, k
+    if some is not None:
+        rows, n = &some.view, some.view.n
     if missed.is_whole():
         return 0
     if not missed.view.moves:
-        missed.set_counts(missed.view.taken)
+        if rows == NULL:
+            missed.set_counts(missed.view.taken)
+        else:
+            count_as(&missed.view, rows, 0, n, missed.view.taken)
         return 0
     if not backend.compiled:
-        catch_up_by_reference(layout, missed, i, range(n))
+        catch_up_by_reference(layout, missed, i,
+                              range(n) if rows == NULL else [row_at(rows, k) for k in range(n)])
         return 0
-    t.row_length = t.n // max(n, 1)
-    threads = threads_for(t.n, n)
+    t.row_length = t.n // max(missed.view.n, 1)
+    threads = threads_for(n * t.row_length, n)
     with nogil:
         if threads <= 1:
-            catch_up_rows(t, coding, step, True, 0, n, n)
+            catch_up_rows(t, coding, step, rows, 0, n, n)
         else:
             for k in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-                catch_up_rows(t, coding, step, True, n * k // threads, n * (k + 1) // threads, n)
+                catch_up_rows(t, coding, step, rows, n * k // threads, n * (k + 1) // threads, n)
 
 
 cdef int catch_up_by_reference(Layout layout, Missed missed, Py_ssize_t i, rows) except -1:

@@ -205,7 +205,7 @@ cdef class Gradients:
         t.row_length = length
         bad = own.take(rows, shape[0], length, t.is_double, self.backend)
         if bad >= 0:
-            memory_rows.refuse_index(rows, bad, shape[0], name)
+            memory_rows.refuse_index(rows.indices, bad, shape[0], name)
         t.rows = &own.view
 
     cdef void forget_rows(self) noexcept:

@@ -50,10 +50,15 @@ cdef void run_rows(const Tensor* t, const Coding* coding, const GroupStep* group
 
 cdef inline void prefetch_row(const Tensor* t, Py_ssize_t k) noexcept nogil:
     """Prefetch the k-th row of parameter and states, and its gradient; long ones take too much."""
-    cdef Py_ssize_t row = row_of_step(t, k), length = t.row_length
+    if t.row_length <= SHORT_ROW:
+        prefetch_own(t, row_of_step(t, k))
+        fastgd_prefetch_row(gradient_of_row(t, k), t.row_length * codec_rows[t.g_codec].size)
+
+
+cdef inline void prefetch_own(const Tensor* t, Py_ssize_t row) noexcept nogil:
+    """Prefetch a row of parameter and states."""
+    cdef Py_ssize_t length = t.row_length
     cdef int j, size = codec_rows[t.p_codec].size
-    if length > SHORT_ROW:
-        return
     fastgd_prefetch_row(t.p + row * length * size, length * size)
     for j in range(t.n_states):
         size = codec_rows[t.s_codec[j]].size
@@ -61,7 +66,6 @@ cdef inline void prefetch_row(const Tensor* t, Py_ssize_t k) noexcept nogil:
             fastgd_prefetch_row(t.s[j] + row * size, size)
         else:
             fastgd_prefetch_row(t.s[j] + row * length * size, length * size)
-    fastgd_prefetch_row(gradient_of_row(t, k), length * codec_rows[t.g_codec].size)
 
 
 cdef inline void run_rows_plain(real* p, const Tensor* t, const real* c, void* rule,

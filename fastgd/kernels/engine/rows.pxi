@@ -40,21 +40,48 @@ cdef class RowSet:
 
         Returns the position of an index that is out of range, or -1.
         """
-        cdef cnp.ndarray indices = rows.indices, values = rows.values
+        cdef cnp.ndarray values = rows.values
+        cdef Py_ssize_t k = cnp.PyArray_DIM(values, 0), bad
+        cdef RowList* own = &self.view
+        own.length, own.size = length, length * (8 if is_double else 4)
+        own.values, own.given = cnp.PyArray_BYTES(values), k
+        self.wiped, self.wiped_size = cnp.PyArray_BYTES(values), cnp.PyArray_NBYTES(values)
+        self.held = None
+        bad = self.make_entries(rows.indices, n)
+        if bad >= 0:
+            return bad
+        if length == 0:
+            return -1
+        if not backend.compiled:
+            self.take_summed(rows, is_double)
+        else:
+            self.merge(k, codec_of(values), is_double, &backend.loops)
+        return -1
+
+    cdef Py_ssize_t take_distinct(self, cnp.ndarray indices, Py_ssize_t n) except -2:
+        """The same of indices that come without values."""
+        cdef Py_ssize_t bad = self.make_entries(indices, n), i
+        cdef cnp.uint64_t* entries = self.view.entries
+        if bad < 0:
+            for i in range(cnp.PyArray_SIZE(indices)):
+                if is_head(&self.view, i):
+                    self.spare[self.view.n] = entries[i]
+                    self.view.n += 1
+            self.view.entries, self.spare = self.spare, entries
+        return bad
+
+    cdef Py_ssize_t make_entries(self, cnp.ndarray indices, Py_ssize_t n) except -2:
+        """Make entries of indices, and sort them; returns as `take`."""
         cdef Py_ssize_t k = cnp.PyArray_DIM(indices, 0), bad
         cdef Py_ssize_t slices = min(threads_for(k, k), <Py_ssize_t> MOST_SLICES)
         cdef RowList* own = &self.view
-        cdef int codec = codec_of(values), key_bits = bits_for(max(n - 1, 0)), passes, width
+        cdef int key_bits = bits_for(max(n - 1, 0)), passes, width
         cdef bint ascending = True, wide = cnp.PyArray_TYPE(indices) != <int> cnp.NPY_INT32
         cdef const void* data = cnp.PyArray_DATA(indices)
-        own.bits = bits_for(2 * k)
+        own.bits, own.n = bits_for(2 * k), 0
         if own.bits + key_bits > 64:
             raise ValueError(f"rows: can't tell {k} indices into {n} rows apart by 64 bits")
         own.mask = (<cnp.uint64_t> 1 << own.bits) - 1
-        own.length, own.size = length, length * (8 if is_double else 4)
-        own.values, own.given, own.n = cnp.PyArray_BYTES(values), k, 0
-        self.wiped, self.wiped_size = cnp.PyArray_BYTES(values), cnp.PyArray_NBYTES(values)
-        self.held = None
         slices = max(slices, 1)
         self.reserve(k, slices)
         passes = (key_bits + 10) // 11
@@ -68,15 +95,7 @@ cdef class RowSet:
                                          width, &ascending)
             if bad < 0 and not ascending:
                 self.sort(k, key_bits, passes, slices)
-        if bad >= 0:
-            return bad
-        if length == 0:
-            return -1
-        if not backend.compiled:
-            self.take_summed(rows, is_double)
-        else:
-            self.merge(k, codec, is_double, &backend.loops)
-        return -1
+        return bad
 
     cdef int reserve(self, Py_ssize_t k, Py_ssize_t slices) except -1:
         """Make room for so many entries, and as many threads to sort them."""
@@ -230,7 +249,7 @@ def summed_rows(rows, Py_ssize_t n, int is_double, name):
         length *= k
     cdef Py_ssize_t bad = own.take(rows, n, length, is_double, backend)
     if bad >= 0:
-        memory_rows.refuse_index(rows, bad, n, name)
+        memory_rows.refuse_index(rows.indices, bad, n, name)
     return own.arrays(is_double)
 
 
@@ -253,111 +272,6 @@ cdef inline char* values_at(const RowList* rows, Py_ssize_t k) noexcept nogil:
     if place < rows.given:
         return rows.values + place * rows.size
     return rows.sums + (place - rows.given) * rows.size
-
-
-ctypedef fused index_t:
-    cnp.int32_t
-    cnp.int64_t
-
-
-cdef Py_ssize_t enter(RowList* rows, Py_ssize_t* places, const index_t* indices, Py_ssize_t k,
-                      Py_ssize_t n, Py_ssize_t slices, int width, bint* ascending) noexcept nogil:
-    """Put each index and its position into one number, sorted by the lowest digit of indices.
-
-    Or not sorted, if they ascend already.  Returns the position of one out of range, or -1.
-    """
-    cdef Py_ssize_t bad[MOST_SLICES]
-    cdef bint in_order[MOST_SLICES]
-    cdef Py_ssize_t j
-    if slices <= 1:
-        bad[0] = count_indices(places, indices, 0, k, n, width, &in_order[0])
-    else:
-        for j in prange(slices, num_threads=slices, schedule="static", chunksize=1):
-            bad[j] = count_indices(places + j * DIGITS, indices, k * j // slices,
-                                   k * (j + 1) // slices, n, width, &in_order[j])
-    ascending[0] = True
-    for j in range(slices):
-        if bad[j] >= 0:
-            return bad[j]
-        ascending[0] &= in_order[j]
-    if ascending[0]:    # as if all had the same digit
-        width = 0
-        for j in range(slices):
-            places[j * DIGITS] = k * j // slices
-    else:
-        make_places(places, slices, width)
-    if slices <= 1:
-        move_indices(rows, places, indices, 0, k, width)
-    else:
-        for j in prange(slices, num_threads=slices, schedule="static", chunksize=1):
-            move_indices(rows, places + j * DIGITS, indices, k * j // slices,
-                         k * (j + 1) // slices, width)
-    return -1
-
-
-cdef Py_ssize_t count_indices(Py_ssize_t* counts, const index_t* indices, Py_ssize_t start,
-                              Py_ssize_t end, Py_ssize_t n, int width,
-                              bint* ascending) noexcept nogil:
-    """Count the indices of a slice by the lowest digit; returns where one is out of range, or -1.
-
-    And say whether they ascend, from the one before the slice on.
-    """
-    cdef cnp.uint64_t mask = (<cnp.uint64_t> 1 << width) - 1
-    cdef cnp.uint64_t most = <cnp.uint64_t> n, index, last = 0
-    cdef bint in_order = True
-    cdef Py_ssize_t i
-    memset(counts, 0, DIGITS * sizeof(Py_ssize_t))
-    if start > 0:
-        last = <cnp.uint64_t> <cnp.int64_t> indices[start - 1]
-    for i in range(start, end):
-        index = <cnp.uint64_t> <cnp.int64_t> indices[i]
-        if index >= most:
-            return i
-        in_order &= index >= last
-        last = index
-        counts[index & mask] += 1
-    ascending[0] = in_order
-    return -1
-
-
-cdef void move_indices(RowList* rows, Py_ssize_t* places, const index_t* indices, Py_ssize_t start,
-                       Py_ssize_t end, int width) noexcept nogil:
-    """Put the entries of a slice of indices where their lowest digit goes."""
-    cdef cnp.uint64_t mask = (<cnp.uint64_t> 1 << width) - 1, index
-    cdef Py_ssize_t i
-    for i in range(start, end):
-        index = <cnp.uint64_t> <cnp.int64_t> indices[i]
-        rows.entries[places[index & mask]] = index << rows.bits | <cnp.uint64_t> i
-        places[index & mask] += 1
-
-
-cdef void count_digits(Py_ssize_t* counts, const cnp.uint64_t* x, Py_ssize_t start, Py_ssize_t end,
-                       int shift, int width) noexcept nogil:
-    """Count the entries of a slice by a digit."""
-    cdef cnp.uint64_t mask = (<cnp.uint64_t> 1 << width) - 1
-    cdef Py_ssize_t i
-    memset(counts, 0, DIGITS * sizeof(Py_ssize_t))
-    for i in range(start, end):
-        counts[x[i] >> shift & mask] += 1
-
-
-cdef void make_places(Py_ssize_t* places, Py_ssize_t slices, int width) noexcept nogil:
-    """From counts to where the entries of each digit and slice go."""
-    cdef Py_ssize_t digit, j, count, start = 0
-    for digit in range(<Py_ssize_t> 1 << width):
-        for j in range(slices):
-            count, places[j * DIGITS + digit] = places[j * DIGITS + digit], start
-            start += count
-
-
-cdef void move_entries(cnp.uint64_t* out, const cnp.uint64_t* x, Py_ssize_t* places,
-                       Py_ssize_t start, Py_ssize_t end, int shift, int width) noexcept nogil:
-    cdef cnp.uint64_t mask = (<cnp.uint64_t> 1 << width) - 1
-    cdef Py_ssize_t i, digit
-    for i in range(start, end):
-        digit = <Py_ssize_t> (x[i] >> shift & mask)
-        out[places[digit]] = x[i]
-        places[digit] += 1
 
 
 cdef inline bint is_head(const RowList* rows, Py_ssize_t i) noexcept nogil:

@@ -258,14 +258,14 @@ def refuse_nonfinite(a: Array, name: str) -> None:
     raise FloatingPointError(f"{name}: expected finite gradients, found {a[at]}{where}{more}")
 
 
-def refuse_structure(structure: object, grads: object) -> NoReturn:
-    """Say where gradients are nested differently from their parameters."""
-    _compare(structure, grads, ())
-    raise ValueError("grads: changed while it was read")
+def refuse_structure(structure: object, grads: object, given: str = "grads") -> NoReturn:
+    """Say where gradients, or what else is given, are nested differently from their parameters."""
+    _compare(structure, grads, (), given)
+    raise ValueError(f"{given}: changed while it was read")
 
 
-def _compare(structure: object, grads: object, path: tuple[object, ...]) -> None:
-    name = f"grads{label(path)}"
+def _compare(structure: object, grads: object, path: tuple[object, ...], given: str) -> None:
+    name = f"{given}{label(path)}"
     found = type(grads).__name__
     if isinstance(structure, dict):
         if not isinstance(grads, Mapping):
@@ -277,10 +277,10 @@ def _compare(structure: object, grads: object, path: tuple[object, ...]) -> None
             problems += [f"unknown {unknown}"] * bool(unknown)
             raise ValueError(
                 f"{name}: expected the keys of params, found {' and '.join(problems)}"
-                + ("; give None where there is no gradient" if missing else "")
+                + ("; give None where there is nothing" if missing else "")
             )
         for key, inner in structure.items():
-            _compare(inner, grads[key], (*path, key))
+            _compare(inner, grads[key], (*path, key), given)
     elif isinstance(structure, list):
         if not isinstance(grads, (list, tuple)):
             raise TypeError(
@@ -291,4 +291,4 @@ def _compare(structure: object, grads: object, path: tuple[object, ...]) -> None
                 f"{name}: expected {len(structure)} entries as in params, found {len(grads)}"
             )
         for k, inner in enumerate(structure):
-            _compare(inner, grads[k], (*path, k))
+            _compare(inner, grads[k], (*path, k), given)

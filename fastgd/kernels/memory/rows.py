@@ -112,6 +112,35 @@ def _as_indices(obj: object, name: str) -> Array:
     return np.require(a, np.int32 if np.can_cast(kind, np.int32) else np.int64, ["C", "A"])
 
 
+def rows_to_catch_up(given: object, name: str) -> Rows | Array:
+    """Rows, or indices of any shape as an array of one axis, which has those of `Rows`."""
+    if isinstance(given, Rows):
+        return given
+    if isinstance(given, (list, tuple)):
+        given = np.asarray(given, None if given else np.int64)
+    return _as_indices(checks.as_array(given, name, "np.int64").reshape(-1), name)
+
+
+def check_catching_up(
+    rows: Rows | Array, shape: tuple[int, ...], in_order: bool, rule: Rule, name: str
+) -> None:
+    """Refuse rows of a parameter whose rows can't be made up for, but for what indices are.
+
+    Arguments are as for `check_rows`; `rule` is the parameter's.
+    """
+    if isinstance(rows, Rows):
+        check_rows(rows, shape, in_order, name)
+    elif len(shape) < 2:
+        raise ValueError(
+            f"{name}: expected None, as its parameter of shape {shape} has no rows, found indices"
+        )
+    why = None if in_order else "the parameter is not in C order"
+    if rule.catch_up not in CATCH_UP:
+        why = f"rule {rule.name} {rule.catch_up}"
+    if why is not None:
+        raise ValueError(f"{name}: expected None, as rows cannot catch up: {why}; found some")
+
+
 def check_rows(rows: Rows, shape: tuple[int, ...], in_order: bool, name: str) -> None:
     """Refuse rows that can't be those of a parameter, but for what their indices are."""
     i, v = rows.indices, rows.values
@@ -140,10 +169,10 @@ def check_zeroable(rows: Rows, name: str) -> None:
         )
 
 
-def refuse_index(rows: Rows, position: int, n: int, name: str) -> None:
+def refuse_index(indices: Array, position: int, n: int, name: str) -> None:
     """Say which index is not that of one of a parameter's `n` rows."""
     raise ValueError(
-        f"{name}: expected indices from 0 to below {n}, found {rows.indices[position]} at "
+        f"{name}: expected indices from 0 to below {n}, found {indices[position]} at "
         f"position {position}"
     )
 

@@ -207,19 +207,34 @@ def catch_up(
 
 # --------------------------------------------------------------------------------------- the rules
 
+# What is 0 stays so, by whatever it is multiplied: powers may overflow, where steps would have
+# left it alone.
+
+
+def times(number: Scalar, x: Array) -> Array:
+    """x times a number, and x where it is 0."""
+    found: Array = np.where(x != 0, number * x, x)
+    return found
+
+
+def part(number: Scalar, x: Array) -> Array:
+    """The same, and 0 where the number is, whatever x is."""
+    found: Array = np.where(x != 0, weighed(number, x), x)
+    return found
+
 
 @rule(by_rows="is no step of its own")
 def missed_0(p: Array, *, a: Scalar) -> None:
     """What a row missed: p ← ap."""
-    p[...] = a * p
+    p[...] = times(a, p)
 
 
 @rule(by_rows="is no step of its own")
 def missed_1(p: Array, s0: Array, *, a: Scalar, b0: Scalar, c0: Scalar, d0: Scalar) -> None:
     """What a row missed: p ← ap + bs, s ← cp + ds; what is to be multiplied by 0 counts as 0."""
-    moved = weighed(b0, s0)
-    s0[...] = weighed(c0, p) + d0 * s0
-    p[...] = a * p + moved
+    moved = part(b0, s0)
+    s0[...] = part(c0, p) + times(d0, s0)
+    p[...] = times(a, p) + moved
 
 
 @rule(by_rows="is no step of its own")
@@ -237,10 +252,10 @@ def missed_2(
     d1: Scalar,
 ) -> None:
     """The same of two states, of which one moves p."""
-    moved = weighed(b0, s0) + weighed(b1, s1)
-    s0[...] = weighed(c0, p) + d0 * s0
-    s1[...] = weighed(c1, p) + d1 * s1
-    p[...] = a * p + moved
+    moved = part(b0, s0) + part(b1, s1)
+    s0[...] = part(c0, p) + times(d0, s0)
+    s1[...] = part(c1, p) + times(d1, s1)
+    p[...] = times(a, p) + moved
 
 
 @rule(by_rows="is no step of its own")
@@ -262,15 +277,15 @@ def missed_3(
     d2: Scalar,
 ) -> None:
     """The same of three."""
-    moved = (weighed(b0, s0) + weighed(b1, s1)) + weighed(b2, s2)
-    s0[...] = weighed(c0, p) + d0 * s0
-    s1[...] = weighed(c1, p) + d1 * s1
-    s2[...] = weighed(c2, p) + d2 * s2
-    p[...] = a * p + moved
+    moved = (part(b0, s0) + part(b1, s1)) + part(b2, s2)
+    s0[...] = part(c0, p) + times(d0, s0)
+    s1[...] = part(c1, p) + times(d1, s1)
+    s2[...] = part(c2, p) + times(d2, s2)
+    p[...] = times(a, p) + moved
 
 
 @rule(by_rows="is no step of its own")
 def missed_signs(p: Array, m: Array, *, a: Scalar, b: Scalar, d: Scalar) -> None:
     """What a row missed that goes along signs: p ← ap + b sign(m), m ← dm."""
-    p[...] = a * p + b * np.sign(m)
-    m[...] = d * m
+    p[...] = times(a, p) + times(b, np.sign(m))
+    m[...] = times(d, m)
