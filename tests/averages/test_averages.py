@@ -285,6 +285,22 @@ def test_equals_the_numpy_backend(dtype, decay):
     assert all(same_bits(r, results[-1]) for r in results)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_half_and_half_rounds_as_in_numpy(dtype, rng):
+    """With β = ½ either of the two forms may be meant, whose roundings differ."""
+    before, after = (10 ** rng.uniform(-8, 8, (2, 300))).astype(dtype)
+    half = dtype(0.5)
+    form, other = after + half * (before - after), before + half * (after - before)
+    assert not same_bits(form, other)
+    for backend in (*fastgd.available_backends(), "numpy"):
+        fastgd.set_backend(backend)
+        params = [before.copy()]
+        ema = EMA(params, decay=0.5, bias_correction=False)
+        params[0][:] = after
+        ema.update()
+        assert same_bits(ema.averages[0], form)
+
+
 @pytest.mark.parametrize("correct", [False, True])
 @pytest.mark.parametrize("decay", [0.9999, 0.99999])
 def test_a_level_of_weights_stays_where_it_is(decay, correct):

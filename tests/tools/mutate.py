@@ -54,7 +54,8 @@ TESTS = (
     "optimizers/test_adafactor", "optimizers/test_prodigy", "optimizers/test_dadaptation",
     "optimizers/test_ftrl", "optimizers/test_schedule_free", "optimizers/test_sign_rules",
     "optimizers/test_cautious", "core/test_rule_by_shape", "core/test_hyper_rows",
-    "kernels/test_powers", "kernels/test_elementary",
+    "kernels/test_powers", "kernels/test_elementary", "core/test_catch_up",
+    "core/test_repeated_steps", "kernels/test_shares", "optimizers/test_soap",
 )  # fmt: skip
 # Those that measure time, read machine code, need gigabytes, or threads that a fork has not.
 NOT_THESE = (

@@ -244,11 +244,13 @@ class Mutator:
                 return keep
             return [f"{indent}{m[1]} {self.condition(m[2], where)}:"]
         if m := re.match(r"for (\w+) in range\((.*)\):$", text):
-            start, stop = ["0", *parts_of(m[2])][-2:]
-            later = self.add(where, text, f"for {m[1]} in range({start} + 1, {stop}):")
-            shorter = self.add(where, text, f"for {m[1]} in range({start}, {stop} - 1):")
+            parts = parts_of(m[2])
+            start, stop, *by = parts if len(parts) > 1 else ["0", *parts]
+            by = "".join(f", {step}" for step in by)
+            later = self.add(where, text, f"for {m[1]} in range({start} + 1, {stop}{by}):")
+            shorter = self.add(where, text, f"for {m[1]} in range({start}, {stop} - 1{by}):")
             return [f"{indent}for {m[1]} in range({start} + 1 if MUTANT == {later} else {start}, "
-                    f"{stop} - 1 if MUTANT == {shorter} else {stop}):"]  # fmt: skip
+                    f"{stop} - 1 if MUTANT == {shorter} else {stop}{by}):"]  # fmt: skip
         if text.startswith("for "):
             return keep
         if re.search(r"\] \w+ = \[", text):  # C has no conditional expressions of arrays
