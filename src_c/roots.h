@@ -7,32 +7,29 @@
 #include <stdint.h>
 #include <string.h>
 
-/* A normal number's cube root, to about a twentieth.  Its bits, read as an integer, are about its
- * logarithm: a third of them, by shifts, and a constant are the bits of the root. */
-static inline float fastgd_near_cube_root_f32(float x)
+/* One over a normal number's cube root, to about a twentieth.  Its bits, read as an integer, are about
+ * its logarithm: a constant less a third of them, by shifts, are the bits of what is looked for. */
+static inline float fastgd_near_inverse_cube_root_f32(float x)
 {
     uint32_t n, third;
     memcpy(&n, &x, sizeof n);
     third = (n >> 2) + (n >> 4);
     third += third >> 4;
     third += third >> 8;
-    third += third >> 16;
-    third += 0x2A5137A0;
-    memcpy(&x, &third, sizeof x);
+    n = 0x54A1E000 - third;
+    memcpy(&x, &n, sizeof x);
     return x;
 }
 
-static inline double fastgd_near_cube_root_f64(double x)
+static inline double fastgd_near_inverse_cube_root_f64(double x)
 {
     uint64_t n, third;
     memcpy(&n, &x, sizeof n);
     third = (n >> 2) + (n >> 4);
     third += third >> 4;
     third += third >> 8;
-    third += third >> 16;
-    third += third >> 32;
-    third += 0x2A9F7893782DA1CE;
-    memcpy(&x, &third, sizeof x);
+    n = 0x553ED00000000000 - third;
+    memcpy(&x, &n, sizeof x);
     return x;
 }
 

@@ -76,6 +76,7 @@ cdef struct Sweep:
     int squares                # and those of them whose squares are
     bint kept                  # whether it takes the kept term in the gradient's place
     int lines                  # the states that are numbers of rows or columns: only read
+    bint parameter             # whether it reads the parameter
 
 # An axis of an array as it lies in memory.
 cdef struct Axis:

@@ -23,7 +23,7 @@ class Watch:
         tensors: list[list[Any]],
         local: Callable[[int, int, Any], Any],
         odd: Callable[[int, int, Any], Any],
-        handles: tuple[Callable[[Sequence[Any]], list[int]], int, int],
+        handles: tuple[Callable[[Sequence[Any]], list[int]], tuple[int, ...], type, int],
     ) -> Watch: ...
     def count(self, i: int, count: NDArray[int64]) -> None: ...
     def show(

@@ -3,8 +3,9 @@
 A library that has DLPack's C exchange API says in some 50 ns where a tensor's memory is, without an
 object being made.  So a `Watch` can look at every parameter and gradient before every step, and no
 step ever writes to where a tensor was once.  States, of which there are the most, it holds by
-handles that the library gives out, and asks in some 5 ns.  It knows nothing of the library itself:
-what the tensors are, and the words of errors, are its caller's.
+handles that the library gives out, and asks in some 5 ns; parameters and gradients, which it must
+not hold, by the handle that each tensor object has in itself, where that is known.  It knows
+nothing of the library itself: what the tensors are, and the words of errors, are its caller's.
 """
 
 from inspect import getattr_static
@@ -16,7 +17,7 @@ from cpython.dict cimport PyDict_GetItem, PyDict_Next, PyDict_Size
 from cpython.exc cimport PyErr_Clear
 from cpython.object cimport Py_TYPE, PyObject, descrgetfunc
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
-from libc.stdint cimport int64_t
+from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport calloc, free
 
 from fastgd.kernels._dlpack cimport *
@@ -26,10 +27,6 @@ cnp.import_array()
 
 cdef extern from "Python.h":
     PyObject* PyList_GET_ITEM(list, Py_ssize_t)    # lent, where Cython would count a reference
-
-# Of a library's functions for handles: 0, or what else went wrong.
-ctypedef int (*where_is)(void* handle, void** data) noexcept nogil
-ctypedef int (*let_go)(void* handle) noexcept nogil
 
 # What is known of a state: its key and value in the library's dict, and its memory.
 cdef struct KnownState:
@@ -43,7 +40,11 @@ cdef struct Known:
     bint bound
     bint complete          # whether all its states stand where the library's users see them
     bint stepped           # whether the last reading found a gradient
+    bint told              # whether the handle in its object tells all that follows of it
     int kind               # NumPy's number of its dtype
+    int32_t dtype          # and the library's, of dtype, device and layout
+    int32_t device
+    int32_t layout
     int ndim
     char* data
     Py_ssize_t n
@@ -55,6 +56,7 @@ cdef struct Known:
     int step_bits
 
 include "watch/dlpack_tensor.pxi"
+include "watch/handles.pxi"
 
 
 cdef void return_argument(cnp.uint64_t* stack, cnp.uint64_t arguments,
@@ -104,8 +106,9 @@ cdef class Watch:
         ``odd(k, i, gradient)`` is asked about the gradient of a parameter that isn't like it: it
         returns what stands for it in `odds`, or raises what is wrong with it.
     handles : tuple
-        A callable from tensors to the handles that hold them, and the addresses of the functions
-        that say where the memory of one is and let it go.
+        A callable from tensors to the handles that hold them; the addresses of functions of these,
+        as `Functions` has them; the type of tensors without anything special; and how far into the
+        object of a tensor its own handle is, 0 if that isn't known.
     """
 
     cdef Exchange* exchange
@@ -113,8 +116,9 @@ cdef class Watch:
     cdef readonly list stepped     # the parameters with a gradient at the last reading
     cdef readonly dict odds        # of the last reading: what `odd` returned, by parameter
     cdef object local, odd, hold
-    cdef where_is where
-    cdef let_go release
+    cdef Functions ask
+    cdef object plain
+    cdef Py_ssize_t inside
     cdef list lenders              # what lends the gradients
     cdef list entries, shown, counts
     cdef list bound                # the parameters that are, in order
@@ -135,8 +139,8 @@ cdef class Watch:
         # For a group without parameters there is one that is not bound, as the engine has it.
         self.tensors = [tensor for group in tensors for tensor in group or [None]]
         self.local, self.odd, self.odds = local, odd, {}
-        self.hold, where, release = handles
-        self.where, self.release = <where_is> <size_t> where, <let_go> <size_t> release
+        self.hold, addresses, self.plain, self.inside = handles
+        self.ask = functions_at(addresses)
         self.n = len(self.tensors)
         self.entries, self.shown, self.counts, self.lenders = (
             [None] * self.n for _ in range(4))
@@ -169,6 +173,7 @@ cdef class Watch:
                 self.layouts[at + j] = t.shape[j]
                 self.layouts[at + t.ndim + j] = t.strides[j]
             at += 2 * t.ndim
+            self.known[i].told = self.is_told(&self.known[i], PyList_GET_ITEM(self.tensors, i))
 
     def __dealloc__(self):
         cdef Py_ssize_t i
@@ -184,7 +189,7 @@ cdef class Watch:
         cdef Py_ssize_t j
         for j in range(known.n_states):
             if known.states[j].handle != NULL:
-                self.release(known.states[j].handle)
+                self.ask.release(known.states[j].handle)
         free(known.states)
         known.states, known.n_states, known.step = NULL, 0, NULL
 
@@ -241,7 +246,16 @@ cdef class Watch:
     cdef inline char* data_of(self, KnownState* state) noexcept:
         """Where a state's memory is now."""
         cdef void* data = NULL
-        return NULL if self.where(state.handle, &data) != 0 else <char*> data
+        return NULL if self.ask.where(state.handle, &data) != 0 else <char*> data
+
+    cdef bint is_told(self, Known* known, PyObject* tensor) noexcept:
+        """Note what a parameter's own handle tells of it; False if that isn't what DLPack told."""
+        cdef void* handle = <char*> tensor + self.inside
+        return (self.inside and isinstance(<object> tensor, self.plain) and known.n != 0
+                and self.ask.dtype(handle, &known.dtype) == 0
+                and self.ask.device(handle, &known.device) == 0
+                and self.ask.layout(handle, &known.layout) == 0
+                and place_of(&self.ask, handle, known) == known.data)
 
     def note(self, state):
         """Take the library's dict of states: any key or entry that changes from here on is seen."""
@@ -351,9 +365,13 @@ cdef class Watch:
         cdef KnownState* state = known.states
         cdef KnownState* end = state + known.n_states
         cdef DLTensor t
-        if not (look(self.exchange, PyList_GET_ITEM(self.tensors, i), &t)
-                and <char*> t.data == known.data and kind_of(&t) == known.kind
-                and same_layout(&t, known.ndim, known.shape, known.n)):
+        if known.told:
+            if place_of(&self.ask, <char*> PyList_GET_ITEM(self.tensors, i) + self.inside,
+                        known) != known.data:
+                return False
+        elif not (look(self.exchange, PyList_GET_ITEM(self.tensors, i), &t)
+                  and <char*> t.data == known.data and kind_of(&t) == known.kind
+                  and same_layout(&t, known.ndim, known.shape, known.n)):
             return False
         if known.n_states == 0:
             return True
@@ -380,10 +398,19 @@ cdef class Watch:
     cdef int take_gradient(self, Py_ssize_t i, Py_ssize_t k, Py_ssize_t j, p, g) except -1:
         """Note where a gradient is that is like its parameter."""
         cdef Known* known = &self.known[i]
+        cdef void* handle
+        cdef char* data
         cdef DLTensor t
         tensor = g
         if PyList_GET_ITEM(self.tensors, i) != <PyObject*> p:
             tensor = self.local(k, j, g)
+        if known.told and type(tensor) is self.plain:
+            handle = <char*> <PyObject*> tensor + self.inside
+            data = place_of(&self.ask, handle, known)
+            if data != NULL and is_beside(&self.ask, handle, known):
+                self.lenders[i] = tensor
+                self.pointers[i].data, self.pointers[i].kind = data, known.kind
+                return 0
         if not (look(self.exchange, <PyObject*> tensor, &t) and of_floats(kind_of(&t))
                 and same_layout(&t, known.ndim, known.shape, known.n)):
             self.odds[i] = self.odd(k, j, tensor)

@@ -28,6 +28,7 @@ from fastgd.kernels.spec.registry import (
     Squares,
     Sum,
     SumOfSquares,
+    Unread,
     is_positive,
     positive_part,
     rule,
@@ -46,7 +47,7 @@ def cautious_settle(agreeing: Sum, size: Size, *, alpha: Scalar) -> tuple[Scalar
 
 
 def cautious_adam_before(
-    p: Array,
+    p: Unread,
     g: Array,
     exp_avg: Array,
     exp_avg_sq: Squares,
@@ -102,7 +103,7 @@ def cautious_amsgrad(
 
 
 def cautious_rmsprop_before(
-    p: Array,
+    p: Unread,
     g: Array,
     square_avg: Squares,
     momentum_buffer: Array,
@@ -129,7 +130,7 @@ def cautious_rmsprop(p: Array, g: Array, momentum_buffer: Read, *, rate: Scalar)
 
 
 def cautious_rmsprop_centered_before(
-    p: Array,
+    p: Unread,
     g: Array,
     square_avg: Squares,
     grad_avg: Array,
@@ -161,7 +162,7 @@ def cautious_rmsprop_centered(p: Array, g: Array, momentum_buffer: Read, *, rate
 
 
 def cautious_laprop_before(
-    p: Array,
+    p: Unread,
     g: Array,
     exp_avg: Array,
     exp_avg_sq: Squares,
@@ -188,7 +189,7 @@ def cautious_laprop(p: Array, g: Array, exp_avg: Read, *, rate: Scalar) -> None:
 
 
 def cautious_lion_before(
-    p: Array, g: Array, exp_avg: Read, *, alpha: Scalar, beta1: Scalar, gamma1: Scalar
+    p: Unread, g: Array, exp_avg: Read, *, alpha: Scalar, beta1: Scalar, gamma1: Scalar
 ) -> tuple[Array]:
     """Returns [u·g > 0], u = β₁m + γ₁g."""
     return (is_positive((beta1 * exp_avg + gamma1 * g) * g),)

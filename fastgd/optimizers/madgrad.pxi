@@ -4,10 +4,11 @@ cdef inline floating madgrad_element(floating p, floating g, floating* nu, float
                                      floating* x0, floating first, floating l2, floating alpha,
                                      floating eps, floating mu, floating gamma) noexcept nogil:
     cdef floating r = g + l2 * p
-    x0[0] = p if first != 0 else x0[0]
+    cdef floating start = p if first != 0 else x0[0]
+    x0[0] = start
     s[0] = s[0] + alpha * r
     nu[0] = nu[0] + alpha * (r * r)
     cdef floating scale = cube_root(nu[0]) + eps
     cdef floating ratio = s[0] / scale
     cdef floating moved = scale if scale == 0 else ratio
-    return mu * p + gamma * (x0[0] - moved)
+    return mu * p + gamma * (start - moved)

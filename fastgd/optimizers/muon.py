@@ -16,7 +16,13 @@ from fastgd.core.domains import (
     two_fractions,
 )
 from fastgd.core.optimizer import Optimizer
-from fastgd.kernels.spec.registry import Array, Kept, Scalar, rule
+from fastgd.kernels.spec.registry import (
+    Array,
+    Kept,
+    Scalar,
+    Unread,
+    rule,
+)
 from fastgd.optimizers.adam import Adam
 
 
@@ -155,7 +161,7 @@ class Muon(Optimizer):
 
 
 def muon_before(
-    p: Array, g: Array, momentum_buffer: Array, *, gamma: Scalar, nu: Scalar
+    p: Unread, g: Array, momentum_buffer: Array, *, gamma: Scalar, nu: Scalar
 ) -> tuple[Array]:
     """B ← B + γ(g − B); returns u = B + ν(g − B).  ν = γ looks ahead as Nesterov does."""
     B = momentum_buffer

@@ -7,7 +7,15 @@ import numpy as np
 from fastgd.core.contract import Hyper, hyper
 from fastgd.core.domains import flag, nonnegative, two_fractions
 from fastgd.core.optimizer import Optimizer
-from fastgd.kernels.spec.registry import Array, Number, Scalar, SumOfSquares, rule, sets
+from fastgd.kernels.spec.registry import (
+    Array,
+    Number,
+    Scalar,
+    SumOfSquares,
+    Unread,
+    rule,
+    sets,
+)
 
 
 class NovoGrad(Optimizer):
@@ -75,7 +83,7 @@ class NovoGrad(Optimizer):
 # ---------------------------------------------------------------------------------------- the rule
 
 
-def novograd_before(p: Array, g: Array) -> tuple[Array]:
+def novograd_before(p: Unread, g: Array) -> tuple[Array]:
     """Only the norm of g is wanted."""
     return (g,)
 

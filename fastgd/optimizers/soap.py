@@ -25,6 +25,7 @@ from fastgd.kernels.spec.registry import (
     RowPairs,
     Scalar,
     Squares,
+    Unread,
     rule,
 )
 
@@ -285,7 +286,7 @@ def renewed_bases(
 # --------------------------------------------------------------------------------------- the rules
 
 
-def soap_before(p: Array, g: Array) -> tuple[Array]:
+def soap_before(p: Unread, g: Array) -> tuple[Array]:
     """Returns g, as the stages before the rule have made it: a copy, as it will be changed."""
     return (g.copy(),)
 

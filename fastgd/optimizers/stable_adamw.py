@@ -15,6 +15,7 @@ from fastgd.kernels.spec.registry import (
     Size,
     Squares,
     Sum,
+    Unread,
     at_least,
     rule,
     sets,
@@ -98,7 +99,7 @@ class StableAdamW(Optimizer):
 
 
 def stable_adamw_before(
-    p: Array,
+    p: Unread,
     g: Array,
     exp_avg: Array,
     exp_avg_sq: Squares,

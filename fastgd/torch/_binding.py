@@ -21,7 +21,7 @@ from fastgd.kernels.spec.lines import axes_of
 from fastgd.kernels.spec.units import units_of
 from fastgd.torch import _tensors
 from fastgd.torch._average import EMA
-from fastgd.torch._handles import HANDLES
+from fastgd.torch._handles import handles
 from fastgd.torch._options import Options
 from fastgd.torch._sharing import Sharing, refuse_shard
 from fastgd.torch._states import (
@@ -129,7 +129,7 @@ class Binding:
             tensors,
             self._shard,
             self._odd,
-            HANDLES,
+            handles(),
         )
         self._average_of: dict[int, Any] = {}
         self._versions: dict[int, int] = {}

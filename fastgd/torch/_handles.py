@@ -8,7 +8,8 @@ operator: torch passes its arguments as handles, which the operator then owns.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any
 
 import torch
@@ -63,6 +64,38 @@ def hold(tensors: Iterable[Any]) -> list[int]:
         return [_operator(tensor) for tensor in tensors]
 
 
-# For `kernels._watch.Watch`: how to make handles, to read its mutable data pointer (which first
-# copies memory that torch shares copy-on-write), and to delete it.
-HANDLES = hold, _address("torch_get_mutable_data_ptr"), _address("aoti_torch_delete_tensor_object")
+def _inside() -> int:
+    """How far into the object of a tensor its own handle is; 0 if it can't be told.
+
+    A handle is the address of a pointer, which tensor objects begin with: then the word there is
+    that which handles of the same tensor point to.
+    """
+    place = object.__basicsize__
+    tensors = torch.empty(2, device="cpu"), torch.nn.Parameter(torch.empty(2, 2, device="cpu"))
+    for tensor, handle in zip(tensors, hold(tensors), strict=True):
+        words = [ctypes.c_void_p.from_address(at).value for at in (id(tensor) + place, handle)]
+        _call("aoti_torch_delete_tensor_object", ctypes.c_void_p(handle))
+        if words[0] != words[1]:
+            return 0
+    return place
+
+
+# As `Functions` of kernels/watch/handles.pxi has them.  The first also copies memory that torch
+# shares copy-on-write.
+FUNCTIONS = (
+    "torch_get_mutable_data_ptr",
+    "aoti_torch_delete_tensor_object",
+    "aoti_torch_get_dtype",
+    "aoti_torch_get_device_type",
+    "aoti_torch_get_layout",
+    "aoti_torch_get_dim",
+    "aoti_torch_get_sizes",
+    "aoti_torch_get_strides",
+)
+ADDRESSES = tuple(map(_address, FUNCTIONS))
+
+
+@cache
+def handles() -> tuple[Callable[[Iterable[Any]], list[int]], tuple[int, ...], type, int]:
+    """What a `Watch` takes of handles."""
+    return hold, ADDRESSES, torch.Tensor, _inside()

@@ -15,7 +15,7 @@ from support.sampling import kinds_of_rules, sampled
 
 import fastgd
 from fastgd.core.domains import positive
-from fastgd.kernels.reference import BLOCK
+from fastgd.kernels.reference import BLOCK, RULES
 from fastgd.optimizers import OPTIMIZERS
 
 F32, F64, F16, BF16 = np.float32, np.float64, np.float16, ml_dtypes.bfloat16
@@ -266,3 +266,14 @@ def test_an_empty_tensor_may_come_first():
     params = [np.ones((0, 3)), np.ones((3, 4))]
     OPTIMIZERS["Muon"](params).step([np.ones((0, 3)), np.ones((3, 4))])
     assert (params[1] != 1).all()
+
+
+@pytest.mark.parametrize("name", sorted(name for name, rule in RULES.items() if rule.before))
+def test_first_sweeps_say_whether_they_read_the_parameter(name):
+    """What they don't read is not fetched."""
+    sweep, found = RULES[name].before, []
+    for p in (np.full(3, 1.0), np.full(3, 2.0)):
+        states = [np.full(3, 0.5) for _ in sweep.states]
+        terms = sweep.update(p, np.ones(3), *states, **dict.fromkeys(sweep.coefficients, 0.5))
+        found.append([*states, *terms])
+    assert sweep.parameter != all(map(np.array_equal, *found))

@@ -18,7 +18,8 @@ from support.torch_pairs import Twins
 from support.torch_small import assert_same, contents, one
 
 import fastgd.torch
-from fastgd.torch import SGD, Adam
+from fastgd.torch import SGD, Adam, _binding
+from fastgd.torch._handles import handles
 
 
 def test_closures():
@@ -274,6 +275,37 @@ def test_transposed_under_the_same_address():
         p.data, q.data = p.data.t(), q.data.t()
         p.grad = q.grad = None
     assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_whatever_becomes_of_a_tensor_object_is_noticed(told, monkeypatch):
+    """By its own handle, and where that isn't known."""
+    assert handles()[-1]
+    if not told:
+        monkeypatch.setattr(_binding, "handles", lambda: (*handles()[:-1], 0))
+    p = torch.nn.Parameter(torch.zeros(2, 2))
+    kept = p.grad = torch.ones(2, 2)
+    opt = SGD([p], lr=1.0, momentum=0.5)
+    opt.step()  # V = 1
+    first = opt._binding
+    p.grad.data = torch.full((2, 2), 2.0)  # the same object in other memory
+    opt.step()  # V = 2.5
+    p.grad.set_(torch.full((2, 2), 3.0))
+    opt.step()  # V = 4.25
+    assert p.grad is kept
+    assert opt._binding is first
+    assert torch.equal(p, torch.full((2, 2), -7.75))
+    p.data = p.data.clone()
+    opt.step()  # V = 5.125
+    assert opt._binding is not first
+    assert torch.equal(p, torch.full((2, 2), -12.875))
+    p.grad.data = torch.arange(4.0).reshape(2, 2).t()
+    with pytest.raises(ValueError, match=r"grads\[0\]\[0\]: expected"):
+        opt.step()
+    p.grad = torch.eye(2).to_sparse()
+    with pytest.raises((TypeError, ValueError), match=r"grads\[0\]\[0\]|rows"):
+        opt.step()
+    assert torch.equal(p, torch.full((2, 2), -12.875))
 
 
 def test_moved_to_another_dtype():

@@ -267,22 +267,49 @@ def test_what_qhadam_does_not_weigh_may_overflow(backend):
     assert w[0] == 1.0
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_cube_roots(dtype):
-    """To two units in the last place, over all powers, down to the least number."""
+def over_all_powers(dtype, count):
+    """Positive numbers of all magnitudes, the least among them."""
     info = np.finfo(dtype)
     low = np.log2(float(info.smallest_subnormal)) if dtype == np.float64 else -149
-    x = np.exp2(np.random.default_rng(0).uniform(low, info.maxexp, 100_000)).astype(dtype)
+    return np.exp2(np.random.default_rng(0).uniform(low, info.maxexp, count)).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_cube_roots(dtype):
+    """To one unit in the last place, over all powers, down to the least number."""
+    info, x = np.finfo(dtype), over_all_powers(dtype, 100_000)
     exact = np.cbrt(x.astype(np.longdouble))
     with np.errstate(all="ignore"):
         error = np.abs(cube_root(x) - exact) / np.spacing(exact.astype(dtype))
-    assert error.max() < 2
+    assert error.max() < 1
     edges = np.array([0.0, -0.0, np.inf, np.nan, info.max, info.smallest_subnormal], dtype)
     with np.errstate(all="ignore"):
         found = cube_root(edges)
     assert found[:3].tolist() == [0.0, 0.0, np.inf]
     assert np.isnan(found[3])
     np.testing.assert_allclose(found[4:], np.cbrt(edges[4:]), rtol=1e-6)
+    whole = np.arange(1, 100, dtype=dtype)
+    np.testing.assert_array_equal(cube_root(whole**3), whole)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("backend", COMPILED)
+def test_compiled_cube_roots_have_numpys_bits(backend, dtype):
+    info, one = np.finfo(dtype), dtype(1)
+    edges = [0, info.smallest_subnormal, info.tiny, one - info.epsneg, one, one + info.eps]
+    x = np.array([*edges, info.max, np.inf, np.nan, *over_all_powers(dtype, 991)], dtype)
+    found = []
+    for name in ("numpy", backend):
+        fastgd.set_backend(name)
+        p = np.zeros_like(x)
+        opt = fastgd.MADGRAD(p, lr=1.0, momentum=0.0, eps=0.0)
+        opt.step(np.zeros_like(x))
+        opt.state[0]["grad_sum_sq"][...] = x
+        opt.state[0]["grad_sum"][...] = 1
+        opt.step(np.zeros_like(x))  # to -1 / ∛x
+        found.append(p)
+    assert same_bits(*found)
+    np.testing.assert_allclose(found[1][2:6] ** -3, -x[2:6], rtol=8 * info.eps)
 
 
 def test_a_warm_up_has_one_length():

@@ -65,7 +65,8 @@ cdef class RuleRow:
     cdef Sweep sweep(self, sweep):
         cdef int lines = bits_of(self.rule.states, set(sweep.states) & set(self.rule.line_states))
         return Sweep(sweep.gradient, bits_of(self.rule.states, sweep.states) & ~lines,
-                     bits_of(self.rule.states, sweep.written), 0, 0, sweep.kept is not None, lines)
+                     bits_of(self.rule.states, sweep.written), 0, 0, sweep.kept is not None, lines,
+                     sweep.parameter)
 
 
 cdef int bits_of(order, chosen) except -1:

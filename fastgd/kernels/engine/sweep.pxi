@@ -22,7 +22,8 @@ cdef inline void run_plain(real* p, Tensor* t, Chunk* chunk, const real* c, void
             if sweep.gradient or sweep.kept:
                 fastgd_prefetch(<char*> (g + TILE), n * sizeof(real))
             for j in range(t.n_states):
-                fastgd_prefetch(<char*> (s[j] + TILE), n * sizeof(real))
+                if sweep.loads >> j & 1:
+                    fastgd_prefetch(<char*> (s[j] + TILE), n * sizeof(real))
         if real is float:
             (<rule_f32> rule)(p, g, s, n, c)
         else:

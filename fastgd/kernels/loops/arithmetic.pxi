@@ -1,8 +1,8 @@
 # What the rules of all families are written with.
 
 cdef extern from "roots.h" nogil:
-    float fastgd_near_cube_root_f32(float x)
-    double fastgd_near_cube_root_f64(double x)
+    float fastgd_near_inverse_cube_root_f32(float x)
+    double fastgd_near_inverse_cube_root_f64(double x)
 
 
 cdef inline floating root(floating x) noexcept nogil:
@@ -64,27 +64,30 @@ cdef inline floating weighed(floating weight, floating x) noexcept nogil:
     return weight * x if weight != 0 else <floating> 0
 
 
-cdef inline floating nearer_cube_root(floating root, floating x) noexcept nogil:
-    """One step of Newton's."""
-    return root - (root - x / (root * root)) * <floating> (1.0 / 3.0)
+cdef inline floating nearer_inverse_cube_root(floating r, floating x) noexcept nogil:
+    """A nearer x^(-1/3): r (1 - e)^(-1/3), of whose series four terms are taken."""
+    cdef floating e = <floating> 1 - (x * r) * (r * r)
+    cdef floating near = <floating> (1.0 / 3.0) + e * <floating> (2.0 / 9.0)
+    return r + (r * e) * (near + (e * e) * <floating> (14.0 / 81.0))
 
 
 cdef inline floating cube_root(floating x) noexcept nogil:
     """The cube root of a number of at least 0; infinity, NaN and 0 are their own."""
-    cdef floating y, found
+    # Scaled by 2^54 or 2^-54, nothing on the way is too large or too small for its type.
+    cdef floating y = x * (<floating> 18014398509481984.0 if x < 1 else
+                           <floating> 5.551115123125783e-17)
+    cdef floating back = <floating> 3.814697265625e-06 if x < 1 else <floating> 262144.0
+    cdef floating r, square, found
     if floating is float:
-        y = x * <float> 18014398509481984.0 if x < <float> FLT_MIN else x
-        found = fastgd_near_cube_root_f32(y)
+        r = nearer_inverse_cube_root(fastgd_near_inverse_cube_root_f32(y), y)
     else:
-        y = x * <double> 18014398509481984.0 if x < DBL_MIN else x
-        found = fastgd_near_cube_root_f64(y)
-    found = nearer_cube_root(found, y)
-    found = nearer_cube_root(found, y)
-    found = nearer_cube_root(found, y)
-    found = nearer_cube_root(found, y)
+        r = nearer_inverse_cube_root(fastgd_near_inverse_cube_root_f64(y), y)
+        r = nearer_inverse_cube_root(r, y)
+    square = r * r
+    found = y * square
+    found = (found * back
+             + (y - found * found * found) * (square * (back * <floating> (1.0 / 3.0))))
     if floating is float:
-        found = found * <float> 3.814697265625e-06 if x < <float> FLT_MIN else found
         return found if x > 0 and x <= <float> FLT_MAX else x
     else:
-        found = found * <double> 3.814697265625e-06 if x < DBL_MIN else found
         return found if x > 0 and x <= DBL_MAX else x

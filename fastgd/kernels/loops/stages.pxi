@@ -75,7 +75,8 @@ cdef void prefetch_tile(const ChunkArgs* chunk, Py_ssize_t start, Py_ssize_t n) 
     cdef int j
     if start + n > chunk.n:
         return
-    prefetch_array(&chunk.p, start, n)
+    if chunk.g.code == NULL or chunk.sweep.parameter or chunk.flags & L2_DECAY:
+        prefetch_array(&chunk.p, start, n)
     if chunk.g.code != NULL:
         if chunk.sweep.gradient:
             prefetch_array(&chunk.g, start, n)

@@ -56,6 +56,7 @@ DENOMINATOR = "eps"  # what a coefficient is called that keeps a denominator fro
 Array = NDArray[Any]
 Squares = Annotated[Array, "never negative"]  # of a state
 Read = Annotated[Array, "only read in this sweep"]  # of a state
+Unread = Annotated[Array, "not even read in this sweep"]  # of the parameter, in a first sweep
 Kept = Annotated[Array, "the term of the sweep before, after the matrix step"]
 FullWidth = Annotated[Array, "kept in the type that is computed with"]  # of a state
 Rows = Annotated[Array, "a state: one number a row, never negative"]
@@ -129,6 +130,7 @@ class Sweep(NamedTuple):
     written: tuple[str, ...]  # and of these those that it stores
     coefficients: tuple[str, ...]
     kept: str | None = None  # what it calls the kept term, if it takes it in the gradient's place
+    parameter: bool = True  # whether it reads the parameter
 
 
 class MatrixStep(NamedTuple):
@@ -347,8 +349,9 @@ def _sweep(name: str, function: Update) -> tuple[Sweep, dict[str, str]]:
     only_read = ("read", *LINES)
     written = tuple(key for key, kind in kinds.items() if kind not in only_read)
     takes = "g" in code.co_varnames[: code.co_argcount]
+    reads = function.__annotations__.get("p") not in (Unread, "Unread")
     sweep = Sweep(
-        name, function, takes, tuple(kinds), written, coefficients, next(iter(kept), None)
+        name, function, takes, tuple(kinds), written, coefficients, next(iter(kept), None), reads
     )
     return sweep, kinds
 
@@ -509,26 +512,29 @@ def weighed(weight: Scalar, x: Array) -> Array:
 def cube_root(x: Array) -> Array:
     """∛x of numbers of at least 0, by arithmetic alone: its bits are the same everywhere.
 
-    A number's bits, read as an integer, are about its logarithm: a third of them and a constant are
-    the bits of a first guess, which four steps of Newton's make as good as rounding lets them.
-    Subnormal numbers are scaled by 2⁵⁴ first.  Infinity, NaN and 0 are their own roots.
+    A number's bits, read as an integer, are about its logarithm: a constant less a third of them
+    are the bits of a first guess at r = 1/∛x.  With e = 1 − xr³ the true one is r(1 − e)^(−⅓), of
+    whose series four terms are taken, in float64 twice.  Then xr² is the root, and one step of
+    Newton's repairs what rounding left: errors stay below one unit in the last place.  Nothing is
+    divided by.  Infinity, NaN and 0 are their own roots.
     """
-    shifts: tuple[int, ...]
-    bits: Any
-    bits, offset, shifts = np.uint64, 0x2A9F7893782DA1CE, (4, 8, 16, 32)
-    if x.dtype == np.float32:
-        bits, offset, shifts = np.uint32, 0x2A5137A0, (4, 8, 16)
+    single = x.dtype == np.float32
+    bits: Any = np.uint32 if single else np.uint64
+    offset = 0x54A1E000 if single else 0x553ED00000000000
     to = x.dtype.type
-    small = x < np.finfo(x.dtype).tiny
-    y = np.where(small, x * to(2.0**54), x)
+    # Scaled, nothing on the way is too large or too small for its type.
+    small = x < 1
+    y = x * np.where(small, to(2.0**54), to(2.0**-54))
     # A third by shifts: ¼ + ¹⁄₁₆ is 5⁄16, whose multiples by 1 + ¹⁄₁₆, 1 + ¹⁄₂₅₆, … go to ⅓.
     n = np.ascontiguousarray(y).view(bits)
     third = (n >> bits(2)) + (n >> bits(4))
-    for shift in shifts:
-        third = third + (third >> bits(shift))
-    root = (third + bits(offset)).view(x.dtype).reshape(x.shape)
-    for _ in range(4):
-        root = root - (root - y / (root * root)) * to(1.0 / 3.0)
-    root = np.where(small, root * to(2.0**-18), root)
+    third = third + (third >> bits(4))
+    third = third + (third >> bits(8))
+    r = (bits(offset) - third).view(x.dtype).reshape(x.shape)
+    for _ in range(1 if single else 2):
+        e = to(1) - (y * r) * (r * r)
+        r = r + (r * e) * ((to(1 / 3) + e * to(2 / 9)) + (e * e) * to(14 / 81))
+    root, back = y * (r * r), np.where(small, to(2.0**-18), to(2.0**18))
+    root = root * back + (y - root * root * root) * ((r * r) * (back * to(1 / 3)))
     found: Array = np.where((x > 0) & (x < np.inf), root, x)
     return found
