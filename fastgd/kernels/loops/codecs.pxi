@@ -229,7 +229,7 @@ cdef void load_e5m2(floating* restrict out, const void* restrict code,
 
 
 cdef inline int scale_e5m2(const floating* x, Py_ssize_t n) noexcept nogil:
-    """The scale for numbers, by the largest of each quarter, so that four are looked for at once."""
+    """The scale of numbers, by the largest of each quarter: four are looked for at once."""
     cdef int32_t largest = 0, first, second
     cdef Py_ssize_t q = n // 4, j
     for j in range(q):
@@ -245,7 +245,7 @@ cdef inline int scale_e5m2(const floating* x, Py_ssize_t n) noexcept nogil:
 cdef inline void put_e5m2(uint8_t* restrict c, int scale, const floating* restrict x, Py_ssize_t n,
                           const uint32_t* restrict words, uint32_t of_tile,
                           int rounding) noexcept nogil:
-    """The codes of numbers with their scale; `of_tile` are bits of the tile, where all are READY."""
+    """The codes of numbers by their scale; `of_tile` are the tile's bits, where all are READY."""
     cdef uint32_t fixed = fastgd_e5m2_fixed(scale << 23)
     cdef uint32_t units = fastgd_units(of_tile, rounding, fixed)
     cdef Py_ssize_t q = n // 4, j

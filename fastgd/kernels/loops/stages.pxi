@@ -94,7 +94,7 @@ cdef inline void draw(Scratch* scratch, const ChunkArgs* chunk, Py_ssize_t start
 
 cdef inline void arrange(Scratch* scratch, const ChunkArgs* chunk, const uint32_t* words, int j,
                          bint paired) noexcept nogil:
-    """What a fused loop takes of the j-th words of a tile in another form: states the first ones."""
+    """What fused loops take of the j-th words of a tile in another form; states the first ones."""
     if paired:
         by_parity(scratch.paired[j], words)
         if j == 0:
