@@ -1,4 +1,4 @@
-"""Instructions that small steps take, counted: the same beside any other work.
+"""Instructions that steps in cache take, counted: the same beside any other work.
 
     python bench/counts.py                      of the code at hand
     python bench/counts.py --against COMMIT     and of another commit, built in a worktree
@@ -120,6 +120,25 @@ def rows() -> Callable[[], object]:
     return lambda: opt.step(given)
 
 
+def pairs() -> Callable[[], object]:
+    """Adam with all in 16 bits, which don't start on a cache line, as NumPy's arrays don't."""
+    import numpy as np
+
+    import fastgd
+
+    raw = np.full((2, 8192 + 64), 0x3F80, np.uint16)  # 1 in bfloat16
+    start = (16 - raw.ctypes.data % 64) % 64 // 2
+    p, g = raw[:, start : start + 8192]
+    return fastgd.Adam(p, grads=g, rounding="stochastic", state_dtype="bfloat16").step
+
+
+def in_8_bits() -> Callable[[], object]:
+    """Adam with states in 8 bits."""
+    import fastgd
+
+    return fastgd.Adam(arrays(1, 8192), grads=arrays(1, 8192, 1), state_dtype="8bit").step
+
+
 def torch() -> Callable[[], object]:
     """Adam with torch's tensors."""
     from torch import from_numpy
@@ -141,6 +160,8 @@ SCENARIOS: dict[str, Callable[[], Callable[[], object]]] = {
     "norm of 300 x 64": norm,
     "accumulate 300 x 64": accumulate,
     "256 rows of 64": rows,
+    "8192 in 16 bits": pairs,
+    "8192, states in 8 bits": in_8_bits,
     "300 x 64, torch": torch,
 }
 

@@ -53,8 +53,9 @@ static inline float fastgd_to_odd(double x)
 }
 
 /* How a store rounds: to nearest, or by the lower or upper bits of random words, as a word serves two
- * stores.  A constant wherever loops are compiled: a shift by a variable costs twice one by a number. */
-enum { FASTGD_NEAREST, FASTGD_LOWER, FASTGD_UPPER };
+ * stores; READY says that just these bits are given.  A constant wherever loops are compiled: a shift
+ * by a variable costs twice one by a number. */
+enum { FASTGD_NEAREST, FASTGD_LOWER, FASTGD_UPPER, FASTGD_READY };
 
 static inline uint32_t fastgd_random16(uint32_t word, int rounding)
 {
@@ -207,15 +208,27 @@ enum {
 
 /* 21 bits of a float32 are cut off: to nearest after adding a half, stochastically after adding as
  * many random bits, the lower or the upper 21 of a word.  The ten bits in both are the upper state's
- * last ones, which decide one time in 2048.  A word is that of a position, combined with that of the
- * tile, or has it in itself, and `of_tile` is 0. */
-static inline int32_t fastgd_unit(const uint32_t *words, uint32_t of_tile, ptrdiff_t i,
-                                  int rounding)
+ * last ones, which decide one time in 2048. */
+static inline uint32_t fastgd_random21(uint32_t word, int rounding)
+{
+    return rounding == FASTGD_LOWER ? word & 0x1fffff : word >> 11;
+}
+
+/* What is added: of a word, or of bits that are READY, which are a position's and have yet to be
+ * combined with the `bits` of the tile.  It is less by `less`, whose lower 23 bits are 0: that is
+ * in what a tile has for all of its elements, and costs nothing. */
+static inline uint32_t fastgd_units(uint32_t bits, int rounding, uint32_t less)
+{
+    return (rounding == FASTGD_NEAREST ? 0x100000 : bits) - less;
+}
+
+static inline int32_t fastgd_unit(const uint32_t *words, uint32_t units, ptrdiff_t i, int rounding)
 {
     if (rounding == FASTGD_NEAREST) /* there are no words then */
-        return 0x100000;
-    return (int32_t)(rounding == FASTGD_LOWER ? (words[i] ^ of_tile) & 0x1fffff
-                                              : (words[i] ^ of_tile) >> 11);
+        return (int32_t)units;
+    if (rounding == FASTGD_READY)
+        return (int32_t)(words[i] ^ units);
+    return (int32_t)(fastgd_random21(words[i], rounding) ^ units);
 }
 
 /* The codes of a tile are shuffled as if the tile were cut in four and each quarter gave one byte to
@@ -277,29 +290,32 @@ static inline float fastgd_e5m2_load(uint32_t code, int32_t scale_bits)
     return fastgd_float((uint32_t)a | (code << 3 & 0x80000000));
 }
 
-/* The bits of 2.  Those of a sum with it are fixed point, here 2^21 for each step between
- * subnormals, and linear, up to where the number's own bits, which are its logarithm, overtake them:
- * at the first normal code.  What they have in common stands above the code, and is shifted out. */
-#define FASTGD_FIXED 0x40000000
-
-static inline float fastgd_e5m2_steps(int32_t scale_bits)
+/* What is added to a magnitude, and taken from the sum's bits, by its own bits: 2^(scale - 126), whose
+ * last place is 2^-21 of the step between subnormals.  So the bits of the sum are fixed point, and
+ * linear, up to where the number's own bits, which are its logarithm, overtake them: at the first
+ * normal code. */
+static inline uint32_t fastgd_e5m2_fixed(int32_t scale_bits)
 {
-    return fastgd_float((254u << 23) - (uint32_t)scale_bits);
+    return (uint32_t)scale_bits + 0x800000;
 }
 
-static inline uint32_t fastgd_e5m2_store(float x, int32_t zero, float steps, int32_t unit)
+/* `unit` is less by `fixed`. */
+static inline uint32_t fastgd_e5m2_store(float x, uint32_t fixed, int32_t unit)
 {
     const int32_t a = fastgd_magnitude(x);
-    const float fixed = fastgd_float(FASTGD_FIXED);
-    const int32_t linear = (int32_t)fastgd_bits(fastgd_float((uint32_t)a) * steps + fixed);
-    const int32_t b = fastgd_max(a + (FASTGD_FIXED - zero), linear) + unit;
+    const int32_t linear = (int32_t)fastgd_bits(fastgd_float((uint32_t)a) + fastgd_float(fixed));
+    const int32_t b = fastgd_max(a + 0x800000, linear) + unit;
     return (uint32_t)b << 3 | (fastgd_bits(x) & 0x80000000);
 }
 
 /* Unsigned, 6 exponent bits, 2 mantissa bits, 0 for zero, no subnormals, no code for inf or NaN. */
 
-/* The bits by which the largest is found, of which negative ones are beyond inf; -0 counts as 0. */
-static inline uint32_t fastgd_ue6m2_order(float x) { return fastgd_bits(x + 0.0f); }
+/* The bits by which the largest is found, of which negative ones are beyond inf; -0 counts as 0.  What
+ * a rule has `computed` of squares is no -0. */
+static inline uint32_t fastgd_ue6m2_order(float x, int computed)
+{
+    return fastgd_bits(computed ? x : x + 0.0f);
+}
 
 static inline float fastgd_ue6m2_load(uint32_t code, int32_t scale_bits)
 {
@@ -309,9 +325,9 @@ static inline float fastgd_ue6m2_load(uint32_t code, int32_t scale_bits)
 
 /* What is positive stays so, as a second moment of zero would make a step too long; only where it is
  * no normal float32 may it become zero. */
-static inline uint32_t fastgd_ue6m2_store(float x, int32_t zero, int32_t unit)
+static inline uint32_t fastgd_ue6m2_store(float x, int computed, int32_t zero, int32_t unit)
 {
-    const int32_t a = fastgd_magnitude(x);
+    const int32_t a = computed ? (int32_t)fastgd_bits(x) : fastgd_magnitude(x);
     return (uint32_t)(fastgd_max(a - zero, fastgd_min(a, 1 << 21)) + unit);
 }
 

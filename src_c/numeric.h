@@ -28,13 +28,14 @@ enum {
 #endif
 
 /* Scratch tiles of a staged step, and random words with the tables they are made from, in order and
- * as loops in pairs take them.  Aligned to a cache line: AVX-512 loads that straddle two lines made a
+ * as loops in pairs take them; of the first, the bits that two states in 8 bits take.  Aligned to a cache line: AVX-512 loads that straddle two lines made a
  * staged step 1.4 times slower. */
 typedef struct {
     alignas(64) unsigned char tile[FASTGD_N_SCRATCH][FASTGD_TILE * sizeof(double)];
     alignas(64) uint32_t words[FASTGD_MAX_WORDS][FASTGD_TILE];
     alignas(64) uint32_t table[FASTGD_MAX_WORDS][FASTGD_TILE];
     alignas(64) uint32_t paired[FASTGD_MAX_WORDS][FASTGD_TILE];
+    alignas(64) uint32_t lower[FASTGD_TILE], upper[FASTGD_TILE];
 } fastgd_scratch;
 
 /* Prefetch memory that will be worked on a tile from now.  The processor prefetches by itself, but

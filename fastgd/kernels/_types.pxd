@@ -22,6 +22,8 @@ cdef extern from "numeric.h" nogil:
         uint32_t words[MAX_WORDS][TILE]
         uint32_t table[MAX_WORDS][TILE]
         uint32_t paired[MAX_WORDS][TILE]
+        uint32_t lower[TILE]
+        uint32_t upper[TILE]
 
     void fastgd_prefetch(const char*, Py_ssize_t)
     void fastgd_prefetch_row(const char*, Py_ssize_t)

@@ -540,3 +540,6 @@ def test_states_lie_as_their_parameter_in_cache_lines():
             (own,) = one.param_groups[0]["params"]
             for key in ("exp_avg", "exp_avg_sq"):
                 assert (one.state[0][key].ctypes.data - own.ctypes.data) % 64 == 0
+        # In fewer bits chunks are of whole tiles, wherever the parameter is.
+        (state,) = fastgd.Adam(p, state_dtype="bfloat16").state.values()
+        assert state["exp_avg"].ctypes.data % 64 == state["exp_avg_sq"].ctypes.data % 64 == 0

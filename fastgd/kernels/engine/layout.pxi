@@ -402,11 +402,13 @@ cdef class Layout:
         Those of tensors whose terms are summed up are blocks, wherever the tensor lies.
 
         All but the first chunk of a large tensor start on a cache line, the first has what is left
-        over: 64-byte loads that straddle two lines cost AVX-512 a third of its speed.
+        over: 64-byte loads that straddle two lines cost AVX-512 a third of its speed.  Where a step
+        draws random words, or tiles have scales, chunks are of whole tiles from the start: words
+        of tiles that begin amid others are made anew for each, which costs more, up to two fifths.
         """
         cdef Py_ssize_t i, j, n, chunks, size, head
         cdef Tensor* t
-        cdef bint scales
+        cdef bint whole
         cdef Py_ssize_t most = 0, bytes_in_all = 0
         for i in range(self.n):
             most += 2 * (self.tensors[i].n // CHUNK) + 2
@@ -416,20 +418,19 @@ cdef class Layout:
         for i in range(self.n):
             t = &self.tensors[i]
             t.first_chunk = self.n_chunks
-            n, head, scales = t.n, 0, self.codings[i].p_aux != NULL
+            n, head, whole = t.n, 0, self.codings[i].p_aux != NULL or t.n_words > 0
             bytes_in_all += n * codec_rows[t.p_codec].size
             for j in range(t.n_states):
                 if j not in (t.info.rows, t.info.columns, t.info.entries):
                     bytes_in_all += n * codec_rows[t.s_codec[j]].size
-                scales |= self.codings[i].s_aux[j] != NULL
+                whole |= self.codings[i].s_aux[j] != NULL
             if t.info.first.n_terms:
                 self.add_chunks(i, 0, n, BLOCK)
                 continue
             if t.info.entries >= 0:
                 self.add_chunks(i, 0, n, max(CHUNK // t.row_length, 1) * t.row_length)
                 continue
-            # Where tiles have scales, chunks are of whole tiles from the start.
-            if n >= ALIGN_FROM and not scales:
+            if n >= ALIGN_FROM and not whole:
                 size = codec_rows[t.p_codec].size
                 head = <Py_ssize_t> ((64 - <size_t> t.p % 64) % 64) // size
             self.add_chunks(i, 0, head, TILE)

@@ -76,8 +76,11 @@ def aligned_zeros(cnp.ndarray p, cnp.dtype kind not None):
     cdef int order = (cnp.NPY_ARRAY_CARRAY if cnp.PyArray_IS_C_CONTIGUOUS(p)
                       else cnp.NPY_ARRAY_FARRAY)
     cdef cnp.ndarray raw = cnp.PyArray_ZEROS(1, &length, cnp.NPY_UBYTE, 0), made
-    # In elements: where types differ in size, the same element then starts a line in both.
-    ahead = <size_t> cnp.PyArray_BYTES(p) % 64 // cnp.PyArray_ITEMSIZE(p)
+    # In elements: where types differ in size, the same element then starts a line in both.  What is
+    # kept in fewer bits starts on a line, as its chunks are whole tiles, wherever the parameter is.
+    ahead = 0
+    if item >= <Py_ssize_t> sizeof(float):
+        ahead = <size_t> cnp.PyArray_BYTES(p) % 64 // cnp.PyArray_ITEMSIZE(p)
     cdef size_t offset = (ahead * item - <size_t> cnp.PyArray_BYTES(raw)) % 64
     Py_INCREF(kind)
     made = PyArray_NewFromDescr(<PyTypeObject*> cnp.ndarray, kind, cnp.PyArray_NDIM(p),

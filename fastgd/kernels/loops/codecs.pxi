@@ -12,7 +12,7 @@ from libc.string cimport memcpy, memset
 
 cdef extern from "fastgd_codecs.h" nogil:
     const int FASTGD_NAN_SCALE
-    const int FASTGD_NEAREST, FASTGD_LOWER, FASTGD_UPPER
+    const int FASTGD_NEAREST, FASTGD_LOWER, FASTGD_UPPER, FASTGD_READY
     const int FASTGD_E5M2_LEAST, FASTGD_E5M2_MOST, FASTGD_E5M2_BINADES, FASTGD_E5M2_FROM
     const int FASTGD_UE6M2_LEAST, FASTGD_UE6M2_MOST, FASTGD_UE6M2_BINADES, FASTGD_UE6M2_FROM
     float fastgd_float(uint32_t)
@@ -40,17 +40,19 @@ cdef extern from "fastgd_codecs.h" nogil:
     int fastgd_tile_scale(uint32_t, int, int)
     int32_t fastgd_scale_bits(int, int)
     uint32_t fastgd_random16(uint32_t, int)
+    uint32_t fastgd_random21(uint32_t, int)
+    uint32_t fastgd_units(uint32_t, int, uint32_t)
     int32_t fastgd_unit(const uint32_t*, uint32_t, Py_ssize_t, int)
     uint32_t fastgd_word(const uint8_t*)
     void fastgd_put_word(uint8_t*, uint32_t)
     uint32_t fastgd_code(uint32_t, int)
     uint32_t fastgd_codes(uint32_t, uint32_t, uint32_t, uint32_t, int)
     float fastgd_e5m2_load(uint32_t, int32_t)
-    float fastgd_e5m2_steps(int32_t)
-    uint32_t fastgd_e5m2_store(float, int32_t, float, int32_t)
-    uint32_t fastgd_ue6m2_order(float)
+    uint32_t fastgd_e5m2_fixed(int32_t)
+    uint32_t fastgd_e5m2_store(float, uint32_t, int32_t)
+    uint32_t fastgd_ue6m2_order(float, int)
     float fastgd_ue6m2_load(uint32_t, int32_t)
-    uint32_t fastgd_ue6m2_store(float, int32_t, int32_t)
+    uint32_t fastgd_ue6m2_store(float, int, int32_t, int32_t)
     uint64_t fastgd_random_key(uint64_t, uint64_t, uint64_t)
     uint64_t fastgd_split(uint64_t, uint64_t)
     uint32_t fastgd_tile_word(uint64_t, uint64_t)
@@ -226,55 +228,63 @@ cdef void load_e5m2(floating* restrict out, const void* restrict code,
         out[i] = <floating> fastgd_e5m2_load(fastgd_code(c[i], 0), bits)
 
 
-cdef inline int32_t largest_e5m2(const floating* x, Py_ssize_t n) noexcept nogil:
-    cdef int32_t largest = 0
-    cdef Py_ssize_t i
-    for i in range(n):
-        largest = fastgd_max(largest, fastgd_magnitude(<float> x[i]))
-    return largest
+cdef inline int scale_e5m2(const floating* x, Py_ssize_t n) noexcept nogil:
+    """The scale of numbers, by the largest of each quarter: four are looked for at once."""
+    cdef int32_t largest = 0, first, second
+    cdef Py_ssize_t q = n // 4, j
+    for j in range(q):
+        first = fastgd_max(fastgd_magnitude(<float> x[j]), fastgd_magnitude(<float> x[q + j]))
+        second = fastgd_max(fastgd_magnitude(<float> x[2 * q + j]),
+                            fastgd_magnitude(<float> x[3 * q + j]))
+        largest = fastgd_max(largest, fastgd_max(first, second))
+    for j in range(4 * q, n):
+        largest = fastgd_max(largest, fastgd_magnitude(<float> x[j]))
+    return fastgd_tile_scale(<uint32_t> largest, FASTGD_E5M2_BINADES, FASTGD_E5M2_LEAST)
 
 
-cdef inline void put_e5m2(uint8_t* restrict c, uint8_t* restrict aux,
-                          const floating* restrict x, Py_ssize_t n,
+cdef inline void put_e5m2(uint8_t* restrict c, int scale, const floating* restrict x, Py_ssize_t n,
                           const uint32_t* restrict words, uint32_t of_tile,
                           int rounding) noexcept nogil:
-    cdef int scale = fastgd_tile_scale(<uint32_t> largest_e5m2(x, n), FASTGD_E5M2_BINADES,
-                                       FASTGD_E5M2_LEAST)
-    cdef int32_t bits = scale << 23
-    cdef float steps
+    """The codes of numbers by their scale; `of_tile` are the tile's bits, where all are READY."""
+    cdef uint32_t fixed = fastgd_e5m2_fixed(scale << 23)
+    cdef uint32_t units = fastgd_units(of_tile, rounding, fixed)
     cdef Py_ssize_t q = n // 4, j
-    aux[0] = <uint8_t> scale
     if scale == FASTGD_NAN_SCALE:
         memset(c, 0, n)
         return
-    steps = fastgd_e5m2_steps(bits)
     for j in range(q):
         fastgd_put_word(c + 4 * j, fastgd_codes(
-            fastgd_e5m2_store(<float> x[j], bits, steps, fastgd_unit(words, of_tile, j, rounding)),
-            fastgd_e5m2_store(<float> x[q + j], bits, steps,
-                              fastgd_unit(words, of_tile, q + j, rounding)),
-            fastgd_e5m2_store(<float> x[2 * q + j], bits, steps,
-                              fastgd_unit(words, of_tile, 2 * q + j, rounding)),
-            fastgd_e5m2_store(<float> x[3 * q + j], bits, steps,
-                              fastgd_unit(words, of_tile, 3 * q + j, rounding)),
+            fastgd_e5m2_store(<float> x[j], fixed, fastgd_unit(words, units, j, rounding)),
+            fastgd_e5m2_store(<float> x[q + j], fixed, fastgd_unit(words, units, q + j, rounding)),
+            fastgd_e5m2_store(<float> x[2 * q + j], fixed,
+                              fastgd_unit(words, units, 2 * q + j, rounding)),
+            fastgd_e5m2_store(<float> x[3 * q + j], fixed,
+                              fastgd_unit(words, units, 3 * q + j, rounding)),
             FASTGD_E5M2_FROM))
     for j in range(4 * q, n):
-        c[j] = <uint8_t> (fastgd_e5m2_store(<float> x[j], bits, steps,
-                                            fastgd_unit(words, of_tile, j, rounding))
+        c[j] = <uint8_t> (fastgd_e5m2_store(<float> x[j], fixed,
+                                            fastgd_unit(words, units, j, rounding))
                           >> FASTGD_E5M2_FROM)
+
+
+cdef inline void stored_e5m2(void* code, void* aux, const floating* x, Py_ssize_t n,
+                             const uint32_t* words, int rounding) noexcept nogil:
+    cdef int scale = scale_e5m2(x, n)
+    (<uint8_t*> aux)[0] = <uint8_t> scale
+    put_e5m2(<uint8_t*> code, scale, x, n, words, 0, rounding)
 
 
 cdef void store_e5m2(void* restrict code, void* restrict aux, const floating* restrict x,
                      Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
-    put_e5m2(<uint8_t*> code, <uint8_t*> aux, x, n, words, 0, FASTGD_NEAREST)
+    stored_e5m2(code, aux, x, n, words, FASTGD_NEAREST)
 
 
 cdef void stochastic_e5m2(void* restrict code, void* restrict aux, const floating* restrict x,
                           Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
     if shift == 0:
-        put_e5m2(<uint8_t*> code, <uint8_t*> aux, x, n, words, 0, FASTGD_LOWER)
+        stored_e5m2(code, aux, x, n, words, FASTGD_LOWER)
     else:
-        put_e5m2(<uint8_t*> code, <uint8_t*> aux, x, n, words, 0, FASTGD_UPPER)
+        stored_e5m2(code, aux, x, n, words, FASTGD_UPPER)
 
 
 cdef inline void load_quarter_ue6m2(floating* restrict out, const uint8_t* restrict c,
@@ -301,54 +311,69 @@ cdef void load_ue6m2(floating* restrict out, const void* restrict code,
         out[i] = <floating> fastgd_ue6m2_load(fastgd_code(c[i], 0), bits)
 
 
-cdef inline uint32_t largest_ue6m2(const floating* x, Py_ssize_t n) noexcept nogil:
-    cdef uint32_t largest = 0, order
-    cdef Py_ssize_t i
-    for i in range(n):
-        order = fastgd_ue6m2_order(<float> x[i])
-        largest = order if order > largest else largest
-    return largest
+cdef inline uint32_t unsigned_max(uint32_t a, uint32_t b) noexcept nogil:
+    return a if a > b else b
 
 
-cdef inline void put_ue6m2(uint8_t* restrict c, uint8_t* restrict aux,
-                           const floating* restrict x, Py_ssize_t n,
-                           const uint32_t* restrict words, uint32_t of_tile,
-                           int rounding) noexcept nogil:
-    cdef int scale = fastgd_tile_scale(largest_ue6m2(x, n), FASTGD_UE6M2_BINADES,
-                                       FASTGD_UE6M2_LEAST)
-    cdef int32_t bits = scale << 23
+cdef inline int scale_ue6m2(const floating* x, Py_ssize_t n, bint computed) noexcept nogil:
+    """The same; `computed` says that a rule has computed them of squares, so that none is -0."""
+    cdef uint32_t largest = 0, first, second
     cdef Py_ssize_t q = n // 4, j
-    aux[0] = <uint8_t> scale
+    for j in range(q):
+        first = unsigned_max(fastgd_ue6m2_order(<float> x[j], computed),
+                             fastgd_ue6m2_order(<float> x[q + j], computed))
+        second = unsigned_max(fastgd_ue6m2_order(<float> x[2 * q + j], computed),
+                              fastgd_ue6m2_order(<float> x[3 * q + j], computed))
+        largest = unsigned_max(largest, unsigned_max(first, second))
+    for j in range(4 * q, n):
+        largest = unsigned_max(largest, fastgd_ue6m2_order(<float> x[j], computed))
+    return fastgd_tile_scale(largest, FASTGD_UE6M2_BINADES, FASTGD_UE6M2_LEAST)
+
+
+cdef inline void put_ue6m2(uint8_t* restrict c, int scale, const floating* restrict x, Py_ssize_t n,
+                           const uint32_t* restrict words, uint32_t of_tile, int rounding,
+                           bint computed) noexcept nogil:
+    cdef int32_t bits = scale << 23
+    cdef uint32_t units = fastgd_units(of_tile, rounding, 0)
+    cdef Py_ssize_t q = n // 4, j
     if scale == FASTGD_NAN_SCALE:
         memset(c, 0, n)
         return
     for j in range(q):
         fastgd_put_word(c + 4 * j, fastgd_codes(
-            fastgd_ue6m2_store(<float> x[j], bits, fastgd_unit(words, of_tile, j, rounding)),
-            fastgd_ue6m2_store(<float> x[q + j], bits,
-                               fastgd_unit(words, of_tile, q + j, rounding)),
-            fastgd_ue6m2_store(<float> x[2 * q + j], bits,
-                               fastgd_unit(words, of_tile, 2 * q + j, rounding)),
-            fastgd_ue6m2_store(<float> x[3 * q + j], bits,
-                               fastgd_unit(words, of_tile, 3 * q + j, rounding)),
+            fastgd_ue6m2_store(<float> x[j], computed, bits,
+                               fastgd_unit(words, units, j, rounding)),
+            fastgd_ue6m2_store(<float> x[q + j], computed, bits,
+                               fastgd_unit(words, units, q + j, rounding)),
+            fastgd_ue6m2_store(<float> x[2 * q + j], computed, bits,
+                               fastgd_unit(words, units, 2 * q + j, rounding)),
+            fastgd_ue6m2_store(<float> x[3 * q + j], computed, bits,
+                               fastgd_unit(words, units, 3 * q + j, rounding)),
             FASTGD_UE6M2_FROM))
     for j in range(4 * q, n):
-        c[j] = <uint8_t> (fastgd_ue6m2_store(<float> x[j], bits,
-                                             fastgd_unit(words, of_tile, j, rounding))
+        c[j] = <uint8_t> (fastgd_ue6m2_store(<float> x[j], computed, bits,
+                                             fastgd_unit(words, units, j, rounding))
                           >> FASTGD_UE6M2_FROM)
+
+
+cdef inline void stored_ue6m2(void* code, void* aux, const floating* x, Py_ssize_t n,
+                              const uint32_t* words, int rounding) noexcept nogil:
+    cdef int scale = scale_ue6m2(x, n, False)
+    (<uint8_t*> aux)[0] = <uint8_t> scale
+    put_ue6m2(<uint8_t*> code, scale, x, n, words, 0, rounding, False)
 
 
 cdef void store_ue6m2(void* restrict code, void* restrict aux, const floating* restrict x,
                       Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
-    put_ue6m2(<uint8_t*> code, <uint8_t*> aux, x, n, words, 0, FASTGD_NEAREST)
+    stored_ue6m2(code, aux, x, n, words, FASTGD_NEAREST)
 
 
 cdef void stochastic_ue6m2(void* restrict code, void* restrict aux, const floating* restrict x,
                            Py_ssize_t n, const uint32_t* restrict words, int shift) noexcept nogil:
     if shift == 0:
-        put_ue6m2(<uint8_t*> code, <uint8_t*> aux, x, n, words, 0, FASTGD_LOWER)
+        stored_ue6m2(code, aux, x, n, words, FASTGD_LOWER)
     else:
-        put_ue6m2(<uint8_t*> code, <uint8_t*> aux, x, n, words, 0, FASTGD_UPPER)
+        stored_ue6m2(code, aux, x, n, words, FASTGD_UPPER)
 
 
 # --------------------------------------------------------------------------------- random words
@@ -378,6 +403,30 @@ cdef inline void by_parity(uint32_t* restrict out, const uint32_t* restrict word
         for i in range(STRIDE // 2):
             out[i], out[STRIDE // 2 + i] = words[2 * i], words[2 * i + 1]
         out, words = out + STRIDE, words + STRIDE
+
+
+cdef inline void lower_16(uint32_t* restrict words) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(TILE):
+        words[i] = fastgd_random16(words[i], FASTGD_LOWER)
+
+
+cdef inline void by_rounding_16(uint32_t* restrict lower, uint32_t* restrict upper,
+                                const uint32_t* restrict words) noexcept nogil:
+    """What two stores to bfloat16 take of the words of a tile."""
+    cdef Py_ssize_t i
+    for i in range(TILE):
+        lower[i] = fastgd_random16(words[i], FASTGD_LOWER)
+        upper[i] = fastgd_random16(words[i], FASTGD_UPPER)
+
+
+cdef inline void by_rounding_21(uint32_t* restrict lower, uint32_t* restrict upper,
+                                const uint32_t* restrict words) noexcept nogil:
+    """What two stores to 8 bits take of them."""
+    cdef Py_ssize_t i
+    for i in range(TILE):
+        lower[i] = fastgd_random21(words[i], FASTGD_LOWER)
+        upper[i] = fastgd_random21(words[i], FASTGD_UPPER)
 
 
 cdef inline void put_tile_word(uint32_t* restrict words, const uint32_t* restrict table,

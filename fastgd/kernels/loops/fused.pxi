@@ -40,6 +40,8 @@ cdef struct TileArgs:
     const uint32_t* words_p    # combined with its tile's by XOR
     uint32_t of_tile
     uint32_t of_tile_p
+    const uint32_t* lower      # what states in 8 bits take of `words`, and those of `in_pairs`
+    const uint32_t* upper
     float scale                # of the gradient
     float decoupled            # of the parameter
     bint prefetch              # whether to prefetch the next tile: its addresses, where parameter
@@ -144,20 +146,19 @@ cdef inline void put_pair(half_t* a, Py_ssize_t i, uint32_t first, uint32_t seco
     fastgd_put_word(<uint8_t*> (a + 2 * i), fastgd_pair(first, second))
 
 
-cdef inline uint32_t up(float x, uint32_t word, int rounding) noexcept nogil:
-    return fastgd_bfloat16_up(x, fastgd_random16(word, rounding))
-
-
 cdef apart_void in_pairs_loop(half_t* restrict p, int16_t* restrict low,
                               const Bfloat16* restrict g, Bfloat16* restrict m,
                               Bfloat16* restrict v, const rule_t* given,
-                              const uint32_t* restrict words, const uint32_t* restrict words_p,
-                              const TileArgs* t) noexcept nogil:
+                              const uint32_t* restrict of_m, const uint32_t* restrict of_v,
+                              const uint32_t* restrict of_p, const TileArgs* t) noexcept nogil:
+    """`of_m`, `of_v` and `of_p` are the random bits of positions."""
     cdef rule_t c = given[0]
     cdef float scale = t.scale, decoupled = t.decoupled
-    cdef uint32_t of_tile = t.of_tile, of_tile_p = t.of_tile_p
+    cdef uint32_t tile_m = fastgd_random16(t.of_tile, FASTGD_LOWER)
+    cdef uint32_t tile_v = fastgd_random16(t.of_tile, bits_for_v(given))
+    cdef uint32_t tile_p = fastgd_random16(t.of_tile_p, FASTGD_LOWER)
     cdef bint prefetch = t.prefetch
-    cdef uint32_t p2, g2, low2, word0, word1, u0, u1
+    cdef uint32_t p2, g2, low2, u0, u1
     cdef float x0, x1, m0 = 0, m1 = 0, v0 = 0, v1 = 0
     cdef Py_ssize_t k, i
     for k in range(TILE // STRIDE):
@@ -169,7 +170,6 @@ cdef apart_void in_pairs_loop(half_t* restrict p, int16_t* restrict low,
                 fastgd_prefetch(<const char*> (v + TILE), STRIDE * sizeof(Bfloat16))
         for i in range(STRIDE // 2):
             p2, g2 = pair_at(p, i), pair_at(g, i)
-            word0, word1 = words[i] ^ of_tile, words[STRIDE // 2 + i] ^ of_tile
             if has_m(given):
                 m0, m1 = fastgd_first(pair_at(m, i)), fastgd_second(pair_at(m, i))
             if has_v(given):
@@ -182,29 +182,32 @@ cdef apart_void in_pairs_loop(half_t* restrict p, int16_t* restrict low,
             x0 = updated(decoupled * x0, scale * fastgd_first(g2), &m0, &v0, &c)
             x1 = updated(decoupled * x1, scale * fastgd_second(g2), &m1, &v1, &c)
             if half_t is Bfloat16:
-                put_pair(p, i, up(x0, words_p[i] ^ of_tile_p, FASTGD_LOWER),
-                         up(x1, words_p[STRIDE // 2 + i] ^ of_tile_p, FASTGD_LOWER))
+                put_pair(p, i, fastgd_bfloat16_up(x0, of_p[i] ^ tile_p),
+                         fastgd_bfloat16_up(x1, of_p[STRIDE // 2 + i] ^ tile_p))
             else:
                 u0, u1 = fastgd_split_canonical(x0), fastgd_split_canonical(x1)
                 put_pair(p, i, fastgd_split_up(u0), fastgd_split_up(u1))
                 fastgd_put_word(<uint8_t*> (low + 2 * i), fastgd_pair(u0 << 16, u1 << 16))
             if has_m(given):
-                put_pair(m, i, up(m0, word0, FASTGD_LOWER), up(m1, word1, FASTGD_LOWER))
+                put_pair(m, i, fastgd_bfloat16_up(m0, of_m[i] ^ tile_m),
+                         fastgd_bfloat16_up(m1, of_m[STRIDE // 2 + i] ^ tile_m))
             if has_v(given):
-                put_pair(v, i, up(v0, word0, bits_for_v(given)), up(v1, word1, bits_for_v(given)))
+                put_pair(v, i, fastgd_bfloat16_up(v0, of_v[i] ^ tile_v),
+                         fastgd_bfloat16_up(v1, of_v[STRIDE // 2 + i] ^ tile_v))
         p, low, g, m, v = p + STRIDE, low + STRIDE, g + STRIDE, m + STRIDE, v + STRIDE
-        words, words_p = words + STRIDE, words_p + STRIDE
+        of_m, of_v, of_p = of_m + STRIDE, of_v + STRIDE, of_p + STRIDE
 
 
 cdef bint in_pairs(half_t* restrict p, const Bfloat16* restrict g, Bfloat16* restrict m,
                    Bfloat16* restrict v, const rule_t* given, const TileArgs* t) noexcept nogil:
-    """All in 16 bits: two elements from each word, the random words `by_parity`.
+    """All in 16 bits: two elements from each word, the random bits `by_parity`.
 
     An element takes four fifths of the cycles that `direct` would, which on AVX2 packs and unpacks
     halves across lanes.  Words may alias anything, so all that is read is an argument that does
-    not.
+    not.  Bits that are ready spare it one operation in twenty.
     """
-    in_pairs_loop(p, t.low, g, m, v, given, t.words, t.words_p, t)
+    in_pairs_loop(p, t.low, g, m, v, given, t.lower, t.upper if has_m(given) else t.lower,
+                  t.words_p, t)
     return True
 
 
@@ -250,6 +253,7 @@ cdef bint in_8_bits(param_t* p, const grad_t* g, uint8_t* code_m, uint8_t* code_
     cdef const uint32_t* words = t.words_p
     cdef bint prefetch = t.prefetch
     cdef int32_t bits_m = 0, bits_v = 0
+    cdef int scale_m, scale_v
     if has_m(given):
         if t.scale_m[0] > FASTGD_E5M2_MOST:
             return False
@@ -262,10 +266,19 @@ cdef bint in_8_bits(param_t* p, const grad_t* g, uint8_t* code_m, uint8_t* code_
     quarter(p, low, g, code_m, code_v, m, v, 1, bits_m, bits_v, c, words, prefetch, t)
     quarter(p, low, g, code_m, code_v, m, v, 2, bits_m, bits_v, c, words, prefetch, t)
     quarter(p, low, g, code_m, code_v, m, v, 3, bits_m, bits_v, c, words, prefetch, t)
+    # Both scales first, as codes wait for what all numbers of a tile have to do with.
     if has_m(given):
-        put_e5m2(code_m, t.scale_m, m, TILE, t.words, t.of_tile, FASTGD_LOWER)
+        scale_m = scale_e5m2(m, TILE)
+        t.scale_m[0] = <uint8_t> scale_m
     if has_v(given):
-        put_ue6m2(code_v, t.scale_v, v, TILE, t.words, t.of_tile, bits_for_v(given))
+        scale_v = scale_ue6m2(v, TILE, True)
+        t.scale_v[0] = <uint8_t> scale_v
+    if has_m(given):
+        put_e5m2(code_m, scale_m, m, TILE, t.lower, fastgd_random21(t.of_tile, FASTGD_LOWER),
+                 FASTGD_READY)
+    if has_v(given):
+        put_ue6m2(code_v, scale_v, v, TILE, t.upper if has_m(given) else t.lower,
+                  fastgd_random21(t.of_tile, bits_for_v(given)), FASTGD_READY, True)
     return True
 
 

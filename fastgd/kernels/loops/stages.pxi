@@ -93,6 +93,18 @@ cdef inline void draw(Scratch* scratch, const ChunkArgs* chunk, Py_ssize_t start
     random_words(scratch.words[j], scratch.table[j], chunk.key[j], chunk.offset + start, n)
 
 
+cdef inline void arrange(Scratch* scratch, const ChunkArgs* chunk, const uint32_t* words, int j,
+                         bint paired) noexcept nogil:
+    """What fused loops take of the j-th words of a tile in another form; states the first ones."""
+    if paired:
+        by_parity(scratch.paired[j], words)
+        if j == 0:
+            by_rounding_16(scratch.lower, scratch.upper, scratch.paired[0])
+        lower_16(scratch.paired[j])
+    elif j == 0 and chunk.s[0].size == 1:
+        by_rounding_21(scratch.lower, scratch.upper, words)
+
+
 cdef inline const uint32_t* words_of(Scratch* scratch, const ChunkArgs* chunk, Py_ssize_t start,
                                      int j, bint paired, uint32_t* of_tile) noexcept nogil:
     """The j-th random words of a whole tile, to be combined with `of_tile` by XOR.
@@ -105,8 +117,7 @@ cdef inline const uint32_t* words_of(Scratch* scratch, const ChunkArgs* chunk, P
         return &scratch.paired[j][0] if paired else &scratch.table[j][0]
     draw(scratch, chunk, start, TILE, j)
     of_tile[0] = 0
-    if paired:
-        by_parity(scratch.paired[j], scratch.words[j])
+    arrange(scratch, chunk, scratch.words[j], j, paired)
     return &scratch.paired[j][0] if paired else &scratch.words[j][0]
 
 
@@ -122,6 +133,7 @@ cdef inline bint run_fused(const void* loop, const ChunkArgs* chunk, void* p, co
     if chunk.n_words:
         t.words = words_of(scratch, chunk, start, 0, paired, &t.of_tile)
         t.words_p, t.of_tile_p = t.words, t.of_tile
+    t.lower, t.upper = scratch.lower, scratch.upper
     if of_p:
         t.words_p = words_of(scratch, chunk, start, of_p, paired, &t.of_tile_p)
     t.low = <int16_t*> (<char*> scratch.words if chunk.p.aux == NULL
@@ -199,8 +211,8 @@ cdef void staged(const void* rule, const ChunkArgs* chunk, const floating* c,
     of_average[0], of_average[1] = <floating> chunk.beta, <floating> chunk.gamma
     for j in range(chunk.n_words if flags & CODED else 0):
         random_table(scratch.table[j], chunk.key[j], chunk.offset, chunk.n)
-        if paired:
-            by_parity(scratch.paired[j], scratch.table[j])
+        if (chunk.fused != NULL or chunk.fused_in_tile != NULL) and chunk.n >= TILE:
+            arrange(&scratch, chunk, scratch.table[j], <int> j, paired)
     while start < chunk.n:
         n = min(length, chunk.n - start)
         if (floating is float and fused != NULL and n == TILE
