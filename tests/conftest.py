@@ -16,6 +16,7 @@ from support.helpers import ROOT
 from support.sampling import HOW_MUCH
 
 import fastgd
+from fastgd.kernels import _engine
 
 # What tests share and what stands around them; neither has tests.
 collect_ignore = ["support", "tools"]
@@ -42,8 +43,9 @@ PEERS = tuple(f"{name} is not installed" for name in ("optax", "prodigyopt", "ke
 
 @pytest.fixture(autouse=True)
 def restored_backend_and_threads():
-    """Leave backend, tuning and thread count as they were."""
+    """Leave backend, tuning and thread count as they were; begin with nothing found out."""
     backend, tuning = fastgd.get_backend(), fastgd.get_tuning()
+    _engine.forget_tuning()  # else threads might not be used where another test was slow with them
     yield
     fastgd.set_backend(backend)
     fastgd.set_tuning(tuning)

@@ -40,14 +40,15 @@ class Program:
         self.rng, self.noise, self.gap = np.random.default_rng(seed), noise, gap
         self.last, self.steps, self.took, self.alone = together, 0, 0.0, 0  # steps on one thread
 
-    def run(self, alone, together, steps, drift=0.0):
-        """Take so many steps."""
+    def run(self, alone, together, steps, drift=0.0, waits=0.0):
+        """Take so many steps, of which a part of those on all threads waits for one of them."""
         factors = np.exp(self.noise * self.rng.standard_normal(steps))
         factors[self.rng.random(steps) < 0.02] *= 50.0 if self.noise else 1.0
         for k in range(steps):
             takes = self.chooser.begin()
             took = (together if takes else alone) * factors[k] * (1 + drift * k)
             took *= 3.0 if takes != self.last else 1.0
+            took += 1000.0 if takes and self.rng.random() < waits else 0.0
             self.chooser.end(took, self.gap)
             self.last = takes
             self.took += took
@@ -107,14 +108,23 @@ def test_large_steps_wait_until_a_look_costs_less_than_that(alone):
 
 def test_no_choice_is_for_ever():
     """Another program takes a core, and gives it back."""
-    program = Program(noise=0.02)
+    program = Program(noise=0.02, gap=50_000.0)
     program.run(20.0, 11.0, 1000)
     assert program.chooser.together
     # Steps that suddenly take long use up the rest soon.
     program.run(20.0, 500.0, 400)
     assert not program.chooser.together
-    program.run(20.0, 11.0, 150_000)
+    program.run(20.0, 11.0, 30_000)
     assert program.chooser.together
+
+
+def test_steps_that_wait_now_and_then_count_by_their_mean():
+    for seed in range(5):
+        program = Program(seed, noise=0.02).run(20.0, 11.0, 20_000, waits=0.1)
+        assert not program.chooser.together
+        before = program.alone
+        program.run(20.0, 11.0, 5_000, waits=0.1)
+        assert program.alone - before == 5_000
 
 
 def test_where_steps_are_rare_it_looks_again_by_the_clock():
@@ -223,7 +233,7 @@ def test_nothing_is_tried_where_there_is_no_choice():
     ],
     ids=str,
 )
-@pytest.mark.parametrize("sizes", [(2048,) * 7 + (1500,), (40_000, 33), (90_000, 1000)])
+@pytest.mark.parametrize("sizes", [(2048,) * 7 + (1500,), (50_000, 33), (90_000, 1000)])
 def test_no_bit_depends_on_it(name, options, sizes):
     def trained(mode):
         fastgd.set_tuning(mode)

@@ -28,6 +28,7 @@ RUNS = {
     "storage.py --elements 8192 --rounds 1 --threads 1": ("8-bit states", None),
     "scaling.py --tensors 20 --calls 1": ("load_state_dict", None),
     "training.py --problem quadratic --optimizer Adam --steps 5 --seeds 2": ("paired", None),
+    "threads.py --steps 20 --sizes 16384": ("as tuned", None),
     "muon.py --shapes 64x32 2x16x16 --rounds 1": ("products", None),
     "rows.py --rows 1000 --rounds 1 --sizes 500 --only SGD": ("fastgd / moved", "torch"),
     "low_bits.py --elements 4096 --rounds 1 --only fastgd": ("fastgd, split", "torch"),

@@ -11,6 +11,10 @@
 # caches.  The rest is as with loops, but that a rest is measured by time, in steps or by the clock:
 # what is tried costs less than a hundredth of what steps take, or else a ten-thousandth of what the
 # program does.  So steps that suddenly take long are looked at soon, and no choice is for ever.
+#
+# That a step waits for a thread may be rare and take a hundred times as long as the step, of which
+# pairs, being bounded, tell little.  So where steps on all threads took longer on the mean, over a
+# rest, than those on one thread had, one it is, for as long as makes up for it.
 
 cdef enum:
     ALONE = OFF                # one thread
@@ -26,6 +30,8 @@ cdef Py_ssize_t LEAST_PAIRS_OF_STEPS = 8
 cdef Py_ssize_t MOST_PAIRS_OF_STEPS = 64
 # Evidence is gathered anew at the latest after so many times as long as it took.
 cdef double REST_BY_CLOCK = 10_000
+# And steps that took so many times as long on the mean as on one thread were waiting.
+cdef double WAITED = 2
 # More than any plan has.
 cdef Py_ssize_t NEVER_PARALLEL = <Py_ssize_t> 1 << 62
 
@@ -73,8 +79,14 @@ cdef void begin_crew(Kind* kind, int policy, bint large) noexcept:
     """Know nothing yet: begin with a policy, and with evidence, unless that can wait."""
     kind.policy, kind.all = policy, 1 << ALONE | 1 << TOGETHER
     kind.least, kind.most = LEAST_PAIRS_OF_STEPS, MOST_PAIRS_OF_STEPS
-    begin_trial(kind)
+    begin_look(kind)
     kind.trying = not large
+
+
+cdef void begin_look(Kind* kind) noexcept:
+    """Gather evidence from now on."""
+    begin_trial(kind)
+    kind.alone, kind.alones = 0, 0
 
 
 cdef void take_turn(Crew* crew, const Kind* kind) noexcept:
@@ -126,32 +138,45 @@ cdef void note_time(Crew* crew, Kind* kind, double took, Py_ssize_t elements,
     cdef Kind evidence
     if not crew.trying:
         if not kind.trying:
-            rest_from(kind, took, now)
+            rest_from(kind, took, elements, now)
         return
     crew.turn += 1
     kind.tried += took
     if crew.turn & 1:
         return
+    if crew.takes == ALONE:
+        kind.alone += took / elements
+        kind.alones += 1
     memset(&evidence, 0, sizeof(evidence))
     evidence.policy, evidence.rival = crew.policy, crew.rival
     evidence.waiting[crew.takes == crew.rival] = took / elements
     judge(kind, &evidence)
     if not kind.trying:
-        kind.until = now + REST_BY_CLOCK * kind.tried
+        kind.rested, kind.until = 0, now + REST_BY_CLOCK * kind.tried
 
 
-cdef void rest_from(Kind* kind, double took, double now) noexcept:
+cdef void rest_from(Kind* kind, double took, Py_ssize_t elements, double now) noexcept:
     """Count a step that was not tried, and begin to try if there were enough."""
+    cdef double spent, alone
     if kind.looks:
         kind.left -= took
-        if kind.left <= 0 or now > kind.until:
-            begin_trial(kind)
+        kind.rested += elements
+        if kind.left > 0 and now <= kind.until:
+            return
+        spent, alone = REST * kind.tried - kind.left, kind.alone / max(kind.alones, 1)
+        if kind.policy == TOGETHER and spent > WAITED * alone * kind.rested:
+            kind.policy = ALONE
+            kind.gain = (alone * kind.rested - spent) / (alone * kind.rested + spent)
+            kind.tried, kind.left = spent, REST * spent
+            kind.rested, kind.until = 0, now + REST_BY_CLOCK * spent
+        else:
+            begin_look(kind)
         return
     kind.tried += took
     if kind.left == 0 or took < kind.left:
         kind.left = took       # the fastest so far
     if kind.tried > AHEAD * <double> (kind.ways >> 56 & 15) * kind.left:
-        begin_trial(kind)
+        begin_look(kind)
 
 
 def pretend_steps(double alone, double together):

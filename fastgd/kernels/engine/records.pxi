@@ -92,6 +92,9 @@ cdef struct Kind:
     double tried               # elements since evidence is being gathered, or ticks of steps,
     double left                # and those left until it is gathered again
     double until               # or until when it is not, in ticks
+    double alone               # ticks of an element of the steps that were tried on one thread,
+    Py_ssize_t alones          # added up over so many,
+    double rested              # and elements of all steps since then
     int looks                  # how often there was a verdict
     Py_ssize_t last_pairs      # what the last one was based on,
     double gain                # what prefetching gains by it, as a difference,
