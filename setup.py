@@ -120,7 +120,7 @@ TOLD = ("CC", "CFLAGS", "CPPFLAGS", "LDFLAGS", "LDSHARED", "FASTGD_CC", "FASTGD_
 
 def made_of(extension):
     """A digest of what a module is made of."""
-    versions = sys.version, Cython.__version__, numpy.__version__
+    versions = sys.version, Cython.__version__  # and any NumPy: modules go with all from 2.0 on
     told = [os.environ.get(name) for name in TOLD]
     digest = hashlib.sha256(repr((versions, told, SANITIZE)).encode())
     for file in ["setup.py", *extension.sources, *extension.depends]:

@@ -5,7 +5,7 @@ A kind is how many sweeps a rule takes, and what is kept or worked out for each 
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 
 import ml_dtypes
 import numpy as np
@@ -51,11 +51,17 @@ STORED = {
 }  # fmt: skip
 
 
+@cache
+def normal(seed):
+    """Normal numbers for each shape and 1003 more; drawing them takes longer than compiled steps."""
+    rng = np.random.default_rng(seed)
+    return [np.asarray(rng.standard_normal(shape)) for shape in (*SHAPES, 1003)]
+
+
 def drawn(seed, dtype, order="C"):
     """An array of each shape, in an order of memory, and one that no cache line starts with."""
-    rng = np.random.default_rng(seed)
-    found = [np.asarray(rng.standard_normal(shape).astype(dtype), order=order) for shape in SHAPES]
-    return [*found, (rng.standard_normal(1003).astype(dtype))[3:]]
+    *found, more = [a.astype(dtype) for a in normal(seed)]
+    return [*(np.asarray(a, order=order) for a in found), more[3:]]
 
 
 def bits(arrays):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from functools import partial
+from functools import lru_cache, partial
 
 import ml_dtypes
 import numpy as np
@@ -35,9 +35,15 @@ OPTIONS = {
 }
 
 
-def drawn(seed, shapes=SMALL, dtype=F64, order="C"):
+@lru_cache(maxsize=4)
+def normal(seed, shapes):
+    """Numbers near 0.1; drawing them takes longer than compiled steps."""
     rng = np.random.default_rng(seed)
-    return [np.array(rng.standard_normal(s) + 0.1, dtype, order=order) for s in shapes]
+    return [rng.standard_normal(s) + 0.1 for s in shapes]
+
+
+def drawn(seed, shapes=SMALL, dtype=F64, order="C"):
+    return [np.array(a, dtype, order=order) for a in normal(seed, tuple(shapes))]
 
 
 def kept(opt):
