@@ -184,9 +184,13 @@ class Machine(RuleBasedStateMachine):
         self.both(lambda twin: twin.opt.accumulate(twin.grads(kinds, seed), weight))
 
     @precondition(lambda self: self.catches_up)
-    @rule(kinds=row_kinds, seed=seeds, count=st.integers(0, 4))
-    def catch_up(self, kinds, seed, count):
+    @rule(kinds=row_kinds, seed=seeds, count=st.integers(0, 4), lr=st.sampled_from([None, 0.25]))
+    def catch_up(self, kinds, seed, count, lr):
+        """After steps by rows, perhaps by two learning rates, and again, when nothing is missed."""
         self.steps_by_rows(kinds, seed, count, 1.0)
+        if lr is not None:
+            self.change_lr(lr)
+            self.steps_by_rows(kinds, seed + count, 1, 1.0)
         if self.both(lambda twin: twin.opt.catch_up()):
             for entry in self.twins[1].opt.state.values():
                 assert (entry.get("row_steps", entry["step"]) == entry["step"]).all()
@@ -347,7 +351,7 @@ OTHER_CHANGES = {
     "lr": lambda m, k, data: m.both(lambda twin: setattr(twin.opt, "lr", 0.0625)),
     "hyper-parameter": lambda m, k, data: m.change(data, k),
     "step count": lambda m, k, data: m.both(lambda twin: twin.count_up(k)),
-    "scale": lambda m, k, data: m.steps_of_given(1, grad_scale=2.0),
+    "scale": lambda m, k, data: [m.steps_of_given(1, grad_scale=by) for by in (2.0, 4.0)],
     "bound": lambda m, k, data: m.bound_step("normal", k),
     "load": lambda m, k, data: m.both(lambda twin: twin.opt.load_state_dict(twin.opt.state_dict())),
     "average": lambda m, k, data: m.twins[0].opt.average and m.swap(["normal"], k),
