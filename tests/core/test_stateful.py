@@ -55,7 +55,7 @@ from fastgd.optimizers import OPTIMIZERS
 
 EXAMPLES = int(os.environ.get("FASTGD_FUZZ", "0"))
 SETTINGS = settings(
-    max_examples=EXAMPLES or by_level(20, 120, 500),
+    max_examples=EXAMPLES or by_level(20, 100, 400),
     stateful_step_count=20 if EXAMPLES else 12,
     derandomize=not EXAMPLES,  # the same ones each time in the ordinary tests
     database=settings.default.database if EXAMPLES else None,
