@@ -10,6 +10,7 @@ with products of matrices (Muon, SOAP), whose bits may differ between machines, 
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -188,12 +189,20 @@ class Machine(RuleBasedStateMachine):
     def catch_up(self, kinds, seed, count, lr):
         """After steps by rows, perhaps by two learning rates, and again, when nothing is missed."""
         self.steps_by_rows(kinds, seed, count, 1.0)
+        early = None
         if lr is not None:
+            # Whoever catches up before a change gets what a step after it would do to all rows.
+            early = copy.deepcopy(self.twins[0])
+            self.on("numpy", early.opt.catch_up)
+            early.opt.lr = lr
             self.change_lr(lr)
             self.steps_by_rows(kinds, seed + count, 1, 1.0)
+            self.on("numpy", lambda: early.opt.step(early.grads(kinds, seed + count)))
+            self.on("numpy", early.opt.catch_up)
         if self.both(lambda twin: twin.opt.catch_up()):
             for entry in self.twins[1].opt.state.values():
                 assert (entry.get("row_steps", entry["step"]) == entry["step"]).all()
+            assert early is None or early.snapshot() == self.seen
             self.kept(lambda twin: twin.opt.catch_up())
 
     @precondition(lambda self: self.twins)
