@@ -302,6 +302,8 @@ def percent(lines, full):
     """The mean of the paired differences, in percent of the mean loss, with its standard error."""
     found, exact = (np.array([line["loss"] for line in each]) for each in (lines, full))
     paired = 100 * (found - exact) / exact.mean()
+    if len(paired) < 2:
+        return f"{paired.mean():+.1f}"
     return f"{paired.mean():+.1f} ± {paired.std(ddof=1) / np.sqrt(len(paired)):.1f}"
 
 

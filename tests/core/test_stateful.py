@@ -10,6 +10,7 @@ with products of matrices (Muon, SOAP), whose bits may differ between machines, 
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -56,7 +57,7 @@ from fastgd.optimizers import OPTIMIZERS
 
 EXAMPLES = int(os.environ.get("FASTGD_FUZZ", "0"))
 SETTINGS = settings(
-    max_examples=EXAMPLES or by_level(20, 120, 500),
+    max_examples=EXAMPLES or by_level(20, 100, 400),
     stateful_step_count=20 if EXAMPLES else 12,
     derandomize=not EXAMPLES,  # the same ones each time in the ordinary tests
     database=settings.default.database if EXAMPLES else None,
@@ -185,12 +186,24 @@ class Machine(RuleBasedStateMachine):
         self.both(lambda twin: twin.opt.accumulate(twin.grads(kinds, seed), weight))
 
     @precondition(lambda self: self.catches_up)
-    @rule(kinds=row_kinds, seed=seeds, count=st.integers(0, 4))
-    def catch_up(self, kinds, seed, count):
+    @rule(kinds=row_kinds, seed=seeds, count=st.integers(0, 4), lr=st.sampled_from([None, 0.25]))
+    def catch_up(self, kinds, seed, count, lr):
+        """After steps by rows, perhaps by two learning rates, and again, when nothing is missed."""
         self.steps_by_rows(kinds, seed, count, 1.0)
+        early = None
+        if lr is not None:
+            # Whoever catches up before a change gets what a step after it would do to all rows.
+            early = copy.deepcopy(self.twins[0])
+            self.on("numpy", early.opt.catch_up)
+            early.opt.lr = lr
+            self.change_lr(lr)
+            self.steps_by_rows(kinds, seed + count, 1, 1.0)
+            self.on("numpy", lambda: early.opt.step(early.grads(kinds, seed + count)))
+            self.on("numpy", early.opt.catch_up)
         if self.both(lambda twin: twin.opt.catch_up()):
             for entry in self.twins[1].opt.state.values():
                 assert (entry.get("row_steps", entry["step"]) == entry["step"]).all()
+            assert early is None or early.snapshot() == self.seen
             self.kept(lambda twin: twin.opt.catch_up())
 
     @precondition(lambda self: self.twins)
@@ -348,7 +361,7 @@ OTHER_CHANGES = {
     "lr": lambda m, k, data: m.both(lambda twin: setattr(twin.opt, "lr", 0.0625)),
     "hyper-parameter": lambda m, k, data: m.change(data, k),
     "step count": lambda m, k, data: m.both(lambda twin: twin.count_up(k)),
-    "scale": lambda m, k, data: m.steps_of_given(1, grad_scale=2.0),
+    "scale": lambda m, k, data: [m.steps_of_given(1, grad_scale=by) for by in (2.0, 4.0)],
     "bound": lambda m, k, data: m.bound_step("normal", k),
     "load": lambda m, k, data: m.both(lambda twin: twin.opt.load_state_dict(twin.opt.state_dict())),
     "average": lambda m, k, data: m.twins[0].opt.average and m.swap(["normal"], k),
