@@ -54,7 +54,8 @@ TESTS = (
     "optimizers/test_adafactor", "optimizers/test_prodigy", "optimizers/test_dadaptation",
     "optimizers/test_ftrl", "optimizers/test_schedule_free", "optimizers/test_sign_rules",
     "optimizers/test_cautious", "core/test_rule_by_shape", "core/test_hyper_rows",
-    "kernels/test_powers", "kernels/test_elementary", "core/test_catch_up",
+    "kernels/test_powers", "kernels/test_elementary", "core/test_catch_up", "core/test_catch_up_rows",
+    "kernels/test_tuned_threads",
     "core/test_repeated_steps", "kernels/test_shares", "optimizers/test_soap",
 )  # fmt: skip
 # Those that measure time, read machine code, need gigabytes, or threads that a fork has not.
@@ -195,6 +196,7 @@ def judge(mutator: Mutator, chosen: list[Mutant], jobs: int, seconds: float, log
                       OPENBLAS_NUM_THREADS="1", FASTGD_BACKEND="", FASTGD_FUZZ="0")  # fmt: skip
     os.chdir(SCRATCH)
     sys.path[:1] = [str(SCRATCH), str(SCRATCH / "tests" / "tools")]
+    sys.modules["torch"] = None  # type: ignore[assignment]  # takes seconds, anew in each child
     import pytest
     from mutate_session import Session
 
