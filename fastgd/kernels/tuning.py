@@ -242,7 +242,7 @@ def threads_record() -> list[TunedThreads]:
     """
     record = []
     for rule, loop, p, g, states, norms, magnitude, *rest, gain in _engine.steps_records():
-        elements = (1 << magnitude, 2 ** (magnitude + 1))
+        elements = (1 << magnitude, 2 << magnitude)
         steps = (rule, _backend_of(rule, loop), p, g, tuple(states), norms, elements)
         record.append(TunedThreads._make((*steps, *rest, (1 + gain) / (1 - gain))))
     return record
