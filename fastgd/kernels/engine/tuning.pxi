@@ -12,8 +12,8 @@
 # difference of their times for an element, bounded, so that an interrupt in the middle of a run
 # weighs no more than a clear win.  All plans of the process share what is known.
 #
-# Whole steps are kinds, too: see crews.pxi.  Evidence may be lost without harm, so that nobody waits
-# for the lock: who doesn't get it goes on.
+# Whole steps are kinds, too: see crews.pxi.  Evidence may be lost without harm, so nobody waits for
+# the lock: who does not get it goes on.
 
 cdef extern from "ticks.h" nogil:
     const char* FASTGD_CLOCK
