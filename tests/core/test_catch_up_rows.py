@@ -170,6 +170,8 @@ def test_other_rows_are_refused_and_nothing_is_changed(backend):
         ValueError, match='expected an optimizer that was made with rows="catch_up"'
     ):
         momentum(np.ones((4, 2)), rows="lazy").catch_up([1])
+    with pytest.raises(TypeError, match="rows: expected integers in any shape"):
+        momentum(np.ones((4, 2)), rows="catch_up").catch_up([[1], [2, 3]])
 
 
 # ----------------------------------------------------------------------------------------- zeros

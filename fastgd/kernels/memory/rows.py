@@ -98,12 +98,7 @@ class Rows:
 
 def _as_indices(obj: object, name: str) -> Array:
     """Indices as int32 or int64, native, aligned and contiguous; a copy if need be."""
-    if isinstance(obj, (list, tuple)):
-        try:
-            obj = np.asarray(obj, None if obj else np.int64)
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"{name}: expected one axis of integers ({error})") from None
-    a = checks.as_array(obj, name, "np.int64")
+    a = checks.as_array(_as_given(obj, name, "one axis of integers"), name, "np.int64")
     if a.ndim != 1:
         raise ValueError(f"{name}: expected one axis, found shape {a.shape}")
     kind = a.dtype.newbyteorder("=")
@@ -112,12 +107,21 @@ def _as_indices(obj: object, name: str) -> Array:
     return np.require(a, np.int32 if np.can_cast(kind, np.int32) else np.int64, ["C", "A"])
 
 
+def _as_given(obj: object, name: str, expected: str) -> object:
+    """What was given, or the array of a list."""
+    if not isinstance(obj, (list, tuple)):
+        return obj
+    try:
+        return np.asarray(obj, None if obj else np.int64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: expected {expected} ({error})") from None
+
+
 def rows_to_catch_up(given: object, name: str) -> Rows | Array:
     """Rows, or indices of any shape as an array of one axis, which has those of `Rows`."""
     if isinstance(given, Rows):
         return given
-    if isinstance(given, (list, tuple)):
-        given = np.asarray(given, None if given else np.int64)
+    given = _as_given(given, name, "integers in any shape")
     return _as_indices(checks.as_array(given, name, "np.int64").reshape(-1), name)
 
 
