@@ -115,7 +115,9 @@ DEPENDS = sorted(
 # Where it is noted what a module beside the sources was made of.
 NOTES = Path("build", f"made-of-{sysconfig.get_config_var('SOABI')}")
 # What it follows from beside sources, flags and versions.  The compiler's own version isn't asked.
-TOLD = ("CC", "CFLAGS", "CPPFLAGS", "LDFLAGS", "LDSHARED", "FASTGD_CC", "FASTGD_OPENMP")
+TOLD = ("CC", "CFLAGS", "CPPFLAGS", "LDFLAGS", "LDSHARED", "CPATH", "C_INCLUDE_PATH",
+        "LIBRARY_PATH", "ARCHFLAGS", "MACOSX_DEPLOYMENT_TARGET", "FASTGD_CC",
+        "FASTGD_OPENMP")  # fmt: skip
 
 
 def made_of(extension):
@@ -128,10 +130,16 @@ def made_of(extension):
     return digest.hexdigest()
 
 
-def unchanged(name, made_of):
-    """Whether a module was noted to be made of the same."""
+def noted(name):
+    """What was noted of a module: digests of its sources, of its C file, and of its flags."""
     note = NOTES / name
-    return note.exists() and note.read_text() == made_of
+    return (note.read_text().split("\n") if note.exists() else []) + [""] * 3
+
+
+def code_of(name):
+    """The C file of a module, and its digest."""
+    code = Path(*name.split(".")).with_suffix(".c")
+    return code, hashlib.sha256(code.read_bytes()).hexdigest() if code.exists() else "none"
 
 
 class BuildExtensions(build_ext):
@@ -144,18 +152,31 @@ class BuildExtensions(build_ext):
     def run(self):
         """Build, and note what modules beside the sources were made of."""
         beside = self.inplace
-        self.kept = UNCHANGED if beside and not self.force else set()
+        self.keeps = beside and not self.force
         self.force = self.force or beside
         super().run()
         if beside:
             NOTES.mkdir(parents=True, exist_ok=True)
             for extension in self.extensions:
-                (NOTES / extension.name).write_text(MADE_OF[extension.name])
+                parts = (
+                    MADE_OF[extension.name],
+                    code_of(extension.name)[1],
+                    self.flags_of(extension),
+                )
+                (NOTES / extension.name).write_text("\n".join(parts))
+
+    def flags_of(self, extension):
+        """A digest of what a module is compiled and linked with, which was partly found out."""
+        own = extension.extra_compile_args, extension.extra_link_args
+        given = self.debug, self.define, self.undef, self.libraries
+        return hashlib.sha256(repr((own, given)).encode()).hexdigest()
 
     def build_extension(self, extension):
         """Build a module, or take the one beside the sources."""
         there = Path(self.get_ext_filename(extension.name))
-        if extension.name in self.kept and there.exists():
+        sources, _, flags, *_ = noted(extension.name)
+        same = (sources, flags) == (MADE_OF[extension.name], self.flags_of(extension))
+        if self.keeps and same and there.exists():
             self.mkpath(str(Path(self.build_lib, there).parent))
             self.copy_file(str(there), str(Path(self.build_lib, there)))
         else:
@@ -238,11 +259,10 @@ EXTENSIONS += [extension(f"_{name}", [], flags) for name, flags in BACKENDS.item
 EXTENSIONS += [extension(name, []) for name in ("_watch", "c_api", "_series")]
 
 MADE_OF = {each.name: made_of(each) for each in EXTENSIONS}
-UNCHANGED = {name for name, digest in MADE_OF.items() if unchanged(name, digest)}
 ANNOTATE = os.environ.get("FASTGD_ANNOTATE") == "1"
-for name in UNCHANGED:
-    code = Path(*name.split(".")).with_suffix(".c")
-    if code.exists() and not ANNOTATE:
+for name, digest in MADE_OF.items():
+    code, found = code_of(name)
+    if noted(name)[:2] == [digest, found] and code.exists() and not ANNOTATE:
         code.touch()  # else Cython, which goes by times, would write it anew
 
 setup(

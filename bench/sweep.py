@@ -134,6 +134,8 @@ def main(work, quick, only):
         lines[f"units + AdamW, {rows}"] = threads, by_units(stream, count, size, width, threads)
         lines[f"norm, {of}"] = threads, norms(stream, *given)
     chosen = {words: line for words, line in lines.items() if words.startswith(only)}
+    if not chosen:
+        raise SystemExit(f"--only: expected how a line begins: {'; '.join(lines)}; found {only!r}")
     work.expect(len(chosen))
     for words, (threads, steps) in chosen.items():
         fastgd.set_num_threads(threads)

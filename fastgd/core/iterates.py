@@ -87,7 +87,13 @@ class IterateAverage(Swapped):
         else:
             key, weight = toward
             rule = stepper.kind.rule(stepper.param_groups[k], storage.shape(p))
-            values = moved(own, storage.state(p, rule, key, entry), weight)
+            z = storage.state(p, rule, key, entry)
+            if z.code.size != p.size:
+                label = stepper.labels()[list(stepper.state).index(name)]
+                raise ValueError(
+                    f"params{label}: was given another shape after the optimizer was made"
+                )
+            values = moved(own, z, weight)
         return values.reshape(p.shape, order=own.order)
 
     @contextmanager

@@ -404,6 +404,11 @@ cdef class Watch:
         tensor = g
         if PyList_GET_ITEM(self.tensors, i) != <PyObject*> p:
             tensor = self.local(k, j, g)
+        # Where strides don't matter, a gradient may be a view of another's negative, as autograd
+        # makes of imaginary parts; what has more elements is copied before it is one.
+        if known.n == 1 and tensor.is_neg():
+            self.odds[i] = self.odd(k, j, tensor)
+            return 0
         if known.told and type(tensor) is self.plain:
             handle = <char*> <PyObject*> tensor + self.inside
             data = place_of(&self.ask, handle, known)

@@ -156,7 +156,10 @@ class TunedThreads(NamedTuple):
         choice = f"{self.most} threads" if self.together else "one thread"
         if self.trying:
             choice += ", trying others"
-        why = f" (one takes {self.gain:.2f} of the time, {self.pairs} pairs)" if self.looks else ""
+        why = "" if self.trying else " (not decided yet)"
+        if self.looks:
+            ratio = f"{self.gain:.2f}" + " or less" * (self.gain < 0.605)  # pairs are cut there
+            why = f" (one takes {ratio} of the time, {self.pairs} pairs)"
         return f"{', '.join(words)}: {choice}{why}"
 
 
@@ -254,8 +257,10 @@ def show() -> None:
     if not clock:
         print("tuning     off: there is no clock")
         return
-    print(f"tuning     {_mode}" + f", by the {clock}" * (_mode == "on"))
-    for kind in [*tuning_record(), *threads_record()]:
+    found = [*tuning_record(), *threads_record()]
+    kept = "; what follows was found before, and is not used now" * bool(found)
+    print(f"tuning     {_mode}" + (f", by the {clock}" if _mode == "on" else kept))
+    for kind in found:
         print(f"           {kind}")
 
 

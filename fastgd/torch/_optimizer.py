@@ -317,7 +317,9 @@ class Optimizer(torch.optim.Optimizer):
                     'catch_up: expected an optimizer that was made with rows="catch_up", found '
                     f'rows="{self.options.given.get("rows", "exact")}"'
                 )
-            some = None if rows is None else _tensors.indices_of(rows, self.param_groups)
+            some = (
+                None if rows is None else _tensors.indices_of(rows, self.param_groups, self.state)
+            )
             if not self.state:
                 return
             for _ in range(2):

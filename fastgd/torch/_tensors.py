@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from fastgd.kernels import _watch
-from fastgd.kernels.memory.rows import Rows, rows_to_catch_up
+from fastgd.kernels.memory.rows import Rows, check_indices, rows_to_catch_up
 from fastgd.kernels.spec.units import units_of
 
 # DLPack's table of C functions, through which data pointers are read.
@@ -62,6 +62,11 @@ def fault(tensor: Any) -> Exception | None:
         return TypeError(f"expected dtype {known}, found {tensor.dtype}")
     if tensor.is_inference():
         return ValueError("expected a tensor made outside inference mode, found one made inside")
+    if tensor.is_neg():
+        return TypeError(
+            "expected a tensor that holds its own values, found a view of negative ones; "
+            "resolve_neg() makes a fitting copy"
+        )
     if _watch.flat(API, tensor, None) is None:
         return TypeError(f"expected a tensor with a storage, found {type(tensor).__name__}")
     if not is_dense(tensor):
@@ -154,8 +159,14 @@ def rows(g: Any, p: Any, name: str) -> Rows:
     return Rows(indices.numpy(), values.numpy())
 
 
-def indices_of(rows: Any, groups: Iterable[Mapping[str, Any]]) -> dict[Any, Any]:
-    """The indices of rows by parameter as arrays, checked but for whether there are such rows."""
+def indices_of(
+    rows: Any, groups: Iterable[Mapping[str, Any]], state: Mapping[Any, Any]
+) -> dict[Any, Any]:
+    """The indices of rows by parameter as arrays, without those that could not miss a step.
+
+    What has no state was never stepped; of others the step's own checks look whether they have
+    such rows.
+    """
     if not isinstance(rows, Mapping):
         raise TypeError(
             f"rows: expected a dict of indices by parameter, found {type(rows).__name__}"
@@ -164,7 +175,8 @@ def indices_of(rows: Any, groups: Iterable[Mapping[str, Any]]) -> dict[Any, Any]
     found = {}
     for p, indices in rows.items():
         if not isinstance(p, torch.Tensor) or p not in names:
-            raise ValueError("rows: expected parameters of the optimizer as keys, found another")
+            what = "another" if isinstance(p, torch.Tensor) else f"{type(p).__name__} {p!r:.40}"
+            raise ValueError(f"rows: expected parameters of the optimizer as keys, found {what}")
         if not isinstance(indices, torch.Tensor):
             raise TypeError(f"{names[p]}: expected a tensor, found {type(indices).__name__}")
         if indices.device.type != "cpu" or indices.layout is not torch.strided:
@@ -172,7 +184,11 @@ def indices_of(rows: Any, groups: Iterable[Mapping[str, Any]]) -> dict[Any, Any]
                 f"{names[p]}: expected a dense tensor in CPU memory, found {indices.layout} on "
                 f"{indices.device}"
             )
-        found[p] = rows_to_catch_up(indices.detach().numpy(), names[p])
+        some = rows_to_catch_up(indices.detach().resolve_neg().numpy(), names[p])
+        if state.get(p):
+            found[p] = some
+        else:
+            check_indices(some, tuple(p.shape), names[p])
     return found
 
 

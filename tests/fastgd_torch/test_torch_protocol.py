@@ -308,6 +308,45 @@ def test_whatever_becomes_of_a_tensor_object_is_noticed(told, monkeypatch):
     assert torch.equal(p, torch.full((2, 2), -12.875))
 
 
+def test_views_of_negative_values_are_refused():
+    """Their memory holds the opposite: such a step would go the other way."""
+    x = torch.nn.Parameter(torch.ones(1))
+    opt = SGD([x], lr=1.0)
+    (torch.complex(torch.zeros(1), x).conj() * (1 + 2j)).imag.sum().backward()
+    assert x.grad.is_neg()  # autograd's own
+    with pytest.raises(TypeError, match=r"grads\[0\]\[0\]: expected .* resolve_neg\(\)"):
+        opt.step()
+    assert x.item() == 1
+    x.grad = x.grad.resolve_neg()
+    opt.step()
+    assert x.item() == 2
+    p = torch.nn.Parameter(torch._neg_view(torch.ones(2, 2)))
+    p.grad = torch.ones(2, 2)
+    with pytest.raises(TypeError, match=r"params\[0\]\[0\]: expected .* resolve_neg\(\)"):
+        SGD([p], lr=1.0).step()
+
+
+def test_elements_without_memory_are_refused():
+    p, q = torch.nn.Parameter(torch.ones(2, 2)), one(grad=1.0)
+    opt = Adam([p, q], lr=1.0)
+    p.grad = torch.ones(2, 2)
+    opt.step()
+    before = contents(opt)
+    p.grad = torch._efficientzerotensor((2, 2))
+    with pytest.raises(TypeError, match=r"grads\[0\]\[0\]: expected a tensor with a storage"):
+        opt.step()
+    p.grad = torch.ones(2, 2)
+    p.grad.untyped_storage().resize_(0)
+    with pytest.raises(TypeError, match=r"grads\[0\]\[0\]: expected a tensor with a storage"):
+        opt.step()
+    assert_same(contents(opt), before)
+    p.grad = torch.ones(2, 2)
+    p.untyped_storage().resize_(0)
+    with pytest.raises(TypeError, match=r"params\[0\]\[0\]: expected a tensor with a storage"):
+        opt.step()
+    assert q.item() == before[1][1].item()
+
+
 def test_moved_to_another_dtype():
     model = torch.nn.Linear(3, 2)
     opt = Adam(model.parameters(), lr=0.1)

@@ -317,3 +317,20 @@ def test_rows_catch_up_before_they_are_looked_up(in_backward):
     torch.testing.assert_close(p, models[1].weight, rtol=1e-12, atol=1e-12)
     if handle is not None:
         handle.remove()
+
+
+def test_rows_without_state_have_missed_nothing_but_must_be_there():
+    table, other = (torch.nn.Embedding(6, 3, sparse=True) for _ in range(2))
+    other.weight.requires_grad_(False)
+    opt = fastgd.torch.SGD([table.weight, other.weight], lr=0.5, weight_decay=0.1, rows="catch_up")
+    for _ in range(2):
+        for weight, name in ((table.weight, r"rows\[0\]\[0\]"), (other.weight, r"rows\[0\]\[1\]")):
+            with pytest.raises(ValueError, match=f"{name}: expected indices from 0 to below 6"):
+                opt.catch_up({weight: torch.tensor([2, 99])})
+        kept = other.weight.clone()
+        opt.catch_up({table.weight: torch.tensor([1]), other.weight: torch.tensor([[5]])})
+        assert torch.equal(other.weight, kept)
+        table(torch.tensor([0])).sum().backward()
+        opt.step()
+    with pytest.raises(ValueError, match="parameters of the optimizer as keys, found str"):
+        opt.catch_up({"weight": torch.tensor([1])})

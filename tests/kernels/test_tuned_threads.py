@@ -185,6 +185,12 @@ def test_it_says_what_was_chosen_and_why(capsys):
     fastgd.show_config()
     line = capsys.readouterr().out.splitlines()[-1].strip()
     assert line.endswith("elements: one thread (one takes 0.80 of the time, 8 pairs)")
+    (kind,) = fastgd.threads_record()
+    assert str(kind._replace(gain=0.6)).endswith("(one takes 0.60 or less of the time, 8 pairs)")
+    assert str(kind._replace(looks=0)).endswith("elements: one thread (not decided yet)")
+    fastgd.set_tuning("off")
+    fastgd.show_config()
+    assert "\ntuning     off; what follows was found before" in capsys.readouterr().out
 
 
 @needs_clock

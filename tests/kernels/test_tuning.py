@@ -275,7 +275,8 @@ def test_it_says_what_was_chosen_and_why(capsys):
     assert line == "adam, float32, 1 to 4 MiB: no prefetch (without it 0.80 of the time, 66 pairs)"
     fastgd.set_tuning("off")
     fastgd.show_config()
-    assert "\ntuning     off\n" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "\ntuning     off; what follows was found before, and is not used now\n" in said
 
 
 def test_unknown_modes_are_refused():

@@ -303,3 +303,12 @@ def test_eval_of_torchs_16_bits_goes_there_and_back():
         opt.train()
         assert torch.isfinite(w).all()
         assert (w < before).all()
+
+
+def test_averages_of_a_parameter_that_was_resized_are_refused():
+    p, q = np.zeros(3), np.zeros(2)
+    opt = fastgd.SGDScheduleFree([q, p], lr=0.1)
+    opt.step([np.ones(2), np.ones(3)])
+    p.resize(5, refcheck=False)
+    with pytest.raises(ValueError, match=r"params\[1\]: was given another shape"):
+        _ = opt.average.averages

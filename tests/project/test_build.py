@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 
@@ -77,15 +78,23 @@ def test_modules_are_built_anew_that_are_made_of_something_else(tmp_path):
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path / name)
 
-    code = f"import os\nos.chdir({str(tmp_path)!r})\n{BUILDS}"
+    script = f"import os\nos.chdir({str(tmp_path)!r})\n{BUILDS}"
 
-    def built(openmp="1"):
-        done = run_python(code, FASTGD_BACKENDS="baseline", FASTGD_OPENMP=openmp)
+    def built(openmp="1", **others):
+        done = run_python(script, FASTGD_BACKENDS="baseline", FASTGD_OPENMP=openmp, **others)
         assert done.returncode == 0, done.stderr
         return sorted(line for line in done.stdout.splitlines() if " " not in line)
 
     kernels = tmp_path / "fastgd" / "kernels"
     everything = ["_baseline", "_engine", "_series", "_watch", "c_api"]
+    ignorant = tmp_path / "ignorant"  # a compiler that learns of OpenMP later
+    ignorant.write_text(
+        IGNORANT.replace("exec", f'[ -e {tmp_path}/knows ] && set -- "$@" -fopenmp\nexec')
+    )
+    ignorant.chmod(0o755)
+    assert built(CC=str(ignorant)) == everything
+    (tmp_path / "knows").touch()
+    assert built(CC=str(ignorant)) == ["_engine"]
     assert built() == everything
     with (kernels / "_watch.pyx").open("a") as file:
         file.write("# something else\n")
@@ -95,3 +104,13 @@ def test_modules_are_built_anew_that_are_made_of_something_else(tmp_path):
     with (tmp_path / "src_c" / "numeric.h").open("a") as file:
         file.write("/* something else */\n")
     assert built(openmp="0") == everything
+
+    code = kernels / "_watch.c"  # Cython's, or left over from a build that was interrupted
+    code.write_text("of these sources")
+    (kernels / "_watch.pyx").write_text("# others\n")
+    assert built(openmp="0") == ["_watch"]
+    for text, touched in (("of these sources", True), ("of others", False)):
+        code.write_text(text)
+        os.utime(code, (1, 1))
+        assert built(openmp="0") == []
+        assert (code.stat().st_mtime > 1) == touched

@@ -311,7 +311,13 @@ class Twin:
             seen["bound", i] = None if g is None else bits(g)
         if opt.average is not None:
             seen["average", "steps"] = opt.average.step
-            for i, a in enumerate(opt.average.averages.values()):
+            try:
+                averages = opt.average.averages
+            except ValueError as error:
+                if "was given another shape" not in str(error):
+                    raise
+                averages = {}
+            for i, a in enumerate(averages.values()):
                 seen["average", i] = bits(a)
         waiting = opt.stepper.accumulated
         if waiting is not None and waiting.weight[0]:

@@ -134,15 +134,29 @@ def check_catching_up(
     """
     if isinstance(rows, Rows):
         check_rows(rows, shape, in_order, name)
-    elif len(shape) < 2:
-        raise ValueError(
-            f"{name}: expected None, as its parameter of shape {shape} has no rows, found indices"
-        )
+    else:
+        _check_has_rows(shape, name)
     why = None if in_order else "the parameter is not in C order"
     if rule.catch_up not in CATCH_UP:
         why = f"rule {rule.name} {rule.catch_up}"
     if why is not None:
         raise ValueError(f"{name}: expected None, as rows cannot catch up: {why}; found some")
+
+
+def check_indices(indices: Rows | Array, shape: tuple[int, ...], name: str) -> None:
+    """Refuse indices of rows that a parameter doesn't have, where it isn't stepped."""
+    _check_has_rows(shape, name)
+    own = indices.indices if isinstance(indices, Rows) else indices
+    wrong = np.flatnonzero((own < 0) | (own >= shape[0]))
+    if len(wrong):
+        refuse_index(own, int(wrong[0]), shape[0], name)
+
+
+def _check_has_rows(shape: tuple[int, ...], name: str) -> None:
+    if len(shape) < 2:
+        raise ValueError(
+            f"{name}: expected None, as its parameter of shape {shape} has no rows, found indices"
+        )
 
 
 def check_rows(rows: Rows, shape: tuple[int, ...], in_order: bool, name: str) -> None:

@@ -10,11 +10,21 @@ cdef Exchange* exchange_of(api) except NULL:
     return exchange
 
 
+cdef inline Py_ssize_t size_of(DLTensor* t) noexcept:
+    cdef Py_ssize_t n = 1
+    cdef int j
+    for j in range(t.ndim):
+        n *= t.shape[j]
+    return n
+
+
 cdef inline bint look(Exchange* exchange, PyObject* tensor, DLTensor* t) noexcept:
     """Where a tensor's memory is; False if it has none that DLPack could describe."""
     if exchange.tensor_of(<void*> tensor, t) != 0:
         PyErr_Clear()      # the caller knows better words for what is wrong
         return False
+    if t.data == NULL and size_of(t) != 0:
+        return False       # of elements that are stored nowhere
     t.data = <char*> t.data + t.byte_offset
     return True
 
@@ -43,14 +53,6 @@ cdef inline int kind_of(DLTensor* t) noexcept:
 cdef inline bint of_floats(int kind) noexcept:
     return (kind >= 0 and kind != <int> cnp.NPY_UBYTE and kind != <int> cnp.NPY_SHORT
             and kind != <int> cnp.NPY_UINT32)
-
-
-cdef inline Py_ssize_t size_of(DLTensor* t) noexcept:
-    cdef Py_ssize_t n = 1
-    cdef int j
-    for j in range(t.ndim):
-        n *= t.shape[j]
-    return n
 
 
 cdef inline bint same_layout(DLTensor* t, int ndim, const int64_t* shape, Py_ssize_t n) noexcept:
