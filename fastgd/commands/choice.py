@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fastgd.commands import output
@@ -22,19 +22,25 @@ def add_argument(
     parser.add_argument(
         "--optimizer",
         type=output.one_of(["classic", "all", *known]),
-        default="classic",
+        nargs="+",
+        action="extend",
         metavar="NAME",
-        help=f"{what}: by name, classic for {', '.join(CLASSIC)}, or all",
+        help=f"{what}: names, or all, or classic (the default: {', '.join(CLASSIC)})",
     )
 
 
-def chosen(word: str, known: Mapping[str, type[Optimizer]] = GENERAL) -> list[str]:
-    """The optimizers that the option's value names, in the order of their years.
+def chosen(
+    words: Sequence[str] | None, known: Mapping[str, type[Optimizer]] = GENERAL
+) -> list[str]:
+    """The optimizers that the option's values name, in the order of their years.
 
-    >>> chosen("classic"), len(chosen("all")) == len(GENERAL)
-    (['SGD', 'Momentum', 'Adagrad', 'RMSprop', 'Adam', 'AdamW'], True)
+    >>> chosen(["classic"]) == chosen(None), len(chosen(["all"])) == len(GENERAL)
+    (True, True)
+    >>> chosen(["Lion", "classic"])
+    ['SGD', 'Momentum', 'Adagrad', 'RMSprop', 'Adam', 'AdamW', 'Lion']
     """
-    wanted: Iterable[str] = {"classic": CLASSIC, "all": known}.get(word, (word,))
+    sets: dict[str, Iterable[str]] = {"classic": CLASSIC, "all": known}
+    wanted = {name for word in words or ["classic"] for name in sets.get(word, (word,))}
     return [name for name in known if name in wanted]
 
 

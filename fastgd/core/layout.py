@@ -67,6 +67,7 @@ class LaidOut(Grouped):
         """
         kind, storage = self.kind, self.storage
         picks, rules = self._picked(hypers)
+        before = dict(zip(self.state, self.rules, strict=False))
         steps = steps.copy()
         state: dict[Name, Mapping[str, Array]] = {}
         params: list[Array | CodedArray] = []
@@ -92,6 +93,8 @@ class LaidOut(Grouped):
                 kept = {**self._kept(name, p, kinds), "step": steps[i, ...]}
                 for key in self._rows_anew(kept, kinds, group):
                     del kept[key]
+                if before.get(name, rule) != rule and not self.homes:
+                    storage.keep_as_wanted(p, rule, kinds, kept)
                 for key, what in kinds.items():
                     if key not in kept:
                         kept |= self._new(what, p, start.get(key, 0.0))

@@ -99,6 +99,7 @@ class Stepper(LaidOut):
         self.defaults = hyper
         self.param_groups = ()
         self.state = states or {}
+        self.rules = []
         self.names = ()
         self.homes = {}
         self.copies = None

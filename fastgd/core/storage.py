@@ -342,6 +342,20 @@ class Storage(NamedTuple):
         """A state of a parameter as it is kept."""
         return self.kinds(p, rule)[key].stored(kept)
 
+    def keep_as_wanted(
+        self, p: Array, rule: str, kinds: Mapping[str, Kind], kept: dict[str, Array]
+    ) -> None:
+        """Put states that another rule kept otherwise as this one keeps them, in their place."""
+        for key, kind in kinds.items():
+            if kind.role != "state" or key not in kept:
+                continue
+            found = saved_as(kept, rule, key)
+            if found.codec != kind.codec:
+                made = kind.new(p)
+                _take(kind.stored(made), found)
+                kept.pop(scale_of(key), None)
+                kept |= made
+
     def fill(
         self,
         p: Array,

@@ -25,10 +25,10 @@ def rows(text):
     ]
 
 
-@pytest.mark.parametrize(("name", "wanted"), [("race.gif", "classic"), ("race.png", "all")])
+@pytest.mark.parametrize(("name", "wanted"), [("race.gif", ["classic"]), ("race.png", ["all"])])
 def test_the_command(tmp_path, capsys, name, wanted):
     path = tmp_path / "new" / name
-    given = ["--optimizer", wanted, "--surface", "himmelblau", "--steps", "20"]
+    given = ["--optimizer", *wanted, "--surface", "himmelblau", "--steps", "20"]
     assert main(["race", *given, "--output", str(path)]) == 0
     printed, drawn = capsys.readouterr()
     found = rows(printed)

@@ -99,12 +99,19 @@ def test_all_optimizers_in_one_picture(tmp_path, capsys):
     assert (small.get_title(), small.texts[0].get_text()) == ("12", "91.2%")
 
 
-def test_one_optimizer(tmp_path, capsys):
-    args = ["train", "--optimizer", "Momentum", "--epochs", "1", "--seed", "3"]
+@pytest.mark.parametrize(
+    ("given", "trained"),
+    [
+        (["--optimizer", "Momentum"], ["Momentum"]),
+        (["--optimizer", "Lion", "SGD", "--optimizer", "Momentum"], ["SGD", "Momentum", "Lion"]),
+    ],
+)
+def test_optimizers_by_name(tmp_path, capsys, given, trained):
+    args = ["train", *given, "--epochs", "1", "--seed", "3"]
     assert main([*args, "--output", str(tmp_path / "m.png")]) == 0
     text = capsys.readouterr().out
-    assert "Momentum" in text
-    assert "Adagrad" not in text
+    rows = [line.split("│")[1].strip() for line in text.splitlines() if line.startswith("│")]
+    assert rows == trained
 
 
 @pytest.mark.parametrize(

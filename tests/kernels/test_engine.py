@@ -59,7 +59,9 @@ def test_thread_count_follows_threadpoolctl():
 def test_set_num_threads():
     fastgd.set_num_threads(5)
     assert fastgd.get_num_threads() == 5
-    for n, error in ((0, ValueError), (-1, ValueError), (10**6, ValueError), (1.5, TypeError)):
+    for n, error in (
+        (0, ValueError), (-1, ValueError), (10**6, ValueError), (True, ValueError), (1.5, TypeError),
+    ):  # fmt: skip
         with pytest.raises(error, match="n: expected"):
             fastgd.set_num_threads(n)
     assert fastgd.get_num_threads() == 5

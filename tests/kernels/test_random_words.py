@@ -40,7 +40,7 @@ def test_compiled_equals_the_specification(backend):
     for seed, step, tensor in [(0, 0, 0), (1, 2, 3), (huge, 2**40, 5), (12345, huge, huge)]:
         key = random_key(seed, step, tensor)
         assert compiled.random_key(seed, step, tensor) == key
-        for start, n in [(0, 1), (0, 256), (1, 255), (7, 1000), (250, 6), (250, 7), (255, 514),
+        for start, n in [(0, 1), (0, 256), (1, 255), (1, 300), (7, 1000), (250, 6), (250, 7), (255, 514),
                          (2**31 - 100, 300), (2**32 - 5, 300), (2**40 + 3, 256)]:  # fmt: skip
             expected = random_words(key, start, n)
             assert expected.size == n

@@ -306,10 +306,12 @@ def test_tensors_in_any_order_of_axes():
 @pytest.mark.parametrize("dtype", [F32, F64])
 def test_edges(backend, dtype):
     fastgd.set_backend(backend)
-    p = np.ones((3, 4), dtype)
-    opt = fastgd.Adafactor(p)
-    opt.step(np.zeros_like(p))
-    assert np.all(p == 1), "no gradient, no step"
+    for shape in ((3, 300), (300, 3), (3, 4)):
+        p = np.ones(shape, dtype)
+        opt = fastgd.Adafactor(p)
+        opt.step(np.zeros_like(p))
+        assert np.all(p == 1), "no gradient, no step"
+        assert all(np.all(opt.state[0][key] == 0) for key in ("row_var", "col_var"))
     g = np.zeros_like(p)
     g[1, 2] = 2.0
     opt.step(g)

@@ -11,7 +11,7 @@ from support.helpers import same_bits
 
 import fastgd
 from fastgd.commands.optimizers import described
-from fastgd.core.storage import Piece
+from fastgd.core.storage import Piece, saved_as
 from fastgd.kernels.reference import RULES, TensorStep
 from fastgd.kernels.spec.coded_array import as_coded
 from fastgd.kernels.spec.matrices import as_matrix, matrix_of
@@ -450,6 +450,28 @@ def test_what_is_declared_is_read():
     p = np.ones((4, 3))
     with pytest.raises(ValueError, match="as rule soap takes sums over the whole parameter"):
         fastgd.SOAP(p, rows="lazy").step(fastgd.Rows([0], np.ones((1, 3))))
+
+
+@pytest.mark.parametrize("given", ["bfloat16", "8bit"])
+def test_states_are_kept_as_the_rule_of_now_keeps_them(given):
+    """Once a group's ``max_precond_dim`` has another say on who has factors, the values stay."""
+    p = drawn([(8, 40)], 0, np.float32)[0]
+    opt = fastgd.SOAP(p, max_precond_dim=4, state_dtype=given, min_8bit_size=0)
+
+    def values(key):
+        return saved_as(opt.state[0], opt.stepper.rules[0], key).load(np.float32)
+
+    opt.step(drawn([(8, 40)], 1, np.float32)[0])
+    before = {key: values(key) for key in ("exp_avg", "exp_avg_sq")}
+    for most, dtype in ((40, "float32"), (4, {"8bit": "uint8"}.get(given, given))):
+        opt.param_groups[0]["max_precond_dim"] = most
+        opt.load_state_dict(opt.state_dict())
+        assert opt.state[0]["exp_avg"].dtype == dtype
+        assert ("exp_avg_exponent" in opt.state[0]) == (dtype == "uint8")
+        for key, found in before.items():
+            assert same_bits(values(key), found)
+    assert before["exp_avg"].any()
+    opt.step(drawn([(8, 40)], 2, np.float32)[0])
 
 
 def test_sharded_refuses_before_anything_is_changed():

@@ -26,7 +26,7 @@ cdef enum:
     OFF = 0
     ON = 1                     # to prefetch half a tile at a time, as where nothing is tuned
     FINE = 2                   # a stride
-    TRY = 3                    # two of these in turn
+    TRY = 3                    # a verdict: two of these in turn, as before
 
 # What is done with all of them; the order of `tuning.MODES`.
 cdef enum:
@@ -174,24 +174,27 @@ cdef inline double rate_of(cnp.uint64_t start, cnp.uint64_t stop, Py_ssize_t n,
     return <double> (stop - start) / n if stop > start else 0.0
 
 
+cdef inline bint is_tried(const Tensor* t) noexcept nogil:
+    """Whether this step takes two policies in turn."""
+    return t.rival != t.policy
+
+
 cdef Chunk* try_both(Tensor* tensors, const GroupStep* group_steps, StepArgs* own, Chunk* chunk,
                      Chunk* end, bint first) noexcept nogil:
     """Run consecutive chunks of one kind by two policies; returns the chunk after them."""
     cdef Kind* kind = tensors[chunk.tensor].kind
     cdef Kind evidence
-    cdef int policies[2]
+    cdef int policies[2]       # as this step has them: what others find meanwhile may change them
     cdef bint rival = (chunk.before // CHUNK + own.turn) & 1
     cdef Py_ssize_t n = 0
     cdef cnp.uint64_t start, stop
     cdef double rate
     memset(&evidence, 0, sizeof(evidence))
-    # What others find meanwhile may be the start of something else.
-    evidence.policy = policies[0] = kind.policy
-    evidence.rival = policies[1] = kind.rival
+    evidence.policy = policies[0] = tensors[chunk.tensor].policy
+    evidence.rival = policies[1] = tensors[chunk.tensor].rival
     own.prefetch = portion(policies[rival])
     start = fastgd_ticks()
-    while (chunk < end and tensors[chunk.tensor].kind == kind
-           and tensors[chunk.tensor].policy == TRY):
+    while chunk < end and tensors[chunk.tensor].kind == kind and is_tried(&tensors[chunk.tensor]):
         run_chunk(tensors, group_steps, own, chunk, first)
         n += chunk.n
         chunk += 1
@@ -215,7 +218,7 @@ cdef void run_by_policies(Tensor* tensors, const GroupStep* group_steps, const S
     """A sweep over some chunks, each by the policy of its tensor."""
     cdef StepArgs own = step[0]
     while chunk < end:
-        if tensors[chunk.tensor].policy == TRY:
+        if is_tried(&tensors[chunk.tensor]):
             chunk = try_both(tensors, group_steps, &own, chunk, end, first)
         else:
             own.prefetch = portion(tensors[chunk.tensor].policy)
@@ -279,7 +282,7 @@ cdef void tune(Layout layout, const GroupStep* group_steps, StepArgs* args,
     args.turn = not args.turn
     for i in range(layout.n):
         t = &layout.tensors[i]
-        t.policy = ON
+        t.policy = t.rival = ON
         if t.g != NULL and t.rows == NULL and t.n >= TUNED_FROM:
             ways = ways_of(t, layout.magnitude, parallel)
             rule = group_steps[t.group_step].rule[t.is_double]
@@ -287,11 +290,12 @@ cdef void tune(Layout layout, const GroupStep* group_steps, StepArgs* args,
                 kind = find_kind(rule, t.info, ways, policies_of(t))
             if kind != NULL:
                 count_elements(kind, t.n)
-                t.kind, t.policy = kind, TRY if kind.trying else kind.policy
-        met |= 1 << t.policy
+                t.kind, t.policy = kind, kind.policy
+                t.rival = kind.rival if kind.trying else kind.policy
+        met |= 1 << t.policy | 1 << t.rival
     fastgd_unlock(&tuning_lock)
     args.prefetch = portion(OFF if met == 1 << OFF else FINE if met == 1 << FINE else ON)
-    args.each = met & 1 << TRY or met & (met - 1)
+    args.each = met & (met - 1)
 
 
 cdef void recover_tuning() noexcept:
