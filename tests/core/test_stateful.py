@@ -194,6 +194,7 @@ class Machine(RuleBasedStateMachine):
         if lr is not None:
             # Whoever catches up before a change gets what a step after it would do to all rows of
             # tables that miss something else from then on; others catch up in one go, by one rounding.
+            self.both(follow)  # as copies do
             before = self.seen
             early = copy.deepcopy(self.twins[0])
             self.on("numpy", early.opt.catch_up)
