@@ -193,6 +193,19 @@ def test_kinds_of_one_step_have_policies_of_their_own():
     assert all(map(same_bits, params, after))
 
 
+@needs_clock
+@pytest.mark.parametrize(
+    ("n", "options"),
+    [(3 << 18, {}), (1 << 20, {}), ((4**12 - 1) // 5, {"momentum": 0.9, "state_dtype": "8bit"})],
+)
+def test_sizes_are_told_apart_at_powers_of_four(n, options):
+    """At 3 and 4 MiB, and a byte below 16 MiB."""
+    p = np.zeros(n, np.float32)
+    fastgd.SGD(p, **options).step(p.copy())
+    (kind,) = fastgd.tuning_record()
+    assert kind.bytes[0] <= n * (5 if options else 4) < kind.bytes[1]
+
+
 def test_small_steps_pay_nothing():
     rng = np.random.default_rng(0)
     params = [rng.standard_normal(64).astype(np.float32) for _ in range(300)]
