@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import math
 import pickle
 
 import numpy as np
@@ -14,8 +16,10 @@ import fastgd
 from fastgd.core.contract import Contract, hyper
 from fastgd.core.domains import OTHER, SCHEDULABLE, at_least_one, fraction, share, two_shares
 from fastgd.core.variants import rules_of
+from fastgd.kernels._engine import logarithm, raised
 from fastgd.optimizers import GENERAL, OPTIMIZERS
 
+STAGES = ("decoupled_weight_decay", "maximize", "clip_value", "clip_norm", "clip_ratio")
 STEPS = (1, 2, 3, 10, 999, 10**6, 2**53 - 1)
 AROUND = [
     {},
@@ -46,8 +50,10 @@ def made_by(opt, t, unscale=1.0, k=0):
     """What C makes for a group's t-th step, and what the class says."""
     group = opt.param_groups[k]
     h = group.at(t - 1)
-    said = (*type(opt).coefficients({**group, **h}, t),), type(opt).stages({**group, **h}, unscale)
-    return opt.stepper.plan.hyper_rows.made(k, opt.stepper.rules[0], t, unscale), said
+    rule, now = opt.stepper.rules[0], {**group, **h}
+    by = getattr(opt, f"{rule}_coefficients", opt.coefficients)
+    said = tuple(by(now, t)), opt.settings(rule, now, t, unscale)[2]
+    return opt.stepper.plan.hyper_rows.made(k, rule, t, unscale), said
 
 
 @pytest.mark.parametrize("name", GENERAL)
@@ -66,6 +72,75 @@ def test_c_makes_the_bits_that_the_class_says(name):
                 for t in STEPS:
                     (c, stages), said = made_by(opt, t, float(1 - rng.random()))
                     assert (c, stages) == said, (own, t)
+
+
+def ends(cls):
+    """The hyper-parameters of a class that may be 0 or None, one at a time; flags either way."""
+    for key, h in cls.hypers.items():
+        if key in STAGES:
+            continue
+        for end in (0.0, None, False, True):
+            many = range(len(h.default)) if isinstance(h.default, tuple) else ()
+            for given in [(*h.default[:k], end, *h.default[k + 1 :]) for k in many] or [end]:
+                with contextlib.suppress(TypeError, ValueError):
+                    yield {key: cls.domains[key](given, key)}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_c_makes_the_bits_at_the_ends_of_domains(name):
+    """What 0 or None makes another formula of, by itself or with a flag."""
+    cls, p = OPTIMIZERS[name], np.zeros((2, 3))
+    flags = [{}, *(own for own in ends(cls) if isinstance(*own.values(), bool))]
+    for own in ends(cls):
+        for flag in flags:
+            try:
+                opt = cls(p, **flag | own)
+            except ValueError:  # of two that don't go together
+                continue
+            for t in (1, 2):
+                made, said = made_by(opt, t)
+                assert made == said, (flag | own, t)
+
+
+E, TEN = math.e, 345.0 / logarithm(10)
+AVERAGES = {
+    "SGDScheduleFree": {},
+    "AdamWScheduleFree": {},
+    "RAdamScheduleFree": {"silent_sgd_phase": False},
+}
+# At the numbers by which coefficients are told apart, and beside them.
+THRESHOLDS = [
+    # ρ is 5: AdaBelief adapts, RAdam doesn't.
+    ("AdaBelief", {"rectify": True, "betas": (0.9, 0.8397685748659791)}, 6),
+    ("RAdam", {"betas": (0.9, 0.8397685748659791)}, 6),
+    ("RAdamScheduleFree", {"betas": (0.9, 0.7733030257306823)}, 5),  # and is 4
+    *[("AdEMAMix", {"betas": betas, "beta3_warmup": 9.0}, 2)
+      for high in (0.9999999, 0.99999995) for betas in ((high, 0.5, 0.75), (0.5, 0.75, high))],
+    *[("StableAdamW", {"eps": eps}, 1) for eps in (0.0, 7e-20, 2e-19)],
+    *[(name, {"always_adapt": False, "weight_decay": decay}, 2) for name in ("LAMB", "LARS")
+      for decay in (0.0, 1.0)],
+    *[("SOAP", {"shampoo_beta": beta}, 2) for beta in (0.0, -1.0)],
+    # Powers of e345 and more.
+    *[(name, own | {"lr": lr, "weight_lr_power": power}, 2) for name, own in AVERAGES.items()
+      for lr, power in ((E, 345.0), (E, 345.5), (2.0, 500.0), (1e10, 20.0), (3.0, 2.0))],
+    *[(name, own | {"r": r}, 10) for name, own in AVERAGES.items()
+      for r in (TEN, TEN + 0.2, 300.0)],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "own", "t"), THRESHOLDS)
+def test_c_makes_the_bits_at_thresholds(name, own, t):
+    made, said = made_by(OPTIMIZERS[name](np.zeros((2, 3)), **own), t)
+    assert made == said
+
+
+def test_thresholds_are_met():
+    """The numbers above are what they are said to be, to the last bit."""
+    assert (logarithm(E), TEN * logarithm(10)) == (1.0, 345.0)
+    for name, own, t, rho in [(*THRESHOLDS[0], 5.0), (*THRESHOLDS[1], 5.0), (*THRESHOLDS[2], 4.0)]:
+        beta = own["betas"][1]
+        power = raised(beta, t)
+        assert 2.0 / (1.0 - beta) - 1.0 - 2.0 * t * power / (1.0 - power) == rho, name
 
 
 @pytest.mark.parametrize("name", GENERAL)

@@ -11,7 +11,7 @@ from support.sampling import BY_ELEMENT, by_level, rules, sampled
 
 import fastgd
 from fastgd.kernels import reference
-from fastgd.kernels.reference import RULES
+from fastgd.kernels.reference import RULES, Stages
 
 DTYPES = [np.float32, np.float64]
 # Each stage alone, and all together: factor of the gradient, L2 decay, decoupled decay, bound.
@@ -86,6 +86,37 @@ def test_threads_do_not_change_a_bit(threads):
     tensors = Tensors.random("adam", np.float32, sizes)
     expected = tensors.copy().step(fastgd.get_backend(), 1, steps=2, stages=STAGES["all"])
     tensors.step(fastgd.get_backend(), threads, steps=2, stages=STAGES["all"]).assert_same(expected)
+
+
+# Many are 0, many equal; 10⁻²⁰ is where NAdam's product becomes 0.
+NUMBERS = (0.0, 0.0, 0.5, 1.0, 2.0, 1e-20, 5e-21)
+COEFFICIENTS = (0.0, 0.0, 0.5, 1.0, 1.0, 2.0)
+
+
+@pytest.mark.parametrize("rule", [r for r in BY_ELEMENT if RULES[r].begin or RULES[r].settle])
+def test_what_is_worked_out_before_sweeps_at_the_edges_of_its_formulas(rule):
+    """It is as in NumPy, with numbers, coefficients and norms that are 0, equal, or at a threshold."""
+    row, rng, both = RULES[rule], np.random.default_rng(2), []
+    for k in range(150):
+        n = 2000 if k % 5 == 0 else 1 + k % 2
+        p, g, *states = (
+            rng.choice([0.0, 1.0, 1.0, 1e-170]) * rng.choice([-2.0, -1.0, 0.5, 1.0], n)
+            for _ in range(2 + len(row.states))
+        )
+        if n == 2000:
+            g[1:] = 0.0  # a share of them that is less than cautious rules let count
+        states = [np.abs(s) for s in states]
+        numbers = [tuple(np.array(rng.choice(NUMBERS)) for _ in row.numbers)]
+        given = rng.choice(COEFFICIENTS, len(row.coefficients)).tolist()
+        found = Tensors(rule, [p], [g], [tuple(states)], numbers)
+        both.append((found.copy(), found, given))
+    for j, backend in enumerate(("numpy", fastgd.available_backends()[0])):
+        fastgd.set_backend(backend)
+        for *tensors, given in both:
+            one = tensors[j]
+            one.plan.step(one.grads, lambda *_, c=given: (rule, c, Stages()), 1.0)
+    for expected, found, _ in both:
+        found.assert_same(expected)
 
 
 FLAGS = {"adapt", "adaptive", "clip", "first"}  # coefficients that are 0 or 1
