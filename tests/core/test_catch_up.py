@@ -53,7 +53,7 @@ def assert_close(found, expected, rtol):
 
 @pytest.mark.parametrize(("cls", "options"), CASES, ids=IDS)
 def test_equals_dense_steps(cls, options):
-    """Over 300 steps, and so over more than one digit of their number, amid which a row is read."""
+    """Over 300 steps, amid which all rows are read."""
     for dtype, rtol in ((F8, 1e-12), (F4, 300 * 2.0**-23)):
         tables = [table_of(dtype) for _ in range(2)]
         opt, dense = cls(tables[0], rows="catch_up", **options), cls(tables[1], **options)
