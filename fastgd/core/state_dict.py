@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 # The step count and the states of a parameter.
 Entry = tuple[int, dict[str, NDArray[Any]]]
 
+# What a table whose rows catch up counts for each of them.
+MOST_STEPS = int(np.iinfo(np.uint32).max)
+
 # What torch.optim's groups hold beside hyper-parameters: how to compute, not what.
 _TORCH_ONLY = {"foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay"}
 
@@ -225,8 +228,7 @@ def _read_entry(
     arrays = {key: checks.as_array(value, f'{label}["{key}"]') for key, value in given.items()}
     for key, a in arrays.items():
         _check_saved(a, known[key], arrays, p, f'{label}["{key}"]')
-    if arrays:
-        check_rows(arrays, ROW_STEPS in wanted, int(step), label)
+    check_rows(arrays, ROW_STEPS in wanted, int(step), label)
     if ROW_STEPS in wanted and ROW_STEPS not in arrays:
         rows = wanted[ROW_STEPS]
         arrays[ROW_STEPS] = np.full(rows.shape, int(step), rows.dtype)
@@ -249,6 +251,11 @@ def check_rows(arrays: Mapping[str, Any], wanted: bool, step: int, label: str) -
     label : str
         What to call its entry in an error.
     """
+    if wanted and step > MOST_STEPS:
+        raise ValueError(
+            f"{label}: step: expected at most {MOST_STEPS} steps of a table whose rows catch up, "
+            f"found {step}"
+        )
     there = {ROW_STEPS, ROW_MAP} & arrays.keys()
     if len(there) == 1:
         missing = sorted({ROW_STEPS, ROW_MAP} - there)

@@ -36,6 +36,8 @@ CASES = [
     (fastgd.Adadelta, {}),
     (fastgd.Adagrad, {}),
     (fastgd.RowWiseAdagrad, {"lr_decay": 0.1}),
+    (fastgd.SGD, {"lr": 1.0, "weight_decay": 1.0}),  # of what was missed nothing is left
+    (fastgd.SGD, {"momentum": 1.0}),  # by which velocities stay
 ]
 IDS = [f"{cls.__name__}-{'-'.join(options)}" for cls, options in CASES]
 
@@ -51,7 +53,7 @@ def assert_close(found, expected, rtol):
 
 @pytest.mark.parametrize(("cls", "options"), CASES, ids=IDS)
 def test_equals_dense_steps(cls, options):
-    """Over 300 steps, and so over more than one digit of their number, amid which a row is read."""
+    """Over 300 steps, amid which all rows are read."""
     for dtype, rtol in ((F8, 1e-12), (F4, 300 * 2.0**-23)):
         tables = [table_of(dtype) for _ in range(2)]
         opt, dense = cls(tables[0], rows="catch_up", **options), cls(tables[1], **options)
@@ -373,9 +375,19 @@ REFUSED = [
     (fastgd.Lion, {"betas": (0.9, 0.0)}, "rule lion takes signs of what factors of 0.5 or less"),
     (fastgd.Lion, {"betas": (0.5, 0.99)}, "rule lion takes signs"),
     (fastgd.Momentum, {"bias_correction": True}, "bias correction makes each step another"),
+    (  # from the third step on they are the same, to the bit
+        fastgd.Momentum,
+        {"beta": 1e-6, "bias_correction": True},
+        "bias correction makes each step another",
+    ),
     (
         fastgd.SGD,
         {"momentum": 0.9, "dampening": 0.5, "weight_decay": 0.1},
+        "dampening and weight_decay make the first step another",
+    ),
+    (
+        fastgd.SGD,
+        {"lr": 0.0, "momentum": 0.9, "dampening": 0.5, "weight_decay": 0.1},
         "dampening and weight_decay make the first step another",
     ),
     (fastgd.SGD, {"lr": lambda t: 0.1}, r"schedules \(of lr\) make each step another"),
@@ -474,6 +486,8 @@ def test_refused_elsewhere():
         ({"row_steps": np.zeros(3, np.uint32)}, r"expected shape \(4,\)"),
         ({"row_map": np.zeros(5)}, "found rows that missed steps"),
         ({"row_map": None}, r"has no \['row_map'\]"),
+        ({"step": 2**32}, "step: expected at most 4294967295 steps of a table whose rows catch up"),
+        ({"step": 2**32, "row_steps": None, "row_map": None}, "expected at most 4294967295 steps"),
     ):
         entry = {**saved["state"][0], **wrong}
         with pytest.raises((ValueError, TypeError), match=words):

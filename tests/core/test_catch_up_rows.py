@@ -10,6 +10,9 @@ from support.tables import BF16, F4, F8, N, draws, momentum, table_of, whole
 
 import fastgd
 from fastgd import Rows
+from fastgd.kernels import _engine
+from fastgd.kernels.reference import RULES
+from fastgd.kernels.spec import catch_up as spec
 
 BACKENDS = ["numpy", *COMPILED]
 CASES = [
@@ -172,6 +175,106 @@ def test_other_rows_are_refused_and_nothing_is_changed(backend):
         momentum(np.ones((4, 2)), rows="lazy").catch_up([1])
     with pytest.raises(TypeError, match="rows: expected integers in any shape"):
         momentum(np.ones((4, 2)), rows="catch_up").catch_up([[1], [2, 3]])
+
+
+# --------------------------------------------------------------------------------------- numbers
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_any_number_of_steps_is_missed_to_the_bits_of_its_power(backend):
+    """Where the next digit begins, and with several of them, of which each is a product more."""
+    fastgd.set_backend(backend)
+    options = {"lr": 1e-9, "momentum": 1 - 1e-7, "weight_decay": 1e-3}
+    numbers = spec.numbers_of(RULES["momentum"], (1e-9, 1 - 1e-7, 1.0), 1e-3, 1.0, F8)
+    opt = momentum(np.ones((2, 3)), rows="catch_up", **options)
+    opt.step(Rows([0, 1], np.ones((2, 3))))
+    opt.step(Rows([0], np.ones((1, 3))))
+    (table,), state = opt.param_groups[0]["params"], opt.state[0]
+    assert state["row_map"].tolist() == [1.0, *numbers]
+    for k in (1, 255, 256, 257, 511, 512, 65_535, 65_536, 70_001, 2**24 - 1, 2**24, 2**25 + 66_051):
+        state["row_steps"][1], opt.stepper.steps[0] = 0, k
+        p, v = table[1].copy(), state["momentum_buffer"][1].copy()
+        opt.catch_up([1])
+        a, b, c, d = spec.power(numbers, k)
+        assert same_bits(state["momentum_buffer"][1], c * p + d * v)
+        assert same_bits(table[1], a * p + b * v)
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "key"),
+    [
+        (fastgd.SGD, {"weight_decay": 0.25, "momentum": 0.5}, "lr"),
+        (fastgd.SGD, {"weight_decay": 0.25, "momentum": 0.5}, "momentum"),
+        (fastgd.SGD, {"weight_decay": 0.25, "momentum": 0.5}, "weight_decay"),
+        (fastgd.Lion, {"weight_decay": 0.25}, "weight_decay"),
+    ],
+)
+def test_each_number_that_changes_is_for_the_steps_from_there_on(cls, options, key):
+    """By a sixteenth, which is a change of but one byte, and by one."""
+    results = []
+    for rows_are in ("catch_up", "exact"):
+        table = table_of()
+        opt = cls(table, rows=rows_are, lr=0.125, **options)
+        for t in range(12):
+            if t == 6:
+                opt.param_groups[0][key] *= 1.0625
+            rows = Rows([t % 4], np.ones((1, table.shape[1])))
+            opt.step(rows if rows_are == "catch_up" else whole(rows, table.shape))
+        if rows_are == "catch_up":
+            opt.catch_up()
+        results.append(table)
+    np.testing.assert_allclose(*results, rtol=1e-12)
+
+
+def test_numbers_are_forgotten_where_steps_have_none():
+    opt = momentum(np.ones((4, 3)), rows="catch_up")
+    for dampening in (0.0, 0.5):
+        opt.param_groups[0]["dampening"] = dampening
+        opt.step(np.ones((4, 3)))
+        assert opt.state[0]["row_map"].any() == (dampening == 0.0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("cls", [fastgd.SGD, fastgd.Adagrad, fastgd.RowWiseAdagrad])
+def test_steps_that_change_nothing_leave_minus_zero(backend, cls):
+    """Which, multiplied by 1 and with 0 added, would be 0."""
+    fastgd.set_backend(backend)
+    table = np.full((4, 3), -0.0)
+    opt = cls(table, rows="catch_up")
+    for row in (0, 1, 1):
+        opt.step(Rows([row], np.ones((1, 3))))
+    opt.catch_up()
+    assert np.signbit(table).all()
+    assert (opt.state[0]["row_steps"] == 3).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_table_of_one_row(backend):
+    fastgd.set_backend(backend)
+    tables = [table_of(shape=(1, 5)) for _ in range(2)]
+    opt, dense = momentum(tables[0], rows="catch_up"), momentum(tables[1])
+    for n in (1, 0, 0):
+        rows = Rows(np.zeros(n, np.int64), np.ones((n, 5)))
+        opt.step(rows)
+        dense.step(whole(rows, (1, 5)))
+    opt.catch_up()
+    np.testing.assert_allclose(*tables, rtol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("counts", "known"),
+    [
+        (np.zeros(3, np.int32), np.zeros(5)),
+        (np.zeros(6, np.uint32)[::2], np.zeros(5)),
+        (np.zeros(3, np.uint32), np.zeros(5, F4)),
+        (np.zeros(3, np.uint32), np.zeros(10)[::2]),
+        (np.zeros(3, np.uint32), np.zeros(4)),
+    ],
+)
+def test_other_arrays_of_counts_and_numbers_are_refused(counts, known):
+    _engine.Missed(np.zeros(3, np.uint32), np.zeros(5), None, RULES["momentum"])
+    with pytest.raises(ValueError, match="expected arrays of uint32 and of 5 float64"):
+        _engine.Missed(counts, known, None, RULES["momentum"])
 
 
 # ----------------------------------------------------------------------------------------- zeros

@@ -96,6 +96,56 @@ def test_it_costs_less_than_a_hundredth(costs):
     assert program.took < 1.01 * min(costs) * program.steps
 
 
+def decided():
+    """A choice for all threads, whose steps take half as long; after 24 ticks."""
+    chooser = _engine.ThreadsChooser()
+    takes = []
+    for _ in range(32):
+        takes.append(chooser.begin())
+        chooser.end(0.5 if takes[-1] else 1.0)
+    assert takes == ([True] * 2 + [False] * 4 + [True] * 2) * 4, "each goes first in turn"
+    assert chooser.together
+    assert not chooser.trying
+    return chooser
+
+
+def take(chooser, took, gap=0.0):
+    chooser.begin()
+    chooser.end(took, gap)
+    return chooser.trying
+
+
+def test_it_rests_for_so_many_times_what_the_trial_took():
+    chooser = decided()
+    assert not any(take(chooser, 1.0) for _ in range(128 * 24 - 1))
+    assert take(chooser, 1.0)
+
+
+def test_it_rests_until_the_clock_says_so():
+    chooser = decided()
+    assert not take(chooser, 1.0, gap=10_000 * 24 - 2)
+    assert not take(chooser, 1.0), "this is when, to the tick"
+    assert take(chooser, 0.5)
+
+
+@pytest.mark.parametrize(("took", "waits"), [(1.9995, False), (2.0, False), (2.0005, True)])
+def test_steps_that_take_more_than_twice_as_long_as_alone_were_waiting(took, waits):
+    chooser = decided()
+    while chooser.together and not chooser.trying:
+        take(chooser, took)
+    assert chooser.together != waits
+    assert chooser.trying != waits
+    if waits:  # for as long as makes up for it, by the clock as well
+        assert not take(chooser, 1.0, gap=1e6)
+        assert not take(chooser, 1.0)
+
+
+def test_large_steps_wait_for_so_many_times_the_fastest_of_them():
+    chooser = _engine.ThreadsChooser(large=True)
+    assert not any(take(chooser, 1.0) for _ in range(2 * 2048))
+    assert take(chooser, 1.0)
+
+
 @pytest.mark.parametrize("alone", [0.5, 1.9])
 def test_large_steps_wait_until_a_look_costs_less_than_that(alone):
     program = Program(noise=0, large=True).run(alone, 1.0, 4096)
@@ -191,6 +241,100 @@ def test_it_says_what_was_chosen_and_why(capsys):
     fastgd.set_tuning("off")
     fastgd.show_config()
     assert "\ntuning     off; what follows was found before" in capsys.readouterr().out
+
+
+@needs_clock
+@needs_threads
+def test_steps_are_timed_from_their_beginning_to_their_end():
+    """Of few gradients, so that none wakes threads, and some have something long to do besides."""
+    opt, (first, *others) = make("SGD", (4096,) * 8)
+    grads, long = [first, *[None] * len(others)], (np.ones(2**20),)
+    for k in range(4 * 64):
+        reset = () if k % 8 in (2, 3, 4, 5) else long
+        opt.stepper.plan.step(grads, opt.stepper.configure, 1.0, reset=reset)
+        (steps,) = fastgd.threads_record()
+        if steps.looks:
+            break
+    assert not steps.together
+
+
+@needs_clock
+@needs_threads
+def test_steps_that_wait_for_a_thread_take_one():
+    """By what an element of them takes on the mean, as does what there is said of it."""
+    _engine.pretend_steps(2e6, 1e6)
+    opt, (first, *others) = make()
+    grads = [first, *[None] * len(others)]
+    for _ in range(32):
+        opt.step(grads)
+    _engine.pretend_steps(2e6, 2e9)
+    for _ in range(128 * 48 // 2000 + 1):
+        assert fastgd.threads_record()[0].together
+        opt.step(grads)
+    (steps,) = fastgd.threads_record()
+    assert not steps.together
+    assert not steps.trying
+    assert steps.gain == pytest.approx(2 / 2000)
+
+
+@needs_clock
+@needs_threads
+def test_steps_count_by_their_elements():
+    """Those on the threads that are slower are done to few of the tensors; others to none."""
+    _engine.pretend_steps(1.0, 1.25)
+    opt, grads = make(sizes=(2048,) * 8 + (0,))
+    for k in range(32):
+        opt.step([*grads[:3], *[None] * 6] if k % 8 in (2, 3, 4, 5) else grads)
+        opt.step([*[None] * 8, grads[8]])
+    (steps,) = fastgd.threads_record()
+    assert steps.looks == 1
+    assert not steps.together
+    assert steps.gain == pytest.approx(0.8)
+
+
+@needs_clock
+@needs_threads
+def test_a_kind_is_told_by_norms_and_threads_and_not_by_other_stages():
+    params = [np.zeros(2048, np.uint16) for _ in range(8)]
+    opt = fastgd.SGD(params, rounding="stochastic", maximize=True)
+    for most, said in ((2, 2), (20, 15)):
+        _engine.forget_tuning()
+        fastgd.set_num_threads(most)
+        for _ in range(2):
+            opt.step([np.ones(2048, np.float32)] * 8)
+        (steps,) = fastgd.threads_record()
+        assert (steps.most, steps.norms) == (said, False)
+
+
+@needs_clock
+@needs_threads
+def test_a_kind_is_named_by_the_first_tensor_that_has_a_gradient():
+    grads = [np.ones(4096, dtype) for dtype in (np.float64, np.float32, np.float64)]
+    opt = fastgd.SGD([np.zeros_like(g) for g in grads])
+    opt.step([None] * 3)
+    assert fastgd.threads_record() == []
+    for given, params in ((grads, "float64"), ([None, *grads[1:]], "float32")):
+        _engine.forget_tuning()
+        opt.step(given)
+        assert [steps.params for steps in fastgd.threads_record()] == [params]
+
+
+@needs_clock
+@needs_threads
+def test_how_many_elements_there_are_says_what_steps_begin_with():
+    """All threads from 32,768 on; and what is tried at once, unless they are large."""
+    for name, sizes, together, trying in (
+        ("SGD", (4096,) * 7 + (4095,), False, True),
+        ("SGD", (4096,) * 8, True, True),
+        ("SGD", (65_536,) * 4, True, True),
+        ("SGD", (65_536,) * 4 + (1,), True, False),
+        ("Adam", (60_000,) * 4, True, False),  # which don't stay in cache
+    ):
+        _engine.forget_tuning()
+        opt, grads = make(name, sizes)
+        opt.step(grads)
+        (steps,) = fastgd.threads_record()
+        assert (steps.together, steps.trying) == (together, trying), sizes
 
 
 @needs_clock
