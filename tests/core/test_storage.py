@@ -111,6 +111,14 @@ def test_every_rule_in_every_storage(name, state_dtype):
     assert all(map(np.array_equal, again, expected))
 
 
+@pytest.mark.parametrize("backend", COMPILED)
+def test_a_first_sweep_takes_scaled_gradients_and_stored_parameters(backend):
+    options = {"state_dtype": "bfloat16", "rounding": "stochastic", "clip_norm": 1.0}
+    expected, _ = by_numpy("LAMB", BF16, BF16, **options)
+    found, _ = run(backend, 1, "LAMB", BF16, BF16, **options)
+    assert all(map(np.array_equal, found, expected))
+
+
 def test_states_show_how_they_are_kept():
     p = [np.ones((64, 64), F32), np.ones(100, F32)]
     opt = fastgd.Adam(p, state_dtype="8bit")

@@ -183,6 +183,20 @@ def test_same_bits_on_every_backend(case, about, layout, order, backend):
     assert all(map(np.array_equal, found, expected))
 
 
+@pytest.mark.parametrize("backend", COMPILED)
+def test_a_tile_of_interleaved_units_has_several_factors(backend):
+    """Where all of a tile is of one unit, a fused loop takes that unit's."""
+    found = []
+    for use in ("numpy", backend):
+        fastgd.set_backend(use)
+        params = draw(0, F32, [(2000, 2)])
+        opt = fastgd.AdamW(params, lr=0.01, clip_ratio=0.02, layout="in_out")
+        for k in (1, 2):
+            opt.step(draw(k, F32, [(2000, 2)]))
+        found.append(bits(params[0]))
+    assert np.array_equal(*found)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_threads_do_not_change_a_bit(layout):
     backend = fastgd.get_backend()

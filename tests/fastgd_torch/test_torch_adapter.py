@@ -134,3 +134,19 @@ def test_a_backend_set_within_a_step_counts_from_the_next_on(monkeypatch):
     finally:
         fastgd.set_backend(own)
     assert opt.state[p]["step"] == 3
+
+
+@pytest.mark.parametrize("backend", ["numpy", *fastgd.available_backends()[:1]])
+def test_gradients_that_come_and_go(backend):
+    """A step like the last one is taken as that was, and only such a one."""
+    fastgd.set_backend(backend)
+    params = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    opt, taken = fastgd.torch.Adam(params, lr=1.0), [0, 0]
+    grads = [torch.ones(3), torch.ones(3)]
+    for given in [(1, 1), (1, 1), (0, 1), (1, 1), (0, 0), (1, 1), (1, 0), (0, 1), (0, 1), (1, 0)]:
+        for p, g, one in zip(params, grads, given, strict=True):
+            p.grad = g if one else None
+        opt.step()
+        taken = [n + one for n, one in zip(taken, given, strict=True)]
+        assert [1 - p[0].item() for p in params] == pytest.approx(taken, abs=1e-4)
+        assert [int(opt.state[p]["step"]) if p in opt.state else 0 for p in params] == taken

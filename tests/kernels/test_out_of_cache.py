@@ -26,6 +26,7 @@ CASES = {
     "in pairs": ("AdamW", {"dtype": np.uint16, "rounding": "stochastic",
                            "state_dtype": "bfloat16", "copies": 2}),
     "two sweeps": ("LAMB", {}),
+    "two sweeps in 8 bits": ("LAMB", {"state_dtype": "8bit", "min_8bit_size": 1, "copies": 2}),
 }  # fmt: skip
 
 

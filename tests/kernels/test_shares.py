@@ -15,7 +15,7 @@ PIECE = 131_072
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5, 256, 300])
-@pytest.mark.parametrize("elements", [0, 40_000, PIECE, 10 * PIECE, 10**8])
+@pytest.mark.parametrize("elements", [0, 40_000, PIECE, 10 * PIECE, 512 * PIECE, 10**8])
 def test_each_piece_is_handed_out_once(elements, threads):
     shares = min(threads, 256)
     pieces = shares * max(elements // (shares * PIECE), 1)

@@ -137,9 +137,10 @@ def test_all_backends_and_threads_are_the_specification(order, dtype):
         fastgd.set_num_threads(threads)
         params = drawn(SHAPES, 0, dtype, order)
         opt = fastgd.SOAP(
-            [{"params": params[:-3]}, {"params": params[-3:], "normalize_grads": True, "lr": 0.1}],
+            [{"params": params[:-3]},
+             {"params": params[-3:], "normalize_grads": True, "lr": 0.1, "eps": 1e30}],
             precondition_frequency=2, max_precond_dim=33, clip_norm=1.0, clip_value=0.3,
-            average=0.9, betas=(0.9, 0.8),
+            average=0.9, betas=(0.9, 0.8), shampoo_beta=0.7,
         )  # fmt: skip
         for seed in range(5):
             grads = drawn(SHAPES, seed + 1, dtype, order)
