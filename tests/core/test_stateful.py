@@ -244,6 +244,11 @@ class Machine(RuleBasedStateMachine):
     def steps_of_given(self, count, **how):
         return all(self.both(lambda twin: twin.opt.step(twin.given, **how)) for _ in range(count))
 
+    def reshape(self, k):
+        """A parameter without a gradient may have another shape of as many elements."""
+        without = [*leaves_of(self.twins[0].given)][k] is None
+        (self.both if without else self.kept)(lambda twin: twin.reshaped_step(k))
+
     def resize(self, k, data):
         """As a parameter's memory is elsewhere then, nothing can be done any more."""
         self.both(lambda twin: twin.resized_step(k))
@@ -377,7 +382,7 @@ OTHER_CHANGES = {
     "load": lambda m, k, data: m.both(lambda twin: twin.opt.load_state_dict(twin.opt.state_dict())),
     "average": lambda m, k, data: m.twins[0].opt.average and m.swap(["normal"], k),
     "backend": lambda m, k, data: m.run_on(data.draw(st.sampled_from(available())), 1 + k % 3),
-    "shape": lambda m, k, data: m.kept(lambda twin: twin.reshaped_step(k)),
+    "shape": lambda m, k, data: m.reshape(k),
     "size": lambda m, k, data: m.resize(k, data),
 }
 ERRORS = {
