@@ -65,7 +65,8 @@ def test_scales_that_do_not_fit():
     """One of 8 bits for each tile, if the last is of one element only."""
     wrong = [np.zeros(size, np.uint8) for size in (0, 1, 3, 257, 513, (2, 1), (1, 2), ())]
     for aux in (*wrong, None, np.zeros(2, np.int16), np.zeros(2, np.int8)):
-        p, state = np.zeros(257, F32), CodedArray(np.zeros(257, np.uint8), aux, "e5m2")
+        p = CodedArray(np.zeros(257, np.uint16), np.zeros(257, np.int16), "split")
+        state = CodedArray(np.zeros(257, np.uint8), aux, "e5m2")
         with pytest.raises(
             ValueError, match=r'^state\[0\]\["mom.*: expected a uint8 scale .* of 2$'
         ):
