@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import sys
 from itertools import product
 
 import numpy as np
 import pytest
-from support.helpers import COMPILED, coefficients_of, numbers_of, same_bits
+from support.helpers import COMPILED, coefficients_of, numbers_of, same_bits, unsanitized
 
 import fastgd
 from fastgd.kernels import _engine
@@ -350,3 +353,31 @@ def test_sums_of_many_parameters_beside_others_without_any():
     alone, _, none, _ = made("lars", [3] * n)
     plan_of(alone, none, rules[n:]).step(more_grads, by(rules[n:]), 1.0)
     assert all(map(same_bits, more, alone))
+
+
+GLIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+class Mallinfo2(ctypes.Structure):
+    """What glibc tells of allocated memory; the eighth number is the bytes in use."""
+
+    _fields_ = (("numbers", ctypes.c_size_t * 10),)
+
+
+@unsanitized
+@pytest.mark.skipif(not hasattr(GLIBC, "mallinfo2"), reason="glibc counts what is allocated")
+def test_room_for_norms_goes_with_its_plan():
+    """Also the first one, where a later step wants more."""
+    GLIBC.mallinfo2.restype = Mallinfo2
+
+    def in_use():
+        params = [np.zeros(2) for _ in range(200)]
+        opt = fastgd.SGD(params, clip_norm=1.0, clip_ratio=lambda t: 0.5 if t else None)
+        for _ in range(2):
+            opt.step([np.ones(2)] * 200)
+        del opt
+        gc.collect()
+        return GLIBC.mallinfo2().numbers[7]
+
+    before = [in_use() for _ in range(3)][-1]
+    assert [in_use() for _ in range(5)][-1] - before < 50_000
