@@ -216,6 +216,10 @@ def test_a_norm_at_its_limit_is_not_clipped():
         assert step([2.0, 0.0], [0.0, g], clip_ratio=ratio)[0].tolist() == [0.0, g]
     found, _ = step([2.0, 0.0], [0.0, np.nextafter(2.0, 3.0)], clip_ratio=1.0)
     assert found.tolist() == [0.0, 2.0]
+    # 25·(1/3) is rounded to what it is limited to, which by 25 is less than 1/3.
+    limit = 25 * (1 / 3)
+    found, _ = step([1.0, 0.0], [7.0, 24.0], 3.0, clip_ratio=limit)
+    assert found.tolist() == [7 * (1 / 3), 24 * (1 / 3)] != [7 * (limit / 25), 24 * (limit / 25)]
 
 
 def test_parameters_count_as_no_less_than_a_thousandth():
@@ -388,6 +392,16 @@ def test_a_norm_that_float32_cannot_clip_is_refused(backend):
     g[1] = np.inf  # which is no number to be clipped
     opt.step({"W": g})
     assert np.isnan(w[1]).all()
+    with pytest.raises(
+        ValueError, match="a norm of 1e\\+50 in unit 0 can't be clipped to 0.001 in"
+    ):
+        fastgd.SGD(np.zeros(1, F32), clip_ratio=1.0).step(np.full(1, 1e50))
+    w[...] = 1
+    fastgd.SGD(w, clip_ratio=lambda t: 0.0).step(np.ones_like(w))
+    assert (w == 1).all()
+    p = np.zeros(1)  # in float64 it can
+    fastgd.SGD(p, lr=1.0, clip_ratio=1.0).step(np.full(1, 1e50))
+    assert p == -1e-3
 
 
 # ------------------------------------------------------------------------------------- bad input

@@ -94,8 +94,8 @@ def test_tables_of_16_bits(cls, kept):
 @pytest.mark.parametrize("backend", COMPILED)
 def test_threads_make_no_difference(backend):
     """Of rows that come often, all at once, and once."""
-    for cls in (fastgd.Adagrad, fastgd.RowWiseAdagrad):
-        given = cls, {"clip_norm": 1.0}, F4, F4, (400, 32), 1500
+    for cls, n, k in ((fastgd.Adagrad, 1193, 4500), (fastgd.RowWiseAdagrad, 400, 1500)):
+        given = cls, {"clip_norm": 1.0}, F4, F4, (n, 32), k
         expected = trained(backend, 1, *given)
         for threads in (2, 3, 7):
             assert_same(trained(backend, threads, *given), expected)
@@ -174,6 +174,24 @@ def test_exact_where_it_is_declared(cls, options):
     assert same_bits(*tables)
     for a, b in zip(by_rows.state[0].values(), dense.state[0].values(), strict=True):
         assert same_bits(a, b)
+
+
+@pytest.mark.parametrize("backend", [*COMPILED[-1:], "numpy"])
+def test_rows_are_clipped_as_units_of_a_whole_array(backend):
+    """Each to a part of its own norm, also of rows of one huge number, and of several blocks."""
+    fastgd.set_backend(backend)
+    rng = np.random.default_rng(0)
+    for shape, scale in (((9, 5), 1.0), ((9, 1), 1e200), ((4, 40_000), 1e200)):
+        level = scale * 10.0 ** rng.permutation(shape[0])[:, None]
+        p, rows = rng.standard_normal(shape) * level, rng.permutation(shape[0])[:-1]
+        values = rng.standard_normal((len(rows), *shape[1:])) * level[rows] * 10.0
+        whole, tables = np.zeros(shape), [p.copy(), p.copy()]
+        whole[rows] = values
+        for table, g in zip(tables, (whole, Rows(rows, values)), strict=True):
+            fastgd.SGD(table, lr=1.0, clip_ratio=0.5).step(g)
+        moved = np.linalg.norm((tables[1] - p) / level, axis=1)[rows]
+        assert np.allclose(moved, 0.5 * np.linalg.norm(p / level, axis=1)[rows])
+        assert same_bits(*tables)
 
 
 def test_norm_is_that_of_the_summed_rows():

@@ -37,10 +37,25 @@ def test_norms_have_the_same_bits(backend):
 def test_norms_of_steps_are_those_of_blocks(backend):
     """Beside 2^54 a sum is rounded to fours: ones are lost in the first block, and not after it."""
     fastgd.set_backend(backend)
-    g = [np.ones(100_000), np.ones(10)]
-    g[0][0] = 2.0**27
-    opt = fastgd.SGD([np.zeros_like(a) for a in g], clip_norm=1.0)
-    assert opt.step(g).grad_norm == global_norm(g)
+    for n, rule in ((100_000, fastgd.SGD), (40_000, fastgd.SGD), (40_000, fastgd.RowWiseAdagrad)):
+        for more in ([], [np.ones(10)]):
+            g = [np.ones((1, n)), *more]
+            g[0][0, 0] = 2.0**27
+            opt = rule([np.zeros_like(a) for a in g], clip_norm=1.0)
+            assert opt.step(g).grad_norm == global_norm(g)
+
+
+@pytest.mark.parametrize("backend", [*COMPILED[-1:], "numpy"])
+def test_norms_of_groups_are_of_all_their_gradients(backend):
+    """Of arrays and of rows, each group's for itself."""
+    fastgd.set_backend(backend)
+    params = [np.zeros(40_000), np.zeros((5, 4)), np.zeros(3), np.zeros(3)]
+    groups = [{"params": params[:2]}, {"params": params[2:]}]
+    opt = fastgd.SGD(groups, lr=1.0, clip_norm=1.0, clip_by="group")
+    rows = fastgd.Rows([1, 3], np.full((2, 4), 100.0))
+    opt.step([[np.ones(40_000), rows], [np.ones(3), np.full(3, 0.01)]])
+    for some in (params[:2], params[2:]):
+        assert np.linalg.norm(np.concatenate(some, None)) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("backend", [*COMPILED, "numpy"])
@@ -51,6 +66,8 @@ def test_norms_neither_overflow_nor_underflow(backend):
         assert global_norm(x) == pytest.approx(100 * float(F32(value)), rel=1e-12)
     for value in (1e-140, 1e150, 1e160, 1e300, 1.7e306):
         assert global_norm(np.full(10_000, value)) == pytest.approx(100 * value, rel=1e-12)
+    # Of part of an array, in several blocks of which the last is not full.
+    assert global_norm(np.full(70_000, 1e160)[:40_000]) == pytest.approx(2e162, rel=1e-12)
     mixed = [np.full(4, 1e200), np.full(9, F32(1e30)), np.full(4, 3e200)]
     assert global_norm(mixed) == pytest.approx(np.sqrt(4 + 36) * 1e200, rel=1e-12)
     # Each tensor's squares stay finite, their sum doesn't.

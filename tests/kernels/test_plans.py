@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import sys
 from itertools import product
 
 import numpy as np
 import pytest
-from support.helpers import COMPILED, coefficients_of, numbers_of, same_bits
+from support.helpers import COMPILED, coefficients_of, numbers_of, same_bits, unsanitized
 
 import fastgd
 from fastgd.kernels import _engine
@@ -34,15 +37,43 @@ def by(rules):
 
 
 def test_parameters_that_do_not_fit():
-    fixed, codes = np.zeros(300, F32), np.zeros(300, np.uint16)
-    fixed.flags.writeable = False
+    fixed, part = np.zeros(300, F32), np.zeros((5, 6), F32)[:4]
+    fixed.flags.writeable = part.flags.writeable = False
     for p, message in (
         (np.zeros((4, 6))[:, ::2], "expected contiguous memory"),
+        (np.zeros(25, np.uint8)[1:].view(F64), "expected memory aligned to 8 bytes"),
         (fixed, "expected a writeable array"),
-        (CodedArray(codes, np.zeros(299, np.int16), "split"), "expected a int16 remainder array"),
+        (part, "expected a writeable array"),
     ):
         with pytest.raises(ValueError, match=rf"^params\[0\]: {message}"):
             plan_of([p], [()], ["sgd"])
+    bytes_of_16_bits = CodedArray(np.zeros(3, np.uint8), None, "bfloat16")
+    with pytest.raises(TypeError, match=r"^params\[0\]: expected dtype uint16, found uint8"):
+        plan_of([bytes_of_16_bits], [()], ["sgd"])
+
+
+@pytest.mark.parametrize("n", [2, 300])
+def test_remainders_that_do_not_fit(n):
+    """As many as elements, each of 16 bits."""
+    sizes = [0, n - 2, n - 1, n + 1, n + 2, (n, 1), (1, n), ()]
+    wrong = [np.zeros(size, np.int16) for size in sizes]
+    wrong += [None, np.zeros(n, np.uint8), np.zeros(n, np.int8), np.zeros(n, np.int32)]
+    for aux in wrong:
+        p = CodedArray(np.zeros(n, np.uint16), aux, "split")
+        with pytest.raises(ValueError, match=rf"^params\[0\]: expected a int16 .* array of {n}$"):
+            plan_of([p], [()], ["sgd"])
+
+
+def test_scales_that_do_not_fit():
+    """One of 8 bits for each tile, if the last is of one element only."""
+    wrong = [np.zeros(size, np.uint8) for size in (0, 1, 3, 257, 513, (2, 1), (1, 2), ())]
+    for aux in (*wrong, None, np.zeros(2, np.int16), np.zeros(2, np.int8)):
+        p = CodedArray(np.zeros(257, np.uint16), np.zeros(257, np.int16), "split")
+        state = CodedArray(np.zeros(257, np.uint8), aux, "e5m2")
+        with pytest.raises(
+            ValueError, match=r'^state\[0\]\["mom.*: expected a uint8 scale .* of 2$'
+        ):
+            plan_of([p], [(state,)], ["momentum"])
 
 
 @pytest.mark.parametrize(
@@ -86,16 +117,46 @@ def test_units_that_are_not_known():
 # ---------------------------------------------------------------------------- what they keep apart
 
 
-def stored(kind, rng, n=300):
+def stored(kind, rng, n=300, change=np.asarray):
     """An array of numbers kept by a codec, rounded stochastically or not."""
     codec, stochastic = kind
     code, aux = CODECS[codec].new(n)
-    CODECS[codec].store(code, aux, rng.standard_normal(n).astype(F32), None, 0)
+    CODECS[codec].store(code, aux, change(rng.standard_normal(n).astype(F32)), None, 0)
     return CodedArray(code, aux, codec, stochastic)
 
 
 def bits(a):
     return a.code.view(np.uint8)
+
+
+WAYS = [("float32", False), ("float64", False)]
+WAYS += product(("bfloat16", "float16"), (False, True))
+
+
+@pytest.mark.parametrize(
+    ("rule", "kinds"), [("momentum", ["e5m2"]), ("adagrad", ["ue6m2"]), ("adam", ["e5m2", "ue6m2"])]
+)
+def test_whatever_way_is_stored_steps_are_those_of_numpy(rule, kinds):
+    """Also ways that no loop is made for, and that are rounded otherwise than its loop does."""
+    ways = list(product([*WAYS, ("8bit", False), ("8bit", True)], [*WAYS, ("split", False)]))
+    found = []
+    for backend in ("numpy", fastgd.available_backends()[0]):
+        fastgd.set_backend(backend)
+        rng = np.random.default_rng(0)
+        params, states, grads = [], [], []
+        for (codec, stochastic), p in ways:
+            own = [of_8_bits if codec == "8bit" else codec for of_8_bits in kinds]
+            states.append(tuple(stored((one, stochastic), rng, 600, abs) for one in own))
+            params.append(stored(p, rng, 600))
+            grads.append(rng.standard_normal(600).astype(F32))
+        plan = plan_of(params, states, [rule] * len(ways))
+        for _ in range(2):
+            plan.step(grads, by([rule] * len(ways)), 1.0)
+        found.append([
+            [a.tobytes() for own in (p, *s) for a in own[:2] if a is not None]
+            for p, s in zip(params, states, strict=True)
+        ])  # fmt: skip
+    assert [way for way, a, b in zip(ways, *found, strict=True) if a != b] == []
 
 
 def test_what_is_stored_in_other_ways():
@@ -161,8 +222,11 @@ def test_sums_are_only_combined_where_there_are_some(backend):
     for rule in ("asgd", "lars"):
         params, grads, states, numbers = made(rule, [3])
         plan = plan_of(params, states, [rule], numbers=numbers)
-        plan.step(grads, by([rule]), 1.0, combine_sums=lambda sums, r=rule: asked.append(r))
-    assert asked == ["lars"]
+        plan.step(grads, by([rule]), 1.0, combine_sums=lambda sums, r=rule: asked.append((r, sums)))
+    ((rule, sums),) = asked
+    assert rule == "lars"
+    assert sums.shape == (1, _engine.SIZES["MAX_SUMS"])
+    assert (sums[0, :2] > 0).all()
 
 
 @pytest.mark.parametrize("backend", [*COMPILED[-1:], "numpy"])
@@ -179,6 +243,50 @@ def test_without_units_each_parameter_is_one(backend):
             moved = np.linalg.norm(p - start)
             assert moved == pytest.approx(0.1 * np.linalg.norm(start))
     assert all(map(same_bits, *found))
+
+
+def test_parameters_without_units_beside_others_whose_units_are_clipped():
+    found = []
+    for clipped in (False, True):
+        params = [np.zeros(3), np.ones(3)]
+        plan = plan_of(params, [()] * 2, ["sgd"] * 2, units=[None, Axis(3, 1)])
+        rows = [
+            ("sgd", (1.0,), Stages(clip_ratio=0.5 if k and clipped else np.inf)) for k in (0, 1)
+        ]
+        plan.step([np.ones(3)] * 2, lambda owner, *_, rows=rows: rows[owner], 1.0)
+        found.append([p.tolist() for p in params])
+    assert found == [[[-1.0] * 3, [0.0] * 3], [[-1.0] * 3, [0.5] * 3]]
+
+
+@pytest.mark.parametrize("backend", [*COMPILED[-1:], "numpy"])
+def test_sums_that_other_processes_add_to(backend):
+    """Those of each parameter's gradient, of each group's, and of all."""
+    fastgd.set_backend(backend)
+    params, asked = [np.zeros(3), np.zeros(40_000)], []
+    plan = plan_of(params, [()] * 2, ["sgd"] * 2)
+    grads = [np.full(3, 2.0), np.ones(40_000)]
+    plan.step(grads, by(["sgd"] * 2), 1.0, combine=lambda sums: asked.append(sums.copy()))
+    (sums,) = asked
+    assert sums.tolist() == [[n, 0.0] for n in (12, 40_000, 12, 40_000, 40_012)]
+
+
+def test_decay_that_is_part_of_the_gradients_of_rows_and_columns():
+    """As no optimizer's is; of a parameter with remainders beside one without."""
+    found = []
+    for backend in ("numpy", fastgd.available_backends()[0]):
+        fastgd.set_backend(backend)
+        rng = np.random.default_rng(0)
+        split = [a.reshape(20, 30) for a in stored(("split", False), rng, 600)[:1]]
+        split = CodedArray(split[0], np.arange(600, dtype=np.int16), "split")
+        params = [rng.standard_normal((20, 30)).astype(F32), split]
+        axes = [axes_of((20, 30), (30, 1))] * 2
+        states = [(np.zeros((20, 1), F32), np.zeros((1, 30), F32)) for _ in params]
+        plan = plan_of(params, states, ["adafactor"] * 2, axes=axes)
+        row = "adafactor", coefficients_of("adafactor"), Stages(weight_decay=0.5)
+        grads = [rng.standard_normal((20, 30)).astype(F32) for _ in params]
+        plan.step(grads, lambda *_, row=row: row, 1.0)
+        found.append([params[0], split.code, split.aux, *states[0], *states[1]])
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("others", [(), ("float32",)])
@@ -245,3 +353,31 @@ def test_sums_of_many_parameters_beside_others_without_any():
     alone, _, none, _ = made("lars", [3] * n)
     plan_of(alone, none, rules[n:]).step(more_grads, by(rules[n:]), 1.0)
     assert all(map(same_bits, more, alone))
+
+
+GLIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+class Mallinfo2(ctypes.Structure):
+    """What glibc tells of allocated memory; the eighth number is the bytes in use."""
+
+    _fields_ = (("numbers", ctypes.c_size_t * 10),)
+
+
+@unsanitized
+@pytest.mark.skipif(not hasattr(GLIBC, "mallinfo2"), reason="glibc counts what is allocated")
+def test_room_for_norms_goes_with_its_plan():
+    """Also the first one, where a later step wants more."""
+    GLIBC.mallinfo2.restype = Mallinfo2
+
+    def in_use():
+        params = [np.zeros(2) for _ in range(200)]
+        opt = fastgd.SGD(params, clip_norm=1.0, clip_ratio=lambda t: 0.5 if t else None)
+        for _ in range(2):
+            opt.step([np.ones(2)] * 200)
+        del opt
+        gc.collect()
+        return GLIBC.mallinfo2().numbers[7]
+
+    before = [in_use() for _ in range(3)][-1]
+    assert [in_use() for _ in range(5)][-1] - before < 50_000

@@ -230,6 +230,24 @@ def test_storage_is_that_of_other_states(kind, options, backend, threads):
     assert "row_var_exponent" not in opt.state[0]
 
 
+@pytest.mark.parametrize("backend", COMPILED)
+def test_lines_that_threads_share(backend):
+    """Of many small matrices, of lines of one element or apart, and where a matrix ends amid tiles."""
+    shapes = {"C": [(7500, 3, 3), (200, 300, 1), (12, 66, 520)], "F": [(3, 100_000, 2)]}
+    found = []
+    for use, threads in (("numpy", 1), (backend, 1), (backend, 2), (backend, 8)):
+        fastgd.set_backend(use)
+        fastgd.set_num_threads(threads)
+        params = [p for order in shapes for p in drawn(0, shapes[order], F64, order)]
+        opt = fastgd.Adafactor(params)
+        for t in (1, 2):
+            opt.step([g for order in shapes for g in drawn(t, shapes[order], F64, order)])
+        found.append(kept(opt))
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            assert same_bits(a, b) if a.dtype.kind == "f" else a == b, a.shape
+
+
 def test_state_dtype_names_no_rows():
     with pytest.raises(ValueError, match="state_dtype"):
         fastgd.Adafactor(np.ones((2, 2)), state_dtype={"row_var": "bfloat16"})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -274,14 +276,26 @@ def test_a_product_that_numpy_refuses_is_done_by_loops(monkeypatch, dtype):
 
 
 def test_work_space_is_that_of_the_largest_and_states_are_their_own():
-    params = drawn([(8, 8)] * 3)
+    shapes = [(8, 8), (8, 8), (5,), (8, 8)]
+    params = drawn(shapes)
     opt = fastgd.Muon(params)
     alone = [p.copy() for p in params]
-    grads = drawn([(8, 8)] * 3, 1)
+    grads = drawn(shapes, 1)
     opt.step(grads)
     for p, g in zip(alone, grads, strict=True):
         fastgd.Muon(p).step(g)
     assert all(map(same_bits, params, alone))
+
+
+def test_work_space_goes_with_its_optimizer():
+    tracemalloc.start()
+    try:
+        fastgd.Muon(np.ones((200, 200))).step(np.ones((200, 200)))
+        gc.collect()
+        left, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most > 4 * 200 * 200 * 8 > 4 * left
 
 
 # -------------------------------------------------------------------------- what is no matrix

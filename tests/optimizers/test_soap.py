@@ -193,6 +193,19 @@ def test_matrices_are_views_in_the_order_of_memory():
 # ----------------------------------------------------------------------- the first step, failures
 
 
+def test_room_is_made_for_the_largest_of_all_matrices():
+    shapes = [(3, 4), (40, 20), (2, 2)]
+    params = drawn(shapes)
+    alone = [p.copy() for p in params]
+    opt, others = fastgd.SOAP(params), [fastgd.SOAP(p) for p in alone]
+    for seed in (1, 2, 3):
+        grads = drawn(shapes, seed)
+        opt.step(grads)
+        for other, g in zip(others, grads, strict=True):
+            other.step(g)
+    assert all(map(same_bits, params, alone))
+
+
 def test_the_first_step_only_looks():
     p = np.full((3, 2), 7.0)
     opt = fastgd.SOAP(p, weight_decay=0.5)
