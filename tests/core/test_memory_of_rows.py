@@ -1,5 +1,6 @@
 """The memory that gradients by rows take: none is lost, and one that there is not is no end."""
 
+import ctypes
 import mmap
 import sys
 from pathlib import Path
@@ -55,3 +56,24 @@ def test_a_step_after_one_without_memory(k):
     with pytest.raises(MemoryError):
         opt.step(many)
     opt.step(few)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is protected otherwise")
+def test_no_index_before_the_first_is_read():
+    """Nor one after the last: the pages there can't be."""
+    fastgd.set_num_threads(1)
+    room, page = mmap.mmap(-1, 3 * mmap.PAGESIZE), mmap.PAGESIZE
+    start = ctypes.addressof(ctypes.c_char.from_buffer(room))
+    indices = np.frombuffer(room, np.int32, page // 4, page)
+    indices[...] = np.arange(len(indices))
+    protect = ctypes.CDLL(None).mprotect
+    protect.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    outer = start, start + 2 * page
+    table = np.zeros((len(indices), 1))
+    try:
+        assert [protect(at, page, 0) for at in outer] == [0, 0]
+        fastgd.SGD(table, lr=1.0).step(Rows(indices, np.ones_like(table)))
+    finally:
+        for at in outer:
+            protect(at, page, 3)
+    assert (table == -1).all()

@@ -168,7 +168,7 @@ def test_indices_that_ascend_but_for_one_are_sorted():
 
 def test_threads_sort_alike():
     rng = np.random.default_rng(0)
-    for n in (5, 2**21, 2**40):
+    for n in (5, 2**11, 2**21, 2**40):  # by digits of as many bits as there is room for, and less
         rows = Rows(rng.integers(0, n, 40_000), rng.standard_normal((40_000, 1)))
         expected = summed(rows.indices, rows.values, F8)
         for threads in (1, 2, 3):
