@@ -67,7 +67,8 @@ KINDS = [(F4, F4), (F8, F8), (F4, F2), (F8, F4), (F4, BF16)]
 def test_same_bits_as_the_numpy_backend(cls, options):
     for i, stages in enumerate(STAGES):
         dtype, gradient = KINDS[i]
-        given = cls, options | stages, dtype, gradient, [(90, 7), (30, 3, 2), (90, 1), (9, 1100)][i]
+        shape = [(90, 7), (30, 3, 2), (90, 1), (60, 1100)][i]
+        given = cls, options | stages, dtype, gradient, shape
         expected = trained("numpy", 1, *given)
         for threads, backend in enumerate(BACKENDS, 1):
             assert_same(trained(backend, threads, *given), expected)
@@ -119,9 +120,55 @@ def test_sums_are_in_the_order_of_appearance(backend):
                 assert same_bits(a, b)
 
 
+@pytest.mark.parametrize("backend", COMPILED)
+def test_long_rows_of_another_type_are_added_up_in_parts(backend):
+    fastgd.set_backend(backend)
+    rng = np.random.default_rng(0)
+    for dtype, source in ((F4, BF16), (F8, F2), (F4, F8)):
+        indices, values = np.array([2, 0, 2, 2]), floats(rng, (4, 700), source)
+        ours = summed_rows(Rows(indices, values), 3, dtype is F8, "grads")
+        for a, b in zip(ours, summed(indices, values, dtype), strict=True):
+            assert same_bits(a, b)
+
+
+@pytest.mark.parametrize("backend", COMPILED)
+def test_as_many_rows_as_64_bits_tell_apart(backend):
+    """Of 3 indices an entry tells the place by 3 bits, which leaves 61 for the row."""
+    fastgd.set_backend(backend)
+    rows = Rows([2**61 - 1, 0, 2**60], np.arange(3.0).reshape(3, 1))
+    distinct, sums = summed_rows(rows, 2**61, True, "grads")
+    assert distinct.tolist() == [0, 2**60, 2**61 - 1]
+    assert sums.tolist() == [[1], [2], [0]]
+    with pytest.raises(ValueError, match="can't tell 3 indices into 2305843009213693953 rows"):
+        summed_rows(rows, 2**61 + 1, True, "grads")
+
+
+def test_each_of_few_long_rows_has_a_thread():
+    """Or several share one, of which there are at most 64."""
+    rng = np.random.default_rng(0)
+    for k, length in ((15, 2200), (100, 400)):
+        rows = Rows(np.arange(k) // 2, rng.standard_normal((k, length)))
+        expected = summed(rows.indices, rows.values, F8)
+        fastgd.set_num_threads(k)
+        for a, b in zip(summed_rows(rows, k, True, "grads"), expected, strict=True):
+            assert same_bits(a, b)
+
+
+def test_indices_that_ascend_but_for_one_are_sorted():
+    """The one is the last or the first of what a thread looks at; equal ones lie beside it."""
+    fastgd.set_num_threads(2)
+    for place in (0, 19_999, 20_000, 39_999):
+        indices = 1 + np.arange(40_000) // 2
+        indices[place] = 0 if place in (20_000, 39_999) else 30_000
+        rows = Rows(indices, np.arange(40_000.0).reshape(-1, 1))
+        expected = summed(rows.indices, rows.values, F8)
+        for a, b in zip(summed_rows(rows, 30_001, True, "grads"), expected, strict=True):
+            assert same_bits(a, b)
+
+
 def test_threads_sort_alike():
     rng = np.random.default_rng(0)
-    for n in (5, 2**21, 2**40):
+    for n in (5, 2**11, 2**21, 2**40):  # by digits of as many bits as there is room for, and less
         rows = Rows(rng.integers(0, n, 40_000), rng.standard_normal((40_000, 1)))
         expected = summed(rows.indices, rows.values, F8)
         for threads in (1, 2, 3):
@@ -203,6 +250,15 @@ def test_norm_is_that_of_the_summed_rows():
     assert np.linalg.norm(table) == pytest.approx(1.0)
     record = fastgd.SGD(table, clip_norm=1.0).step(Rows([1], np.full((1, 2), 1e200)))
     assert record.grad_norm == pytest.approx(np.sqrt(2) * 1e200)
+
+
+def test_norms_of_rows_of_several_blocks():
+    """Each block of each row has a sum of its own, of which all are kept at once."""
+    table = np.ones((6, 4 * 32768 + 1), F4)
+    opt = fastgd.SGD(table, lr=1.0, clip_ratio=1.0, clip_norm=1e9)
+    record = opt.step(Rows(np.arange(6), np.ones_like(table)))
+    assert record.grad_norm == np.sqrt(table.size)
+    assert not table.any()
 
 
 def test_only_touched_rows_are_written():

@@ -10,6 +10,7 @@ import copy
 import itertools
 import pickle
 
+import ml_dtypes
 import numpy as np
 import pytest
 from support.helpers import COMPILED, SIZES, draw, same_bits
@@ -633,3 +634,16 @@ def test_no_copy_while_averages_are_swapped_in():
             with pytest.raises(RuntimeError, match="^copy: the averages are swapped in"):
                 way(opt)
     copy.deepcopy(opt).step(np.ones(2))
+
+
+@pytest.mark.parametrize("backend", [*COMPILED, "numpy"])
+def test_an_average_goes_on_without_a_gradient_where_loops_are_fused(backend):
+    fastgd.set_backend(backend)
+    params = [np.ones(600, ml_dtypes.bfloat16) for _ in range(2)]
+    grads = [np.ones_like(p) for p in params]
+    opt = fastgd.AdamW(params, lr=0.5, average=0.5, rounding="stochastic", state_dtype="bfloat16")
+    opt.step(grads)
+    before, kept = opt.average.averages[1].copy(), params[1].copy()
+    opt.step([grads[0], None])
+    assert same_bits(params[1], kept)
+    assert np.array_equal(opt.average.averages[1], (before + kept.astype(F32)) / 2)

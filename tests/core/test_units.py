@@ -197,6 +197,25 @@ def test_a_tile_of_interleaved_units_has_several_factors(backend):
     assert np.array_equal(*found)
 
 
+@pytest.mark.parametrize("backend", [*COMPILED, "numpy"])
+def test_norms_are_of_both_halves_of_split_masters(backend):
+    """Each of two units is clipped as a tensor that has no other."""
+    fastgd.set_backend(backend)
+    found = []
+    for shapes in ([(2, 20_000)], [(1, 20_000)] * 2):
+        numbers = iter(draw(0, F32, [(2, 20_000)] * 3))
+        p, *grads = ([*np.array_split(next(numbers), len(shapes))] for _ in range(3))
+        p = [a.astype(BF16) for a in p]
+        opt = fastgd.SGD(p, lr=1.0, clip_ratio=0.1, master="split")
+        for g in grads:
+            opt.step(g)
+        found.append(np.concatenate([bits(a) for a in p]))
+        low = [a for entry in opt.state.values() for a in entry.values() if np.size(a) > 1]
+        found[-1] = np.concatenate([found[-1], *map(bits, low)])
+    assert len(found[0]) == 2 * 20_000 * 4
+    assert np.array_equal(*found)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_threads_do_not_change_a_bit(layout):
     backend = fastgd.get_backend()
@@ -301,12 +320,18 @@ def test_means_do_not_overflow(backend, layout):
     fastgd.SGD(p, lr=1.0, centralize=True, layout=layout, nonfinite="raise").step(g)
     expected = -centralized(g / 1e308, layout)
     assert np.allclose(p / 1e308, expected, rtol=1e-10, atol=1e-12)
-    # A norm of huge numbers, of interleaved units too.
-    p, g = np.ones((300, 70)), np.full((300, 70), 1e-3)
-    p[:, 3], g[:, 3] = 1e200, 1e203
-    fastgd.SGD(p, lr=1.0, clip_ratio=0.5, layout="in_out", clip_norm=1e300).step(g)
-    assert np.allclose(p[:, 3], 0.5e200, rtol=1e-12)
-    assert (np.delete(p, 3, axis=1) == 1 - 1e-3).all()
+    # A norm of huge numbers, of interleaved units too, beside others that are clipped as well.
+    for shape, column in (((300, 70), 3), ((300, 2), 0)):
+        p, g = np.ones(shape), np.ones(shape)
+        p[:, column], g[:, column] = 1e200, 1e203
+        fastgd.SGD(p, lr=1.0, clip_ratio=0.5, layout="in_out", clip_norm=1e300).step(g)
+        assert np.allclose(p[:, column], 0.5e200, rtol=1e-12)
+        assert np.allclose(np.delete(p, column, axis=1), 0.5, rtol=1e-12)
+    # Sums that overflow on the way to 0, and a number that is lost in them.
+    p, g = np.zeros((2, 1025)), np.full((2, 1025), 1e308)
+    g[:, 0], g[:, 513:] = 0.5, -1e308
+    fastgd.SGD(p, lr=1.0, centralize=True).step(g)
+    assert (p == -g).all()
     # Differences may.
     p, g = np.zeros((2, 2)), np.array([[1.7e308, -1.7e308], [1.7e308, 1.7e308]])
     opt = fastgd.SGD(p, centralize=True, layout="in_out", nonfinite="raise")

@@ -34,6 +34,14 @@ def test_norms_have_the_same_bits(backend):
 
 
 @pytest.mark.parametrize("backend", [*COMPILED, "numpy"])
+def test_norms_of_16_bits_and_of_whole_blocks(backend):
+    """Few elements are summed up at once; and a block that is full has none after it."""
+    fastgd.set_backend(backend)
+    assert global_norm(np.full(9, 2, np.float16)) == 6
+    assert global_norm([np.full(32768, 2, F32), np.zeros(0), np.full(32, 64.0)]) == 512
+
+
+@pytest.mark.parametrize("backend", [*COMPILED, "numpy"])
 def test_norms_of_steps_are_those_of_blocks(backend):
     """Beside 2^54 a sum is rounded to fours: ones are lost in the first block, and not after it."""
     fastgd.set_backend(backend)

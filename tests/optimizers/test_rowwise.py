@@ -74,16 +74,21 @@ def test_dense_gradients_of_any_shape(cls):
         fastgd.set_num_threads(threads)
         rng = np.random.default_rng(0)
         params = [rng.standard_normal(shape).astype(dtype)[...] for shape in SHAPES]
-        opt = cls(params, weight_decay=0.1, **options)
+        opt = cls(params, **{"weight_decay": 0.1, **options})
+        given = np.float32 if "weight_decay" not in options else dtype  # by the rule alone
         for _ in range(2):
-            opt.step([rng.standard_normal(p.shape).astype(np.float32)[...] for p in params])
-        return [*params, *(a for entry in opt.state.values() for a in entry.values())]
+            opt.step([rng.standard_normal(p.shape).astype(given)[...] for p in params])
+        averages = opt.average.averages.values() if opt.average else ()
+        return [*params, *(a for entry in opt.state.values() for a in entry.values()), *averages]
 
     for dtype, options in (
         (np.float32, {}),
         (np.float32, {"clip_ratio": 0.1, "average": 0.9}),
         (np.float32, {"clip_norm": 1.0}),
         (np.float64, {}),
+        (np.float32, {"weight_decay": 0.0}),
+        (np.float64, {"weight_decay": 0.0}),
+        (np.float64, {"average": 0.9}),
         (ml_dtypes.bfloat16, {"clip_norm": 1.0, "rounding": "stochastic"}),
     ):
         expected = run("numpy", 1, dtype, options)
