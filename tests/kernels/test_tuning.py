@@ -11,6 +11,7 @@ from support.helpers import run_python, same_bits
 
 import fastgd
 from fastgd.kernels import _engine
+from fastgd.kernels.reference import RULES
 from fastgd.kernels.tuning import MODES
 
 N = 200_000  # of float32, with two states: above 2 MiB, and seven chunks
@@ -226,6 +227,16 @@ def test_ways_to_store_are_told_one_by_one():
     (kind,) = fastgd.tuning_record()
     assert (kind.params, kind.grads) == ("float32", "float16")
     assert kind.states == ("bfloat16", "float32")
+
+
+@needs_clock
+def test_a_rule_that_was_replaced_keeps_its_name(monkeypatch):
+    p = np.zeros(8 * N, np.float32)
+    for k in range(2):
+        rule = RULES["sgd"]._replace(by_rows=f"no {k}")
+        monkeypatch.setitem(RULES, "sgd", rule)
+        fastgd.SGD(p).step(p.copy())
+    assert {kind.rule for kind in fastgd.tuning_record()} == {"sgd"}
 
 
 def test_small_steps_pay_nothing():
