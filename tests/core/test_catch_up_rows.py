@@ -185,6 +185,15 @@ def test_rows_beyond_a_table_are_refused_wherever_they_come(rows):
         opt.catch_up(rows)
 
 
+def test_a_table_that_was_moved_does_not_catch_up():
+    table = np.ones((40_000, 2))
+    opt = momentum(table, rows="catch_up")
+    opt.step(Rows([1], np.ones((1, 2))))
+    table.resize((39_999, 2), refcheck=False)
+    with pytest.raises(ValueError, match="params: was made read-only, or given another"):
+        opt.catch_up()
+
+
 # --------------------------------------------------------------------------------------- numbers
 
 

@@ -157,3 +157,16 @@ def test_numbers_that_all_have_alike_follow_whichever_has_a_gradient():
         numbers = [float(entry["d_numerator"]) for entry in opt.state.values()]
         assert numbers[0] == numbers[1] == numbers[2]
     assert numbers[0]
+
+
+@pytest.mark.parametrize("make", [fastgd.Prodigy, fastgd.DAdaptAdam])
+def test_sums_over_all_tensors_are_those_of_one_tensor_of_all(make):
+    rng = np.random.default_rng(0)
+    p, g = rng.standard_normal(9), rng.standard_normal(9)
+    parts = [p[:4].copy(), p[4:].copy()]
+    whole, apart = make(p, lr=1.0), make(parts, lr=1.0)
+    for _ in range(6):
+        whole.step(g)
+        apart.step([g[:4], g[4:]])
+    assert np.concatenate(parts) == pytest.approx(p, rel=1e-12, abs=1e-15)
+    assert float(whole.state[0]["d"]) != 1e-6
