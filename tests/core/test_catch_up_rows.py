@@ -185,6 +185,22 @@ def test_rows_beyond_a_table_are_refused_wherever_they_come(rows):
         opt.catch_up(rows)
 
 
+def test_arrays_are_a_step_of_all_rows_of_each_table():
+    opt = momentum([np.ones((4, 2)) for _ in range(3)], rows="catch_up")
+    opt.step([np.ones((4, 2)) for _ in range(3)])
+    assert all((entry["row_steps"] == 1).all() for entry in opt.state.values())
+
+
+def test_tables_catch_up_by_random_words_of_their_own():
+    tables = [table_of(BF16) for _ in range(2)]
+    opt = fastgd.SGD(tables, lr=0.1, weight_decay=0.1, rows="catch_up", rounding="stochastic")
+    for _ in range(3):
+        opt.step([Rows([0], np.ones((1, 5), F4))] * 2)
+    assert same_bits(tables[0][1:], tables[1][1:])
+    opt.catch_up()
+    assert not same_bits(tables[0][1:], tables[1][1:])
+
+
 def test_a_table_that_was_moved_does_not_catch_up():
     table = np.ones((40_000, 2))
     opt = momentum(table, rows="catch_up")
