@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -177,6 +178,38 @@ def test_other_rows_are_refused_and_nothing_is_changed(backend):
         momentum(np.ones((4, 2)), rows="catch_up").catch_up([[1], [2, 3]])
 
 
+@pytest.mark.parametrize("rows", [[4, 1], [1, 4], [2, -1]])
+def test_rows_beyond_a_table_are_refused_wherever_they_come(rows):
+    opt = momentum(np.ones((4, 2)), rows="catch_up")
+    with pytest.raises(ValueError, match="rows: expected indices from 0 to below 4"):
+        opt.catch_up(rows)
+
+
+def test_arrays_are_a_step_of_all_rows_of_each_table():
+    opt = momentum([np.ones((4, 2)) for _ in range(3)], rows="catch_up")
+    opt.step([np.ones((4, 2)) for _ in range(3)])
+    assert all((entry["row_steps"] == 1).all() for entry in opt.state.values())
+
+
+def test_tables_catch_up_by_random_words_of_their_own():
+    tables = [table_of(BF16) for _ in range(2)]
+    opt = fastgd.SGD(tables, lr=0.1, weight_decay=0.1, rows="catch_up", rounding="stochastic")
+    for _ in range(3):
+        opt.step([Rows([0], np.ones((1, 5), F4))] * 2)
+    assert same_bits(tables[0][1:], tables[1][1:])
+    opt.catch_up()
+    assert not same_bits(tables[0][1:], tables[1][1:])
+
+
+def test_a_table_that_was_moved_does_not_catch_up():
+    table = np.ones((40_000, 2))
+    opt = momentum(table, rows="catch_up")
+    opt.step(Rows([1], np.ones((1, 2))))
+    table.resize((39_999, 2), refcheck=False)
+    with pytest.raises(ValueError, match="params: was made read-only, or given another"):
+        opt.catch_up()
+
+
 # --------------------------------------------------------------------------------------- numbers
 
 
@@ -340,6 +373,16 @@ def test_accumulation_asks_by_the_hyper_parameters_of_now():
     assert "momentum_buffer" not in opt.state[0]
     opt.param_groups[0]["momentum"] = 0.0
     opt.accumulate(rows)
+
+
+@pytest.mark.parametrize(
+    ("shape", "fits"), [((4, 256), True), ((4, 64), False), ((1, 256), True), ((1, 128), False)]
+)
+def test_accumulation_asks_for_rows_of_whole_scales(shape, fits):
+    opt = fastgd.SGD(np.ones(shape), momentum=0.9, rows="lazy", state_dtype="8bit", min_8bit_size=0)
+    refused = pytest.raises(ValueError, match="expected rows of a multiple of 256 elements")
+    with nullcontext() if fits else refused:
+        opt.accumulate(Rows([0], np.ones((1, shape[1]))))
 
 
 def test_what_cannot_be_saved_is_not_lost():

@@ -321,6 +321,25 @@ def test_zero_grads_zeroes_the_values():
         opt.step([Rows([1, 1, 4], values), w])
 
 
+def test_what_is_zeroed_is_taken_before():
+    tables = []
+    for zero_grads in (False, True):
+        values = np.arange(1.0, 601.0).reshape(3, 200)
+        opt = fastgd.SGD(np.zeros((5, 200)), lr=1.0, zero_grads=zero_grads, weight_decay=0.0)
+        opt.step(Rows([1, 4, 1], values))
+        tables.append(opt.param_groups[0]["params"][0])
+        assert values.any() != zero_grads
+    assert tables[0].any()
+    assert same_bits(*tables)
+
+
+def test_means_of_gradients_are_not_taken_of_rows():
+    p = np.ones((4, 2))
+    with pytest.raises(ValueError, match="^grads: .*takes means of whole gradients"):
+        fastgd.SGD(p, centralize=True).step(Rows([1], np.ones((1, 2))))
+    assert (p == 1).all()
+
+
 def test_what_is_not_finite():
     table = np.ones((5, 2))
     rows = Rows([4, 2], np.array([[1.0, 1.0], [np.inf, 1.0]]))

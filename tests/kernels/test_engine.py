@@ -313,6 +313,17 @@ def test_a_plan_has_room_for_six_states(monkeypatch):
             _engine.Plan(None, [p], [""], [0], states, ["sgd"], np.zeros(1, np.int64))
 
 
+@pytest.mark.parametrize(("field", "most"), [("coefficients", 20), ("numbers", 4), ("sums", 4)])
+def test_rules_have_so_much_at_most(monkeypatch, field, most):
+    for n in (most, most + 1):
+        rule = RULES["sgd"]._replace(**{field: tuple(f"x{k}" for k in range(n))})
+        monkeypatch.setitem(RULES, "sgd", rule)
+        refused = pytest.raises(RuntimeError, match="rule sgd: expected at most 6 states, 20")
+        with refused if n > most else nullcontext():
+            numbers = [tuple(np.zeros(()) for _ in rule.numbers)]
+            plan_of(np.zeros(3), [], numbers=numbers)
+
+
 def test_a_plan_configures_only_what_has_a_gradient():
     params = [np.zeros(3), np.zeros(3)]
     plan = _engine.Plan(

@@ -33,6 +33,13 @@ def test_norms_have_the_same_bits(backend):
         assert global_norm(tree) == expected
 
 
+def test_children_of_tuples_are_added_and_named_in_order():
+    a, b = np.full(2, 3.0), np.full(2, 4.0)
+    assert global_norm((a, [b])) == global_norm([a, b]) == np.sqrt(50)
+    with pytest.raises(TypeError, match=r"^grads\[2\]"):
+        global_norm((a, b, np.arange(3), a))
+
+
 @pytest.mark.parametrize("backend", [*COMPILED, "numpy"])
 def test_norms_of_16_bits_and_of_whole_blocks(backend):
     """Few elements are summed up at once; and a block that is full has none after it."""

@@ -230,6 +230,51 @@ def test_sums_are_only_combined_where_there_are_some(backend):
 
 
 @pytest.mark.parametrize("backend", [*COMPILED[-1:], "numpy"])
+def test_parts_of_parameters_take_the_combined_sums(backend):
+    """With the sums over whole parameters, of each term, parts go as they would in these."""
+    fastgd.set_backend(backend)
+    rules, terms = ["cautious_lamb", "lars", "sgd", "lamb", "cautious_lamb"], [4, 2, 0, 2, 4]
+    sizes, seen, found = [300, 5, 3, 7, 9], [], []
+    for cut, combined in ((0, True), (0, False), (2, True)):
+        params, grads, states = [], [], []
+        for k, (rule, n) in enumerate(zip(rules, sizes, strict=True)):
+            (p,), (g,), (own,), _ = made(rule, [n], seed=k)
+            part = slice(0, n - cut)
+            params, grads = [*params, p[part].copy()], [*grads, g[part].copy()]
+            states.append(tuple(a[part].copy() for a in own))
+
+        def combine(sums):
+            seen.append(sums.copy())
+            sums[...] = seen[0]
+
+        plan = plan_of(params, states, rules, sizes=sizes)
+        plan.step(grads, by(rules), 1.0, combine_sums=combine if combined else None)
+        found.append([p[: n - 2] for p, n in zip(params, sizes, strict=True)])
+    assert all(map(same_bits, *found[:2]))
+    assert all(map(same_bits, *found[1:]))
+    assert [(a.astype(bool).sum(1).tolist()) for a in seen] == [terms] * 2
+    assert (seen[0] != seen[1]).sum(1).tolist() == terms
+
+
+def test_no_step_follows_one_whose_sums_could_not_be_combined():
+    def fail(sums):
+        raise OSError("no answer")
+
+    params, grads, states, _ = made("lamb", [5])
+    plan = plan_of(params, states, ["lamb"])
+    with pytest.raises(OSError, match="no answer"):
+        plan.step(grads, by(["lamb"]), 1.0, combine_sums=fail)
+    assert plan.torn
+    assert plan.wrote
+    for call in (lambda: plan.step(grads, by(["lamb"]), 1.0), plan.catch_up):
+        with pytest.raises(RuntimeError, match="the last one failed between its two sweeps"):
+            call()
+    plan.torn = False
+    plan.step(grads, by(["lamb"]), 1.0, combine_sums=lambda sums: None)
+    assert not plan.torn
+
+
+@pytest.mark.parametrize("backend", [*COMPILED[-1:], "numpy"])
 def test_without_units_each_parameter_is_one(backend):
     fastgd.set_backend(backend)
     found = []

@@ -11,6 +11,7 @@ from support.helpers import run_python, same_bits
 
 import fastgd
 from fastgd.kernels import _engine
+from fastgd.kernels.reference import RULES
 from fastgd.kernels.tuning import MODES
 
 N = 200_000  # of float32, with two states: above 2 MiB, and seven chunks
@@ -112,6 +113,19 @@ def test_one_run_is_no_verdict_and_trying_ends_without_pairs():
     assert chooser.policy == 1
 
 
+def test_each_run_is_in_one_pair_at_most():
+    chooser = _engine.Chooser(1)
+    assert [chooser.run(policy, 1.0) for policy in (0, 1, 1, 0, 1)] == [False, True] * 2 + [False]
+    assert chooser.pairs == 2
+    chooser.count(300_000_000)
+    assert not chooser.trying
+    chooser.run(0, 1.0)
+    assert chooser.pairs == 2, "what comes after a trial says nothing"
+    chooser.count(128 * 300_000_000)
+    assert chooser.trying
+    assert not chooser.run(0, 1.0), "what waited in the last trial waits no more"
+
+
 # ---------------------------------------------------------------------------------------- in steps
 
 
@@ -204,6 +218,25 @@ def test_sizes_are_told_apart_at_powers_of_four(n, options):
     fastgd.SGD(p, **options).step(p.copy())
     (kind,) = fastgd.tuning_record()
     assert kind.bytes[0] <= n * (5 if options else 4) < kind.bytes[1]
+
+
+@needs_clock
+def test_ways_to_store_are_told_one_by_one():
+    p = np.zeros(2 * N, np.float32)
+    fastgd.Adam(p, state_dtype={"exp_avg": "bfloat16"}).step(np.zeros(2 * N, np.float16))
+    (kind,) = fastgd.tuning_record()
+    assert (kind.params, kind.grads) == ("float32", "float16")
+    assert kind.states == ("bfloat16", "float32")
+
+
+@needs_clock
+def test_a_rule_that_was_replaced_keeps_its_name(monkeypatch):
+    p = np.zeros(8 * N, np.float32)
+    for k in range(2):
+        rule = RULES["sgd"]._replace(by_rows=f"no {k}")
+        monkeypatch.setitem(RULES, "sgd", rule)
+        fastgd.SGD(p).step(p.copy())
+    assert {kind.rule for kind in fastgd.tuning_record()} == {"sgd"}
 
 
 def test_small_steps_pay_nothing():
