@@ -191,10 +191,9 @@ class Machine(RuleBasedStateMachine):
         """After steps by rows, perhaps by two learning rates, and again, when nothing is missed."""
         self.steps_by_rows(kinds, seed, count, 1.0)
         early = None
-        if lr is not None:
+        if lr is not None and self.both(follow):  # as copies do
             # Whoever catches up before a change gets what a step after it would do to all rows of
             # tables that miss something else from then on; others catch up in one go, by one rounding.
-            self.both(follow)  # as copies do
             before = self.seen
             early = copy.deepcopy(self.twins[0])
             self.on("numpy", early.opt.catch_up)
