@@ -345,7 +345,10 @@ class Storage(NamedTuple):
     def keep_as_wanted(
         self, p: Array, rule: str, kinds: Mapping[str, Kind], kept: dict[str, Array]
     ) -> None:
-        """Put states that another rule kept otherwise as this one keeps them, in their place."""
+        """Put states that another rule kept by another codec by this one's, in their place.
+
+        Where an optimizer's rules can take turns, a state of one name is of squares in all or none.
+        """
         for key, kind in kinds.items():
             if kind.role != "state" or key not in kept:
                 continue

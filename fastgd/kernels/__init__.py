@@ -155,7 +155,9 @@ def set_num_threads(n: int | None) -> None:
         _engine.set_num_threads(0)
         return
     try:
-        count = 0 if isinstance(n, bool) else index(n)
+        if isinstance(n, bool):
+            raise TypeError
+        count = index(n)
     except TypeError:
         raise TypeError(f"n: expected an integer or None, found {type(n).__name__}") from None
     if not 1 <= count <= 1024:

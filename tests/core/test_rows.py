@@ -155,7 +155,7 @@ def test_each_of_few_long_rows_has_a_thread():
 
 
 def test_indices_that_ascend_but_for_one_are_sorted():
-    """The one is the last or the first of what a thread looks at; equal ones lie beside it."""
+    """The one is the last or the first of what a thread looks at; equal ones are next to it."""
     fastgd.set_num_threads(2)
     for place in (0, 19_999, 20_000, 39_999):
         indices = 1 + np.arange(40_000) // 2

@@ -60,7 +60,7 @@ def test_set_num_threads():
     fastgd.set_num_threads(5)
     assert fastgd.get_num_threads() == 5
     for n, error in (
-        (0, ValueError), (-1, ValueError), (10**6, ValueError), (True, ValueError), (1.5, TypeError),
+        (0, ValueError), (-1, ValueError), (10**6, ValueError), (True, TypeError), (1.5, TypeError),
     ):  # fmt: skip
         with pytest.raises(error, match="n: expected"):
             fastgd.set_num_threads(n)

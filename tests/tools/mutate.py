@@ -44,7 +44,7 @@ WRITTEN = (f"{KERNELS}/loops/_rules.pxi", f"{KERNELS}/engine/_coefficients.pxi")
 # Whatever says something of what is computed.
 TESTS = (
     "kernels/test_rules", "optimizers/test_optimizers", "core/test_stages", "kernels/test_norms",
-    "core/test_clip_ratio", "core/test_units", "kernels/test_engine", "kernels/test_plans", "core/test_storage",
+    "core/test_clip_ratio", "core/test_units", "kernels/test_engine", "core/test_storage",
     "kernels/test_codecs", "averages/test_averages", "core/test_state_dict", "core/test_bad_input",
     "kernels/test_fp_modes",
     "kernels/test_buffers", "checkpoint/test_packing", "kernels/test_random_words",
@@ -57,7 +57,8 @@ TESTS = (
     "kernels/test_powers", "kernels/test_elementary", "core/test_catch_up", "core/test_catch_up_rows",
     "kernels/test_tuned_threads",
     "core/test_repeated_steps", "kernels/test_shares", "optimizers/test_soap",
-    "kernels/test_gradients", "kernels/test_quota",
+    "kernels/test_gradients", "kernels/test_quota", "kernels/test_plans", "kernels/test_steps_alike",
+    "core/test_memory_of_rows",
 )  # fmt: skip
 # Those that measure time, read machine code, need gigabytes, or threads that a fork has not; and the
 # training that each rule's other tests make needless here.

@@ -19,7 +19,8 @@ from _pytest.runner import runtestprotocol
 from mutator import Mutant
 
 MEMORY = 12 << 30
-PATIENCE = 120  # seconds without a new test, after which whatever waits for nothing hangs
+# Seconds without a new test after which whatever waits for nothing counts as hanging.
+PATIENCE = 120
 
 
 class Known(NamedTuple):

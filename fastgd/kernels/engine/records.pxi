@@ -154,8 +154,8 @@ cdef struct Tensor:
     unsigned char coded        # whether parameter or states are not what is computed with
     unsigned char n_words      # random words for each element
     Kind* kind                 # the kind of its loops, as tuning has it, or NULL
-    unsigned char policy       # what this step does of what may be tuned,
-    unsigned char rival        # and what that is tried against in it, in turn; the same: nothing
+    unsigned char policy       # what this step does of what may be tuned, as to prefetch,
+    unsigned char rival        # and what it does in turn with it, to compare; the same: nothing
     unsigned char fusable      # by a row of FUSED, counted from 1; 0: stage by stage; and the
     unsigned char fusable_in_tile   # same for a parameter loaded to float32
 

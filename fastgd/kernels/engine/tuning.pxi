@@ -26,7 +26,8 @@ cdef enum:
     OFF = 0
     ON = 1                     # to prefetch half a tile at a time, as where nothing is tuned
     FINE = 2                   # a stride
-    TRY = 3                    # a verdict: two of these in turn, as before
+    # Of a verdict alone: not yet, two of these in turn.
+    TRY = 3
 
 # What is done with all of them; the order of `tuning.MODES`.
 cdef enum:
@@ -184,7 +185,8 @@ cdef Chunk* try_both(Tensor* tensors, const GroupStep* group_steps, StepArgs* ow
     """Run consecutive chunks of one kind by two policies; returns the chunk after them."""
     cdef Kind* kind = tensors[chunk.tensor].kind
     cdef Kind evidence
-    cdef int policies[2]       # as this step has them: what others find meanwhile may change them
+    # Those of this step: other threads may meanwhile have changed the kind's.
+    cdef int policies[2]
     cdef bint rival = (chunk.before // CHUNK + own.turn) & 1
     cdef Py_ssize_t n = 0
     cdef cnp.uint64_t start, stop
